@@ -1,0 +1,227 @@
+"""How something is measured, what came out of it, and how far it can be trusted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from device_agent.contracts.codec import ContractError, content_id
+
+
+class Clock(StrEnum):
+    """Which clock the headline figure is read from. Both are sampled; thread-CPU time is valid for one thread only."""
+
+    THREAD_CPU = "thread_cpu"
+    WALL = "wall"
+
+
+class Source(StrEnum):
+    """Where a number comes from. Numbers of different sources are never mixed."""
+
+    MEASURED = "measured"
+    EMULATED = "emulated"
+    SIMULATED = "simulated"
+    IMPORTED = "imported"
+
+
+class Verdict(StrEnum):
+    """TRUSTED: use it. NOISY: sound, but wider than asked. REJECTED: do not use it; the reasons say why."""
+
+    TRUSTED = "trusted"
+    NOISY = "noisy"
+    REJECTED = "rejected"
+
+
+class VerdictReason(StrEnum):
+    """Why a measurement is not TRUSTED. Values are added, never removed."""
+
+    CI_TOO_WIDE = "ci_too_wide"
+    TOO_FEW_SAMPLES = "too_few_samples"
+    THROTTLED = "throttled"
+    FREQUENCY_MOVED = "frequency_moved"
+    TOO_HOT = "too_hot"
+    CONTENTION = "contention"
+    REFERENCE_DRIFTED = "reference_drifted"
+    WRONG_DELEGATE = "wrong_delegate"
+    SPARSE_PATH_NOT_TAKEN = "sparse_path_not_taken"
+    WRONG_OUTPUT = "wrong_output"
+
+
+class FailureReason(StrEnum):
+    """Why there is no measurement, and by that whose fault it was."""
+
+    #: The kernel or network: this runtime cannot run it. Asking again will not help.
+    UNSUPPORTED = "unsupported"
+    #: The task itself is malformed.
+    INVALID_TASK = "invalid_task"
+    #: The kernel or network: it crashed the child process.
+    CRASHED = "crashed"
+    #: The kernel or network ran past its deadline.
+    TIMED_OUT = "timed_out"
+    #: The device has not enough memory or disk for it.
+    RESOURCE_EXHAUSTED = "resource_exhausted"
+    #: The device: too hot, battery too low.
+    DEVICE_NOT_READY = "device_not_ready"
+    #: The agent is going away and gave the task back.
+    AGENT_SHUTDOWN = "agent_shutdown"
+    #: The artifact did not arrive or did not match its hash.
+    ARTIFACT_UNAVAILABLE = "artifact_unavailable"
+    #: The server gave up on the lease: it was not renewed.
+    LEASE_EXPIRED = "lease_expired"
+    #: An error in the agent itself.
+    AGENT_ERROR = "agent_error"
+
+    @property
+    def is_transient(self) -> bool:
+        """Whether another attempt, perhaps elsewhere, may succeed."""
+        return self not in (FailureReason.UNSUPPORTED, FailureReason.INVALID_TASK)
+
+    @property
+    def fault(self) -> str:
+        """Whose fault it was: "task", "device", "agent" or "server"."""
+        if self in (FailureReason.UNSUPPORTED, FailureReason.INVALID_TASK, FailureReason.CRASHED,
+                    FailureReason.TIMED_OUT):
+            return "task"
+        if self in (FailureReason.RESOURCE_EXHAUSTED, FailureReason.DEVICE_NOT_READY):
+            return "device"
+        if self in (FailureReason.ARTIFACT_UNAVAILABLE, FailureReason.LEASE_EXPIRED):
+            return "server"
+        return "agent"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuringSetup:
+    """How to measure: part of every measurement's key.
+
+    A sample is the mean time of one run over an inner loop that lasts at least `min_sample_s`. A block is
+    `samples_per_block` samples of the candidate between samples of the reference kernel. Blocks are added until the
+    95 % confidence interval of the median over blocks is within `ci_half_width` of the median, at least
+    `min_blocks` and within `budget_s`.
+    """
+
+    runtime: str
+    threads: int = 1
+    clock: Clock = Clock.THREAD_CPU
+    min_warmup_s: float = 0.02
+    min_sample_s: float = 0.0005
+    samples_per_block: int = 10
+    min_blocks: int = 6
+    max_blocks: int = 40
+    ci_half_width: float = 0.02
+    budget_s: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not self.runtime:
+            raise ContractError("runtime is empty: name one that the device has, such as 'native' or 'tflite'")
+        if self.threads < 1:
+            raise ContractError(f"threads {self.threads!r} must be at least 1")
+        if self.threads > 1 and self.clock is Clock.THREAD_CPU:
+            raise ContractError(f"thread-CPU time does not cover {self.threads} threads: set clock to 'wall'")
+        if self.min_blocks < 2 or self.max_blocks < self.min_blocks:
+            raise ContractError(f"blocks {self.min_blocks}..{self.max_blocks}: need 2 <= min_blocks <= max_blocks")
+        if self.samples_per_block < 1:
+            raise ContractError(f"samples_per_block {self.samples_per_block!r} must be at least 1")
+        for name in ("min_sample_s", "ci_half_width", "budget_s"):
+            if not getattr(self, name) > 0:
+                raise ContractError(f"{name} {getattr(self, name)!r} must be positive")
+        if self.min_warmup_s < 0:
+            raise ContractError(f"min_warmup_s {self.min_warmup_s!r} must not be negative")
+
+
+def setup_id(setup: MeasuringSetup) -> str:
+    """The identity of a measuring setup."""
+    return content_id("m", setup)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conditions:
+    """The state of a device at one moment. None where it cannot be read."""
+
+    frequency_hz: int | None = None
+    governor: str | None = None
+    temperature_celsius: float | None = None
+    load_1min: float | None = None
+    battery_percent: float | None = None
+    #: Involuntary context switches of the measuring process so far.
+    involuntary_switches: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """Consecutive samples, with the reference kernel interleaved. All times are ns for one run."""
+
+    thread_cpu_ns: tuple[float, ...]
+    wall_ns: tuple[float, ...]
+    reference_ns: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Provenance:
+    """What produced a measurement: with device, kernel and setup, its key."""
+
+    source: Source
+    runtime: str
+    runtime_version: str
+    runtime_sha256: str
+    isa: str
+    threads: int
+    agent_version: str
+    affinity: tuple[int, ...] = ()
+    governor: str | None = None
+    mode: str = "dense"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Statistics:
+    """Derived from the raw samples of the clock that the setup names. Undefined is None, never 0.
+
+    `ci95_low_ns` and `ci95_high_ns` bound the median, with the block as the unit. `reference_ratio` is the median over
+    blocks of candidate / reference: it cancels the drift of the machine.
+    """
+
+    median_ns: float
+    mean_ns: float
+    min_ns: float
+    p5_ns: float
+    p10_ns: float
+    p90_ns: float
+    p95_ns: float
+    mad_ns: float
+    num_samples: int
+    num_blocks: int
+    ci95_low_ns: float | None = None
+    ci95_high_ns: float | None = None
+    reference_ns: float | None = None
+    reference_ratio: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measurement:
+    """A finished measurement. Raw samples are kept; a suspicious one is marked, never dropped."""
+
+    provenance: Provenance
+    blocks: tuple[Block, ...]
+    iterations_per_sample: int
+    warmup_runs: int
+    statistics: Statistics
+    verdict: Verdict
+    reasons: tuple[VerdictReason, ...]
+    before: Conditions
+    after: Conditions
+    #: SHA-256 over the output bytes (float32, little endian) for the task's seeded input.
+    output_sha256: str
+    #: The outputs themselves, for a network task that asked for them: one tuple an input.
+    outputs: tuple[tuple[float, ...], ...] = ()
+    #: Median time of each operator in plan order, for a network task.
+    op_ns: tuple[float, ...] = ()
+    #: Memory that the runtime holds for this kernel or network; None where it cannot be told.
+    memory_bytes: int | None = None
+    duration_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasurementFailure:
+    """A measurement that did not come about, as data."""
+
+    reason: FailureReason
+    detail: str

@@ -1,0 +1,1 @@
+"""The problem statement as data. No torch: the API process imports this."""

@@ -1,0 +1,37 @@
+"""One design and what is known about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from device_agent.contracts import content_id
+from search.domain.objective import Metric
+from search.domain.space import Genome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A point of a search space."""
+
+    space_id: str
+    genome: Genome
+
+
+def candidate_id(candidate: Candidate) -> str:
+    """The identity of a candidate: equal designs of one space are one candidate."""
+    return content_id("c", candidate)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """The figures of one candidate. `violation` sums the relative excess over all constraints; 0 is feasible."""
+
+    metrics: Mapping[Metric, float]
+    violation: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluatedCandidate:
+    candidate: Candidate
+    evaluation: Evaluation

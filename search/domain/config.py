@@ -1,0 +1,260 @@
+"""A search as the user writes it: the body of POST /v1/searches and, as YAML, the file of `kerf search run`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from enum import StrEnum
+from typing import Any, get_args, get_type_hints
+
+from device_agent.contracts import ContractError, MeasuringSetup, decode
+from search.domain.architectures import ARCHITECTURES
+from search.domain.objective import Constraint, Metric, Objective
+from search.domain.space import SchemeChoice
+
+
+class Method(StrEnum):
+    """How candidates are proposed."""
+
+    JCW = "jcw"
+    NSGA2 = "nsga2"
+    RANDOM = "random"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """The network to prune. `checkpoint` is a safetensors file (a path for the CLI, an artifact's SHA-256 for the
+    server); without it the network is trained from scratch on the data set for `train_epochs`.
+    """
+
+    architecture: str
+    checkpoint: str | None = None
+    train_epochs: int = 10
+
+    def __post_init__(self) -> None:
+        if self.architecture not in ARCHITECTURES:
+            near = difflib.get_close_matches(self.architecture, ARCHITECTURES, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ContractError(
+                f"unknown architecture {self.architecture!r}{hint} Known are {', '.join(ARCHITECTURES)}"
+            )
+        if self.train_epochs < 1:
+            raise ContractError(f"train_epochs {self.train_epochs!r} must be at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetConfig:
+    """The data. `train` and `test` are zips of class folders of images (paths for the CLI, artifacts' SHA-256 for the
+    server). `name: digits` needs neither: scikit-learn's 8x8 digits, split by seed.
+
+    `holdout_fraction` of the training set is held out for accuracy estimates; the test set is only for final figures.
+    """
+
+    name: str = "custom"
+    train: str | None = None
+    test: str | None = None
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    holdout_fraction: float = 0.1
+    split_seed: int = 0
+    flip: bool = True
+    crop_padding: int = 4
+
+    def __post_init__(self) -> None:
+        if self.name != "digits" and not (self.train and self.test):
+            raise ContractError("dataset needs 'train' and 'test' (zips of class folders), or 'name: digits'")
+        if not 0.0 < self.holdout_fraction < 0.9:
+            raise ContractError(f"holdout_fraction {self.holdout_fraction!r} is not in (0, 0.9)")
+        if len(self.mean) != len(self.std) or not all(s > 0 for s in self.std):
+            raise ContractError(f"mean {self.mean} and std {self.std} must have one positive std for each mean")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelsConfig:
+    """Channel counts to search: multiples of `multiple_of` from `min_ratio` of the full width, at most `max_choices`."""
+
+    min_ratio: float = 0.25
+    multiple_of: int = 4
+    max_choices: int = 8
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.min_ratio <= 1.0:
+            raise ContractError(f"min_ratio {self.min_ratio!r} is not in (0, 1]")
+        if self.multiple_of < 1 or self.max_choices < 2:
+            raise ContractError("channels needs multiple_of >= 1 and max_choices >= 2")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightsConfig:
+    """Weight densities to search. One scheme is applied everywhere; several become a variable of each layer.
+
+    `stem_min_density` bounds the first convolution, which is small and sensitive.
+    """
+
+    densities: tuple[float, ...] = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
+    schemes: tuple[str, ...] = ("group:4x1",)
+    stem_min_density: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.densities or not all(0.0 < d <= 1.0 for d in self.densities):
+            raise ContractError(f"densities {self.densities} must be a list of numbers in (0, 1]")
+        if not self.schemes:
+            raise ContractError("weights needs at least one scheme")
+        for scheme in self.schemes:
+            SchemeChoice.parse(scheme)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpaceConfig:
+    """What may vary. Leave `channels` or `weights` out to keep them as they are."""
+
+    channels: ChannelsConfig | None = None
+    weights: WeightsConfig | None = None
+
+    def __post_init__(self) -> None:
+        if self.channels is None and self.weights is None:
+            raise ContractError("space is empty: give 'channels', 'weights' or both")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MethodConfig:
+    """The search method. `generations` counts the initial population as the first."""
+
+    name: Method = Method.JCW
+    population: int = 24
+    generations: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.population < 4 or self.generations < 1:
+            raise ContractError(
+                f"population {self.population!r} must be at least 4 and generations {self.generations!r} at least 1"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccuracyConfig:
+    """The one-shot estimate: batch norm is recalibrated on `calibration_images`, and accuracy and loss are taken on
+    `evaluation_images`, both from the training set and apart from each other.
+    """
+
+    calibration_images: int = 512
+    evaluation_images: int = 1000
+    batch_size: int = 256
+
+    def __post_init__(self) -> None:
+        if min(self.calibration_images, self.evaluation_images, self.batch_size) < 1:
+            raise ContractError("calibration_images, evaluation_images and batch_size must be at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingConfig:
+    """Masked fine-tuning of the selected candidates: SGD with momentum 0.9 and a cosine from `learning_rate`.
+
+    `distillation` is the weight of the Kullback-Leibler term towards the unpruned network's outputs.
+    """
+
+    epochs: float = 2.0
+    batch_size: int = 128
+    learning_rate: float = 0.02
+    weight_decay: float = 1e-4
+    distillation: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.epochs < 0 or self.batch_size < 1 or not self.learning_rate > 0:
+            raise ContractError("training needs epochs >= 0, batch_size >= 1 and a positive learning_rate")
+        if not 0.0 <= self.distillation <= 1.0:
+            raise ContractError(f"distillation {self.distillation!r} is not in [0, 1]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelectionConfig:
+    """Which part of the front is trained, exported and verified: `candidates` points spread over its latency range.
+
+    With `max_latency_ratio`, only points at most that part of the dense TFLite latency are taken, as far as there are
+    enough.
+    """
+
+    candidates: int = 8
+    max_latency_ratio: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.candidates < 1:
+            raise ContractError(f"candidates {self.candidates!r} must be at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuringConfig:
+    """How kernels and whole networks are measured; see `MeasuringSetup`.
+
+    `calibration_networks` random pruned networks are measured whole, to fit the correction from the sum of kernels to a
+    whole network.
+    """
+
+    kernels: MeasuringSetup = field(
+        default_factory=lambda: MeasuringSetup(runtime="native", budget_s=0.5, ci_half_width=0.03)
+    )
+    networks: MeasuringSetup = field(
+        default_factory=lambda: MeasuringSetup(runtime="native", budget_s=3.0, ci_half_width=0.02)
+    )
+    calibration_networks: int = 5
+    max_kernels: int = 400
+
+    def __post_init__(self) -> None:
+        if self.kernels.runtime != self.networks.runtime:
+            raise ContractError(
+                f"kernels are measured on {self.kernels.runtime!r} but networks on {self.networks.runtime!r}: "
+                "predictions need one runtime"
+            )
+        if self.calibration_networks < 3:
+            raise ContractError(f"calibration_networks {self.calibration_networks!r} must be at least 3")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchConfig:
+    """A search job. `device` names a device (its id or name); None takes the only suitable one."""
+
+    name: str
+    model: ModelConfig
+    dataset: DatasetConfig
+    space: SpaceConfig
+    device: str | None = None
+    method: MethodConfig = field(default_factory=MethodConfig)
+    objectives: tuple[Objective, ...] = (Objective(metric=Metric.LOSS), Objective(metric=Metric.LATENCY_MS))
+    constraints: tuple[Constraint, ...] = ()
+    accuracy: AccuracyConfig = field(default_factory=AccuracyConfig)
+    measuring: MeasuringConfig = field(default_factory=MeasuringConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def __post_init__(self) -> None:
+        if not self.name or len(self.name) > 200:
+            raise ContractError("name must have 1 to 200 characters")
+        metrics = [o.metric for o in self.objectives]
+        if len(set(metrics)) != len(metrics) or len(metrics) < 2:
+            raise ContractError("objectives must be at least two different metrics, for example loss and latency_ms")
+
+
+def parse_config(data: object) -> SearchConfig:
+    """Check and build a config from plain data (parsed YAML or JSON).
+
+    Raises `ContractError` with the path of the first bad value; a misspelt key comes with the nearest known one.
+    """
+    if not isinstance(data, Mapping):
+        raise ContractError("a search config is a mapping with at least name, model, dataset and space")
+    _refuse_unknown_keys(SearchConfig, data, "config")
+    return decode(SearchConfig, data, "config")
+
+
+def _refuse_unknown_keys(cls: type, data: Mapping[str, Any], where: str) -> None:
+    known = {f.name for f in fields(cls)}
+    hints = get_type_hints(cls)
+    for key, value in data.items():
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(sorted(known))}"
+            raise ContractError(f"{where}: unknown key {key!r}; {hint}")
+        for option in (hints[key], *get_args(hints[key])):
+            if is_dataclass(option) and isinstance(option, type) and isinstance(value, Mapping):
+                _refuse_unknown_keys(option, value, f"{where}.{key}")

@@ -1,0 +1,63 @@
+"""The network being pruned, as data: a dense plan and what may be removed from it. No torch here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from device_agent.contracts import ContractError, NetworkPlan
+
+
+class Axis(StrEnum):
+    """The side of an operator on which a pruning group's channels lie."""
+
+    OUT = "out"
+    IN = "in"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupMember:
+    """An operator that a pruning group runs through. A depthwise convolution is a member on its OUT side."""
+
+    op: str
+    axis: Axis
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PruningGroup:
+    """Channels that can only be removed together, in all members at once. Its name is that of its first producer."""
+
+    name: str
+    channels: int
+    members: tuple[GroupMember, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefusedGroup:
+    """Channels that stay dense, and why: what cannot be proved is not pruned."""
+
+    name: str
+    channels: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkSpec:
+    """A traced network. `plan` is dense and fused; operators are named after the module that holds their weights.
+
+    `prunable_ops` are those whose weights may be pruned to zero (all convolutions but the depthwise ones).
+    """
+
+    architecture: str
+    plan: NetworkPlan
+    groups: tuple[PruningGroup, ...]
+    refused: tuple[RefusedGroup, ...]
+    prunable_ops: tuple[str, ...]
+
+    def group(self, name: str) -> PruningGroup:
+        for group in self.groups:
+            if group.name == name:
+                return group
+        raise ContractError(
+            f"no pruning group {name!r} in {self.architecture}; there are {', '.join(g.name for g in self.groups)}"
+        )
