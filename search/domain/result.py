@@ -1,0 +1,108 @@
+"""The outcome of a search: what `result.json` holds. The JSON schema stands beside this module."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from device_agent.contracts import Source, Verdict
+
+#: Version of the form of result.json. 1: first version.
+RESULT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchSummary:
+    """How the front was found. `settings` is the resolved config; `seconds` is wall time in each stage."""
+
+    id: str
+    name: str
+    method: str
+    seed: int
+    settings: Mapping[str, Any]
+    evaluations: int
+    seconds: Mapping[str, float]
+    #: The search whose latency table was taken instead of measuring; None if this one measured.
+    latency_from: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceSummary:
+    """Where it was measured. `source` is "measured", or says that the numbers are emulated or simulated."""
+
+    id: str
+    name: str
+    cpu_model: str
+    runtime: str
+    runtime_version: str
+    isa: str
+    threads: int
+    source: Source
+    #: Kernels timed for this search's latency table, and how many of those came from earlier searches.
+    kernels: int
+    kernels_reused: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaselineLatency:
+    """The unpruned network on the same device, median of one run."""
+
+    tflite_dense: float | None
+    native_dense: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Baseline:
+    """The unpruned network. `accuracy` is on the test set."""
+
+    accuracy: float
+    latency_ms: BaselineLatency
+    macs: int
+    parameters: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontPoint:
+    """One candidate of the front.
+
+    `accuracy_estimate` is the one-shot estimate on held-out training data, `accuracy` that after training on the test
+    set. Measured figures are of the exported packed network on the device; `output_max_abs_error` compares its outputs
+    with torch's on the same inputs. None where a step has not been reached or failed (`failure` says why).
+    """
+
+    candidate_id: str
+    accuracy_estimate: float | None
+    accuracy: float | None
+    predicted_latency_ms: float
+    measured_latency_ms: float | None
+    latency_ci95_ms: tuple[float, float] | None
+    verdict: Verdict | None
+    verdict_reasons: tuple[str, ...]
+    output_max_abs_error: float | None
+    macs: int
+    parameters: int
+    #: File name inside the candidate's folder -> SHA-256.
+    files: Mapping[str, str]
+    decisions: Mapping[str, Any]
+    failure: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchResult:
+    search: SearchSummary
+    device: DeviceSummary
+    baseline: Baseline
+    front: tuple[FrontPoint, ...]
+    version: int = RESULT_VERSION
+
+
+@cache
+def result_schema() -> dict[str, Any]:
+    """The JSON schema (2020-12) of result.json."""
+    text = files("search.domain").joinpath("result.schema.json").read_text(encoding="utf-8")
+    schema: dict[str, Any] = json.loads(text)
+    return schema
