@@ -213,13 +213,17 @@ class MeasuringConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchConfig:
-    """A search job. `device` names a device (its id or name); None takes the only suitable one."""
+    """A search job. `device` names a device (its id or name); None takes the only suitable one.
+
+    `latency_from` names an earlier search whose latency table is taken as it is, so that no kernel is measured.
+    """
 
     name: str
     model: ModelConfig
     dataset: DatasetConfig
     space: SpaceConfig
     device: str | None = None
+    latency_from: str | None = None
     method: MethodConfig = field(default_factory=MethodConfig)
     objectives: tuple[Objective, ...] = (Objective(metric=Metric.LOSS), Objective(metric=Metric.LATENCY_MS))
     constraints: tuple[Constraint, ...] = ()
