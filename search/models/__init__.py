@@ -1,0 +1,1 @@
+"""The network zoo as plain torch modules, and reading their checkpoints."""
