@@ -55,11 +55,12 @@ from device_agent.contracts.measurement import (
     VerdictReason,
     setup_id,
 )
-from device_agent.contracts.network import NETWORK_INPUT, NetworkPlan, PlanOp, plan_id
+from device_agent.contracts.network import NETWORK_INPUT, NETWORK_RESIDUAL, NetworkPlan, PlanOp, plan_id
 
 __all__ = [
     "DENSE",
     "NETWORK_INPUT",
+    "NETWORK_RESIDUAL",
     "WIRE_VERSION",
     "Activation",
     "Block",

@@ -13,6 +13,8 @@ from device_agent.contracts.kernel import KernelSpec, Op
 
 #: The name by which operators refer to the network's input.
 NETWORK_INPUT = "input"
+#: The name of the second input, of a plan that has one: what a single kernel adds.
+NETWORK_RESIDUAL = "residual"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +34,7 @@ class PlanOp:
 class NetworkPlan:
     """A network in execution order; the last operator's tensor is its output. Shapes are (channels, h, w).
 
+    `residual_shape` gives the plan a second input, named "residual": a single kernel that adds a tensor needs it.
     Raises `ContractError` where an operator reads a tensor that is not there, or one of another shape.
     """
 
@@ -39,11 +42,14 @@ class NetworkPlan:
     input_shape: tuple[int, int, int]
     ops: tuple[PlanOp, ...]
     version: int = 1
+    residual_shape: tuple[int, int, int] | None = None
 
     def __post_init__(self) -> None:
         if not self.ops:
             raise ContractError(f"the network {self.name!r} has no operators")
         shapes = {NETWORK_INPUT: tuple(self.input_shape)}
+        if self.residual_shape is not None:
+            shapes[NETWORK_RESIDUAL] = tuple(self.residual_shape)
         for op in self.ops:
             if op.name in shapes:
                 raise ContractError(f"two tensors of {self.name!r} are called {op.name!r}")

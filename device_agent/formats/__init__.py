@@ -1,1 +1,1 @@
-"""Files that carry networks: pure functions from plans and arrays to bytes, and back."""
+"""Network files that a device can load."""
