@@ -176,7 +176,8 @@ class Statistics:
     """Derived from the raw samples of the clock that the setup names. Undefined is None, never 0.
 
     `ci95_low_ns` and `ci95_high_ns` bound the median, with the block as the unit. `reference_ratio` is the median over
-    blocks of candidate / reference: it cancels the drift of the machine.
+    blocks of candidate / reference: it cancels the drift of the machine. Ratios to references of different
+    `reference_name` do not compare.
     """
 
     median_ns: float
@@ -193,6 +194,7 @@ class Statistics:
     ci95_high_ns: float | None = None
     reference_ns: float | None = None
     reference_ratio: float | None = None
+    reference_name: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

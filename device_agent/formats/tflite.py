@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from device_agent.contracts.codec import ContractError, canonical_json, loads
 from device_agent.contracts.kernel import Activation, KernelSpec, Op
-from device_agent.contracts.network import NETWORK_INPUT, NetworkPlan, PlanOp
+from device_agent.contracts.network import NETWORK_INPUT, NETWORK_RESIDUAL, NetworkPlan, PlanOp
 from device_agent.formats.tflite_graph import (
     BuiltinOperator,
     BuiltinOptions,
@@ -33,7 +33,7 @@ _NO_OPTIONS = Options(kind=BuiltinOptions.NONE)
 
 
 def plan_to_tflite(plan: NetworkPlan, tensors: Mapping[str, NDArray[np.float32]]) -> bytes:
-    """Write `plan` as a float32 TFLite model with one input (1, h, w, c) and one output.
+    """Write `plan` as a float32 TFLite model: the input (1, h, w, c), the plan's residual input if any, one output.
 
     `tensors` holds `<op>.weight` (float32, `KernelSpec.weight_shape`) and `<op>.bias` ((out_channels,)) of every
     operator that has weights. The output is (1, classes) when the last operator is fully connected, else (1, h, w, c).
@@ -41,9 +41,13 @@ def plan_to_tflite(plan: NetworkPlan, tensors: Mapping[str, NDArray[np.float32]]
     Raises `ContractError` when a tensor is missing, of another shape or not finite, or an operator has no TFLite form.
     """
     graph = GraphWriter(plan.name or "network")
-    channels, height, width = plan.input_shape
     lowering = _Lowering(graph)
-    values = {NETWORK_INPUT: graph.activation(NETWORK_INPUT, (1, height, width, channels))}
+    values = {}
+    for name, shape in ((NETWORK_INPUT, plan.input_shape), (NETWORK_RESIDUAL, plan.residual_shape)):
+        if shape is not None:
+            channels, height, width = shape
+            values[name] = graph.activation(name, (1, height, width, channels))
+    inputs = list(values.values())
     for op in plan.ops:
         values[op.name] = lowering.add(
             op.name,
@@ -54,28 +58,7 @@ def plan_to_tflite(plan: NetworkPlan, tensors: Mapping[str, NDArray[np.float32]]
             is_output=op.name == plan.output_name,
         )
     graph.metadata(PLAN_METADATA, canonical_json(plan).encode())
-    return graph.finish([values[NETWORK_INPUT]], [values[plan.output_name]])
-
-
-def kernel_to_tflite(kernel: KernelSpec, weight: NDArray[np.float32] | None, bias: NDArray[np.float32] | None) -> bytes:
-    """One fused kernel as a model of its own.
-
-    Its inputs are (1, input_h, input_w, in_channels) and, for ADD and for a kernel with a residual, the tensor to add.
-    `weight` and `bias` are None for an operator without weights. Raises `ContractError` as `plan_to_tflite` does.
-    """
-    graph = GraphWriter("kernel")
-    inputs = [graph.activation("input", (1, kernel.input_h, kernel.input_w, kernel.in_channels))]
-    residual = None
-    if kernel.residual:
-        residual = graph.activation("residual", (1, kernel.output_h, kernel.output_w, kernel.out_channels))
-    elif kernel.op is Op.ADD:
-        inputs.append(graph.activation("addend", graph.shape(inputs[0])))
-    if weight is not None:
-        weight = _checked("weight", weight, kernel.weight_shape)
-    if bias is not None:
-        bias = _checked("bias", bias, (kernel.out_channels,))
-    output = _Lowering(graph).add("kernel", kernel, inputs, residual, weight, bias, is_output=True)
-    return graph.finish([*inputs, *([] if residual is None else [residual])], [output])
+    return graph.finish(inputs, [values[plan.output_name]])
 
 
 def read_plan(model: bytes) -> NetworkPlan | None:

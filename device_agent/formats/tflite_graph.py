@@ -7,6 +7,7 @@ ai-edge-litert ships.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -205,7 +206,7 @@ def read_metadata(model: bytes, name: str) -> bytes | None:
                 index_at = entry.Offset(6)
                 index = entry.Get(flatbuffers.number_types.Uint32Flags, entry.Pos + index_at) if index_at else 0
                 return _read_bytes(_read_tables(table, 4)[index], 0)
-    except (IndexError, ValueError, TypeError, OverflowError, flatbuffers.packer.struct.error) as error:
+    except (IndexError, ValueError, TypeError, OverflowError, struct.error) as error:
         raise ContractError(f"the TFLite file is damaged: {error}") from None
     return None
 
