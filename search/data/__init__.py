@@ -1,0 +1,1 @@
+"""Labelled images: reading, splitting, and turning batches into network inputs."""
