@@ -1,0 +1,179 @@
+"""From decisions to the fused kernels that will run: the plan of a pruned network, without touching a weight.
+
+A search lowers every candidate, so what depends on the network alone is prepared once (`Lowering`), and kernels
+are shared between candidates.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+
+from device_agent.contracts import (
+    DENSE,
+    NETWORK_INPUT,
+    ContractError,
+    KernelSpec,
+    NetworkPlan,
+    Op,
+    PlanOp,
+    WeightPruning,
+)
+from search.domain.network import Axis, NetworkSpec
+from search.domain.space import Decisions
+
+#: How many networks `lower` keeps prepared. A worker handles one search at a time; the demo and tests a few.
+_PREPARED_NETWORKS = 8
+
+#: Operators whose output has as many channels as their first input.
+_KEEPS_CHANNELS = frozenset({Op.DEPTHWISE_CONV2D, Op.ADD, Op.MAX_POOL, Op.AVG_POOL, Op.GLOBAL_AVG_POOL})
+
+_KernelKey = tuple[int, int, int, int, WeightPruning]
+
+
+def lower(spec: NetworkSpec, decisions: Decisions) -> NetworkPlan:
+    """The plan of `spec` with `decisions` applied: channels removed, weights pruned, resolution changed.
+
+    What `decisions` does not name stays as it is in `spec.plan`.
+
+    Raises `ContractError` on a group, operator or count that the network does not have, and where the decisions lead to
+    tensors that do not fit.
+    """
+    return _prepared(_ByIdentity(spec)).lower(decisions)
+
+
+class Lowering:
+    """A network prepared for lowering. Thread-safe as far as the caches are dictionaries: entries are only added."""
+
+    def __init__(self, spec: NetworkSpec) -> None:
+        self._spec = spec
+        self._full_channels = {group.name: group.channels for group in spec.groups}
+        self._group_of_output = _output_groups(spec)
+        self._prunable = frozenset(spec.prunable_ops)
+        _check_spec(spec, self._full_channels, self._group_of_output)
+        self._kernels: list[dict[_KernelKey, PlanOp]] = [{} for _ in spec.plan.ops]
+
+    def lower(self, decisions: Decisions) -> NetworkPlan:
+        """See `lower`."""
+        self._check(decisions)
+        channels, pruning = decisions.channels, decisions.pruning
+        shape = self._spec.plan.input_shape
+        if decisions.resolution is not None:
+            shape = (shape[0], decisions.resolution, decisions.resolution)
+        shapes: dict[str, tuple[int, int, int]] = {NETWORK_INPUT: shape}
+        ops = []
+        for op, known in zip(self._spec.plan.ops, self._kernels, strict=True):
+            in_channels, height, width = shapes[op.inputs[0]]
+            group = self._group_of_output.get(op.name)
+            if op.kernel.op in _KEEPS_CHANNELS:
+                out_channels = in_channels
+            elif group is None:
+                out_channels = op.kernel.out_channels
+            else:
+                out_channels = channels.get(group, op.kernel.out_channels)
+            key = (in_channels, out_channels, height, width, pruning.get(op.name, op.kernel.pruning))
+            planned = known.get(key)
+            if planned is None:
+                planned = known[key] = _replaced(op, key)
+            ops.append(planned)
+            kernel = planned.kernel
+            shapes[op.name] = (out_channels, kernel.output_h, kernel.output_w)
+        return NetworkPlan(name=self._spec.plan.name, input_shape=shape, ops=tuple(ops))
+
+    def _check(self, decisions: Decisions) -> None:
+        for group, count in decisions.channels.items():
+            full = self._full_channels.get(group)
+            if full is None:
+                known = ", ".join(self._full_channels) or "none"
+                raise ContractError(f"no pruning group {group!r} in {self._spec.architecture}; there are {known}")
+            if not 1 <= count <= full:
+                raise ContractError(f"{count!r} channels of group {group!r} are not in 1..{full}")
+        for name, pruned in decisions.pruning.items():
+            if name not in self._prunable and pruned != DENSE:
+                known = ", ".join(self._spec.prunable_ops) or "none"
+                raise ContractError(
+                    f"the weights of {name!r} cannot be pruned in {self._spec.architecture}; prunable are {known}"
+                )
+        if decisions.resolution is not None and decisions.resolution < 1:
+            raise ContractError(f"the resolution {decisions.resolution!r} must be at least 1")
+
+
+class _ByIdentity:
+    """A network as a cache key: by identity, as hashing a whole plan would cost more than lowering it."""
+
+    __slots__ = ("spec",)
+
+    def __init__(self, spec: NetworkSpec) -> None:
+        self.spec = spec
+
+    def __hash__(self) -> int:
+        return id(self.spec)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _ByIdentity) and other.spec is self.spec
+
+
+@functools.lru_cache(maxsize=_PREPARED_NETWORKS)
+def _prepared(key: _ByIdentity) -> Lowering:
+    return Lowering(key.spec)
+
+
+def _output_groups(spec: NetworkSpec) -> dict[str, str]:
+    """The pruning group of each operator's output channels, where it has one."""
+    groups: dict[str, str] = {}
+    for group in spec.groups:
+        for member in group.members:
+            if member.axis is not Axis.OUT:
+                continue
+            if member.op in groups:
+                raise ContractError(
+                    f"the outputs of {member.op!r} are in two pruning groups: {groups[member.op]!r} and {group.name!r}"
+                )
+            groups[member.op] = group.name
+    return groups
+
+
+def _check_spec(spec: NetworkSpec, full_channels: Mapping[str, int], group_of_output: Mapping[str, str]) -> None:
+    by_name = {op.name: op.kernel for op in spec.plan.ops}
+    for name in (*group_of_output, *spec.prunable_ops):
+        if name not in by_name:
+            raise ContractError(f"{spec.architecture} names the operator {name!r}, which its plan does not have")
+    for name, group in group_of_output.items():
+        if by_name[name].out_channels != full_channels[group]:
+            raise ContractError(
+                f"group {group!r} has {full_channels[group]} channels, but its member {name!r} "
+                f"writes {by_name[name].out_channels}"
+            )
+    for name in spec.prunable_ops:
+        if not by_name[name].op.has_weights:
+            raise ContractError(f"{name!r} is listed as prunable, but {by_name[name].op} has no weights")
+
+
+def _replaced(op: PlanOp, key: _KernelKey) -> PlanOp:
+    """`op` with another shape and pruning. Raises `ContractError`, naming the operator, where that is impossible."""
+    in_channels, out_channels, height, width, pruning = key
+    kernel = op.kernel
+    if kernel.op is Op.SHORTCUT_PAD and (in_channels, out_channels) != (kernel.in_channels, kernel.out_channels):
+        # The zero channels would have to be shared out anew in front and behind, which depends on which were removed.
+        raise ContractError(
+            f"{op.name}: the channels around a {kernel.op} cannot be pruned: keep {kernel.in_channels} -> "
+            f"{kernel.out_channels}, not {in_channels} -> {out_channels}"
+        )
+    if kernel.op is Op.FULLY_CONNECTED and (height, width) != (kernel.input_h, kernel.input_w):
+        raise ContractError(
+            f"{op.name}: its weights fit a {kernel.input_h}x{kernel.input_w} input, not {height}x{width}: "
+            "put a global pool in front, or keep the resolution"
+        )
+    try:
+        replaced: KernelSpec = dataclasses.replace(
+            kernel,
+            in_channels=in_channels,
+            out_channels=out_channels,
+            input_h=height,
+            input_w=width,
+            pruning=pruning,
+        )
+    except ContractError as error:
+        raise ContractError(f"{op.name}: {error}") from None
+    return dataclasses.replace(op, kernel=replaced)

@@ -1,0 +1,170 @@
+"""The search space of a network: which channel counts, densities and schemes are worth trying.
+
+`SearchSpace.unpruned` of a built space always decodes to the dense network: the dense kernel stays a choice everywhere,
+as sparse kernels lose to it at high densities.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
+
+from device_agent.contracts import ContractError, KernelSpec, Op, PlanOp, PruningScheme, WeightPruning
+from search.domain.config import ChannelsConfig, SpaceConfig, WeightsConfig
+from search.domain.network import NetworkSpec
+from search.domain.objective import Constraint, Metric
+from search.domain.space import Genome, SchemeChoice, SearchSpace, Variable, VariableKind
+from search.errors import InfeasibleBudget
+
+T = TypeVar("T")
+
+_DENSE_SCHEME = SchemeChoice(scheme=PruningScheme.DENSE)
+
+#: What a genome alone determines, so that its smallest value can be found before the search.
+BUDGET_METRICS = frozenset({Metric.LATENCY_MS, Metric.MACS, Metric.PARAMETERS})
+
+#: Sweeps over all variables when looking for the smallest value. The figures are nearly sums over operators, so that
+#: the first sweep does almost all; a second one settles neighbours.
+_MAX_SWEEPS = 4
+
+
+def build_space(spec: NetworkSpec, config: SpaceConfig) -> SearchSpace:
+    """The variables that `config` opens in the network `spec`.
+
+    One CHANNELS variable for each pruning group, and one DENSITY variable for each prunable operator. Where several
+    schemes apply to an operator, a SCHEME variable chooses. Variables with a single choice are left out.
+
+    Raises `ContractError` where nothing is left to vary.
+    """
+    variables: list[Variable] = []
+    if config.channels is not None:
+        variables += _channel_variables(spec, config.channels)
+    default = _DENSE_SCHEME
+    if config.weights is not None:
+        schemes = tuple(SchemeChoice.parse(text) for text in config.weights.schemes)
+        default = schemes[0]
+        stem = next((op.name for op in spec.plan.ops if op.kernel.op is Op.CONV2D), None)
+        for op in spec.plan.ops:
+            if op.name in spec.prunable_ops:
+                variables += _weight_variables(op, config.weights, schemes, is_stem=op.name == stem)
+    if not variables:
+        raise ContractError(
+            f"nothing of {spec.architecture} may vary: {len(spec.groups)} pruning groups and "
+            f"{len(spec.prunable_ops)} prunable operators leave no choice under {config}"
+        )
+    return SearchSpace(variables=tuple(variables), default_scheme=default)
+
+
+def channel_choices(channels: int, config: ChannelsConfig) -> tuple[int, ...]:
+    """Multiples of `multiple_of` from `min_ratio * channels` on, and `channels` itself; thinned to `max_choices`.
+
+    Always ends with `channels`, and starts with the smallest multiple that is allowed.
+    """
+    step = config.multiple_of
+    first = max(1, math.ceil(config.min_ratio * channels / step - 1e-9)) * step
+    return spread((*range(first, channels, step), channels), config.max_choices)
+
+
+def spread(values: Sequence[T], count: int) -> tuple[T, ...]:
+    """At most `count` of `values`, evenly over their order, the first and the last among them (the last, for one)."""
+    if count < 1:
+        raise ValueError(f"cannot take {count} values")
+    if len(values) <= count:
+        return tuple(values)
+    if count == 1:
+        return (values[-1],)
+    last = len(values) - 1
+    return tuple(values[(2 * i * last + count - 1) // (2 * (count - 1))] for i in range(count))
+
+
+def check_budget(
+    space: SearchSpace, constraints: Sequence[Constraint], measure: Callable[[Genome], Mapping[Metric, float]]
+) -> None:
+    """Refuse bounds that no candidate can meet, before a search spends time on them.
+
+    `measure` gives the figures of `BUDGET_METRICS` for a genome. Bounds on accuracy are not checked: their best value
+    is unknown before the search.
+
+    Raises `InfeasibleBudget`, naming the bound and the smallest value that was reached.
+    """
+    for constraint in constraints:
+        if constraint.metric not in BUDGET_METRICS:
+            continue
+        smallest = smallest_value(space, functools.partial(_metric, measure, constraint.metric))
+        if constraint.violation(smallest) > 0:
+            raise InfeasibleBudget(
+                f"no candidate reaches {constraint.metric} <= {constraint.max:g}: the smallest found in this space is "
+                f"{smallest:.6g}. Raise the bound, or allow smaller channel counts (space.channels.min_ratio) or "
+                f"densities (space.weights.densities)"
+            )
+
+
+def smallest_value(space: SearchSpace, value: Callable[[Genome], float]) -> float:
+    """The smallest `value` that coordinate descent from `space.smallest` finds.
+
+    Exact where `value` is a sum of terms that each grow with their variables, as it is for MACs and parameters. For
+    latencies, where a sparse kernel may be slower than the dense one, descent tries every choice of every variable.
+    """
+    best = space.smallest
+    best_value = value(best)
+    for _ in range(_MAX_SWEEPS):
+        before = best_value
+        for position, num_choices in enumerate(space.num_choices):
+            for choice in range(num_choices):
+                if choice == best[position]:
+                    continue
+                trial = (*best[:position], choice, *best[position + 1 :])
+                trial_value = value(trial)
+                if trial_value < best_value:
+                    best, best_value = trial, trial_value
+        if best_value == before:
+            break
+    return best_value
+
+
+def _metric(measure: Callable[[Genome], Mapping[Metric, float]], metric: Metric, genome: Genome) -> float:
+    return measure(genome)[metric]
+
+
+def _channel_variables(spec: NetworkSpec, config: ChannelsConfig) -> list[Variable]:
+    variables = []
+    for group in spec.groups:
+        choices = channel_choices(group.channels, config)
+        if len(choices) > 1:
+            variables.append(Variable(kind=VariableKind.CHANNELS, target=group.name, choices=choices))
+    return variables
+
+
+def _weight_variables(
+    op: PlanOp, config: WeightsConfig, schemes: Sequence[SchemeChoice], *, is_stem: bool
+) -> list[Variable]:
+    """The DENSITY variable of an operator, and the SCHEME variable where it needs one."""
+    usable = [s for s in dict.fromkeys(schemes) if _applies(s, op.kernel)]
+    bound = config.stem_min_density if is_stem else 0.0
+    densities = sorted({float(d) for d in config.densities if d >= bound} | {1.0})
+    if len(densities) == 1 or all(s.scheme is PruningScheme.DENSE for s in usable):
+        return []
+    if not any(s.with_density(1.0).scheme is PruningScheme.DENSE for s in usable):
+        usable.append(_DENSE_SCHEME)
+    # Patterns first: the last choice must be one that is dense at density 1.
+    usable.sort(key=lambda s: s.scheme is not PruningScheme.PATTERN)
+    variables = [Variable(kind=VariableKind.DENSITY, target=op.name, choices=_distinct(densities, usable))]
+    if len(usable) > 1 or usable[0] != schemes[0]:
+        variables.append(Variable(kind=VariableKind.SCHEME, target=op.name, choices=tuple(str(s) for s in usable)))
+    return variables
+
+
+def _applies(scheme: SchemeChoice, kernel: KernelSpec) -> bool:
+    return scheme.scheme is not PruningScheme.PATTERN or (
+        kernel.op is Op.CONV2D and (kernel.kernel_h, kernel.kernel_w) == (3, 3)
+    )
+
+
+def _distinct(densities: Sequence[float], schemes: Sequence[SchemeChoice]) -> tuple[float, ...]:
+    """`densities` without those that prune exactly as a larger one does (a pattern caps the density), largest kept."""
+    kept: dict[tuple[WeightPruning, ...], float] = {}
+    for density in densities:
+        kept[tuple(scheme.with_density(density) for scheme in schemes)] = density
+    return tuple(sorted(kept.values()))

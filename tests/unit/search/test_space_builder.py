@@ -1,0 +1,122 @@
+"""The space that a config opens, and the check that its bounds can be met."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import pytest
+
+from device_agent.contracts import ContractError, Op
+from search.domain.config import ChannelsConfig, SpaceConfig, WeightsConfig
+from search.domain.objective import Constraint, Metric
+from search.domain.space import Genome, VariableKind
+from search.errors import InfeasibleBudget
+from search.lowering import lower
+from search.space_builder import build_space, channel_choices, check_budget, smallest_value, spread
+from tests.unit.search.sample_networks import mobile_spec, resnet_spec
+
+RESNET = resnet_spec()
+
+
+def test_channel_choices() -> None:
+    config = ChannelsConfig(min_ratio=0.25, multiple_of=4, max_choices=8)
+    assert channel_choices(16, config) == (4, 8, 12, 16)
+    assert channel_choices(32, config) == (8, 12, 16, 20, 24, 28, 32)
+    assert channel_choices(18, config) == (8, 12, 16, 18)  # a quarter of 18 is above 4
+    assert channel_choices(3, config) == (3,)
+    thinned = channel_choices(512, config)
+    assert len(thinned) == 8
+    assert (thinned[0], thinned[-1]) == (128, 512)
+    assert all(c % 4 == 0 for c in thinned)
+
+
+def test_spread_keeps_both_ends() -> None:
+    assert spread(range(10), 4) == (0, 3, 6, 9)
+    assert spread(range(3), 4) == (0, 1, 2)
+    assert spread(range(3), 1) == (2,)
+    for count in range(2, 20):
+        values = spread(range(23), count)
+        assert len(set(values)) == count
+        assert (values[0], values[-1]) == (0, 22)
+
+
+def test_resnet20_space() -> None:
+    space = build_space(RESNET, SpaceConfig(channels=ChannelsConfig(), weights=WeightsConfig()))
+    kinds = [v.kind for v in space.variables]
+    assert kinds.count(VariableKind.CHANNELS) == 9
+    assert kinds.count(VariableKind.DENSITY) == 18  # the stem is bounded at density 1: nothing to choose
+    assert all(v.target != "conv1" for v in space.variables)
+    assert lower(RESNET, space.decode(space.unpruned)) == RESNET.plan
+
+
+def test_stem_bound() -> None:
+    space = build_space(RESNET, SpaceConfig(weights=WeightsConfig(stem_min_density=0.5)))
+    stem = next(v for v in space.variables if v.target == "conv1")
+    assert stem.choices == (0.5, 0.6, 0.8, 1.0)
+
+
+def test_dense_stays_a_choice() -> None:
+    space = build_space(RESNET, SpaceConfig(weights=WeightsConfig(densities=(0.2, 0.4))))
+    assert all(v.choices == (0.2, 0.4, 1.0) for v in space.variables)
+
+
+def test_patterns_apply_to_3x3_only_and_dense_stays_reachable() -> None:
+    spec = mobile_spec()
+    space = build_space(spec, SpaceConfig(weights=WeightsConfig(schemes=("pattern:4x1/4",), stem_min_density=0.2)))
+    assert {v.target for v in space.variables} == {"stem"}
+    density, scheme = space.variables
+    # densities above 4/9 are all the same pattern, but not the same under "dense": there they all mean 1
+    assert density.choices == (0.2, 0.3, 0.4, 1.0)
+    assert scheme.choices == ("pattern:4x1/4", "dense")
+    assert lower(spec, space.decode(space.unpruned)) == spec.plan
+
+
+def test_several_schemes_become_a_variable() -> None:
+    spec = mobile_spec()
+    weights = WeightsConfig(schemes=("group:4x1", "pattern:4x1/4", "block_punched:8x4"), stem_min_density=0.2)
+    space = build_space(spec, SpaceConfig(weights=weights))
+    by_name = {v.name: v.choices for v in space.variables}
+    assert by_name["scheme:stem"] == ("pattern:4x1/4", "group:4x1", "block_punched:8x4")
+    assert by_name["scheme:pw1"] == ("group:4x1", "block_punched:8x4")
+    assert lower(spec, space.decode(space.unpruned)) == spec.plan
+    lower(spec, space.decode(space.smallest))
+
+
+def test_nothing_to_vary_is_an_error() -> None:
+    with pytest.raises(ContractError, match="nothing of resnet20 may vary"):
+        build_space(RESNET, SpaceConfig(weights=WeightsConfig(schemes=("dense",))))
+
+
+def _measure(genome: Genome) -> Mapping[Metric, float]:
+    plan = lower(RESNET, SPACE.decode(genome))
+    return {Metric.MACS: plan.macs, Metric.PARAMETERS: plan.parameters, Metric.LATENCY_MS: plan.macs / 1e9}
+
+
+SPACE = build_space(RESNET, SpaceConfig(channels=ChannelsConfig(), weights=WeightsConfig()))
+
+
+def test_possible_budget_passes() -> None:
+    smallest = _measure(SPACE.smallest)[Metric.MACS]
+    check_budget(SPACE, [Constraint(metric=Metric.MACS, max=smallest)], _measure)
+    check_budget(SPACE, [Constraint(metric=Metric.ERROR, max=1e-9)], _measure)
+
+
+def test_impossible_budget_names_the_smallest_value() -> None:
+    smallest = _measure(SPACE.smallest)[Metric.MACS]
+    with pytest.raises(InfeasibleBudget, match=re.escape(f"the smallest found in this space is {smallest:.6g}")):
+        check_budget(SPACE, [Constraint(metric=Metric.MACS, max=smallest * 0.9)], _measure)
+
+
+def test_smallest_value_leaves_a_bad_corner() -> None:
+    # Sparse kernels may be slower than dense ones: here every density below 1 costs three times as much.
+    def latency(genome: Genome) -> float:
+        plan = lower(RESNET, SPACE.decode(genome))
+        return sum(
+            k.dense_macs * (1.0 if k.pruning.density == 1.0 else 3.0) for k in plan.kernels if k.op is Op.CONV2D
+        )
+
+    dense_smallest = tuple(
+        0 if v.kind is VariableKind.CHANNELS else len(v.choices) - 1 for v in SPACE.variables
+    )
+    assert smallest_value(SPACE, latency) == latency(dense_smallest)
