@@ -1,0 +1,1 @@
+"""The server: devices, measurements, searches, artifacts and the dashboard behind one HTTP API."""

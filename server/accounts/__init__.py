@@ -1,0 +1,1 @@
+"""Tokens, enrolment codes and who may do what."""

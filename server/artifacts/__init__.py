@@ -1,0 +1,1 @@
+"""Files by their SHA-256."""

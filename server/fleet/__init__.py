@@ -1,0 +1,1 @@
+"""Devices, and the leases by which they get work."""

@@ -1,0 +1,1 @@
+"""The latency database: kernels, measuring tasks, measurements."""

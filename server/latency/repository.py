@@ -1,0 +1,266 @@
+"""Measuring tasks and measurements in SQL: what makes a key, what is stored, and how the roll-up is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import func, insert, select, update
+from sqlalchemy.orm import Session
+
+from device_agent.contracts import (
+    KernelSpec,
+    KernelTask,
+    Measurement,
+    MeasurementFailure,
+    MeasuringSetup,
+    NetworkTask,
+    ReportStatus,
+    Verdict,
+    content_id,
+    dumps,
+    encode,
+    kernel_id,
+    setup_id,
+)
+from server.columns import now_s
+from server.errors import NotFound, Unprocessable
+from server.ids import new_id
+from server.models import (
+    DeviceRow,
+    KernelRow,
+    LatencyRow,
+    MeasurementFailureRow,
+    MeasurementRawRow,
+    MeasurementRow,
+    SetupRow,
+    TaskRow,
+)
+from server.upsert import insert_missing
+
+Task = KernelTask | NetworkTask
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeKey:
+    """The part of a measurement's key that the device's present state decides."""
+
+    device_id: str
+    profile_id: str
+    runtime: str
+    runtime_version: str
+    runtime_sha256: str
+
+
+def subject_id(task: Task) -> str:
+    """What is measured: the kernel's identity, or that of a network's bytes and inputs (without the setup)."""
+    if isinstance(task, KernelTask):
+        return kernel_id(task.kernel)
+    return content_id(
+        "a",
+        {
+            "artifact_sha256": task.artifact_sha256,
+            "format": task.format.value,
+            "input_shape": task.input_shape,
+            "num_outputs": task.num_outputs,
+            "input_seed": task.input_seed,
+        },
+    )
+
+
+def runtime_key(session: Session, device_id: str, runtime: str) -> RuntimeKey:
+    """The key under which `runtime` measures on this device today.
+
+    Raises `NotFound` for an unknown device, and `Unprocessable` where the device has no such runtime.
+    """
+    device = session.execute(
+        select(DeviceRow.name, DeviceRow.profile_id, DeviceRow.runtimes).where(DeviceRow.id == device_id)
+    ).one_or_none()
+    if device is None:
+        raise NotFound(f"there is no device {device_id!r}: `kerf devices list` shows those that enrolled")
+    for info in device.runtimes:
+        if info["name"] == runtime and not info.get("unavailable"):
+            return RuntimeKey(
+                device_id=device_id,
+                profile_id=device.profile_id,
+                runtime=runtime,
+                runtime_version=info["version"],
+                runtime_sha256=info["binary_sha256"],
+            )
+    known = ", ".join(_describe_runtime(r) for r in device.runtimes) or "none"
+    raise Unprocessable(
+        f"device {device.name!r} has no runtime {runtime!r}; it has: {known}. Install it there and restart the agent, "
+        "or name another runtime in measuring",
+        code="runtime_unavailable",
+    )
+
+
+def _describe_runtime(info: Mapping[str, Any]) -> str:
+    name = str(info["name"])
+    return f"{name} (unavailable: {info['unavailable']})" if info.get("unavailable") else name
+
+
+def ensure_kernels(session: Session, kernels: Iterable[KernelSpec]) -> None:
+    rows = {
+        kernel_id(k): {
+            "id": kernel_id(k),
+            "op": k.op.value,
+            "in_channels": k.in_channels,
+            "out_channels": k.out_channels,
+            "input_h": k.input_h,
+            "input_w": k.input_w,
+            "kernel_h": k.kernel_h,
+            "kernel_w": k.kernel_w,
+            "stride": k.stride,
+            "scheme": k.pruning.scheme.value,
+            "density": k.pruning.density,
+            "spec": encode(k),
+        }
+        for k in kernels
+    }
+    insert_missing(session, KernelRow, list(rows.values()))
+
+
+def ensure_setups(session: Session, setups: Iterable[MeasuringSetup]) -> None:
+    rows = {setup_id(s): {"id": setup_id(s), "setup": encode(s)} for s in setups}
+    insert_missing(session, SetupRow, list(rows.values()))
+
+
+def store_measurement(
+    session: Session, *, result_key: str, task: TaskRow, measurement: Measurement, status: ReportStatus
+) -> None:
+    """Store a measurement with its samples, and take it into the roll-up if it is accepted and usable."""
+    p, s = measurement.provenance, measurement.statistics
+    session.execute(
+        insert(MeasurementRow).values(
+            result_key=result_key,
+            task_id=task.id,
+            device_id=task.device_id,
+            profile_id=task.profile_id,
+            kernel_id=task.kernel_id,
+            artifact_sha256=task.artifact_sha256,
+            setup_id=task.setup_id,
+            status=status,
+            source=p.source,
+            runtime=p.runtime,
+            runtime_version=p.runtime_version,
+            runtime_sha256=p.runtime_sha256,
+            isa=p.isa,
+            threads=p.threads,
+            mode=p.mode,
+            governor=p.governor,
+            affinity=list(p.affinity),
+            agent_version=p.agent_version,
+            verdict=measurement.verdict,
+            reasons=encode(measurement.reasons),
+            median_ns=s.median_ns,
+            ci95_low_ns=s.ci95_low_ns,
+            ci95_high_ns=s.ci95_high_ns,
+            statistics=encode(s),
+            before=encode(measurement.before),
+            after=encode(measurement.after),
+            output_sha256=measurement.output_sha256,
+            memory_bytes=measurement.memory_bytes,
+            duration_s=measurement.duration_s,
+        )
+    )
+    session.execute(insert(MeasurementRawRow).values(result_key=result_key, measurement=dumps(measurement)))
+    usable = status is ReportStatus.ACCEPTED and measurement.verdict is not Verdict.REJECTED
+    if usable and task.kernel_id is not None:
+        _roll_up(session, result_key, task, measurement)
+
+
+def _roll_up(session: Session, result_key: str, task: TaskRow, measurement: Measurement) -> None:
+    p, s = measurement.provenance, measurement.statistics
+    key = {
+        "device_id": task.device_id,
+        "kernel_id": task.kernel_id,
+        "setup_id": task.setup_id,
+        "profile_id": task.profile_id,
+        "runtime_version": p.runtime_version,
+        "runtime_sha256": p.runtime_sha256,
+        "source": p.source,
+    }
+    latest = {
+        "runtime": p.runtime,
+        "result_key": result_key,
+        "verdict": measurement.verdict,
+        "median_ns": s.median_ns,
+        "ci95_low_ns": s.ci95_low_ns,
+        "ci95_high_ns": s.ci95_high_ns,
+        "updated_at": now_s(),
+    }
+    # Reports of one task queue up on its row, but two tasks with `repeat` may share a roll-up row: insert first.
+    insert_missing(
+        session,
+        LatencyRow,
+        [{**key, **latest, "num_measurements": 0, "min_median_ns": s.median_ns, "max_median_ns": s.median_ns}],
+    )
+    least = func.min if session.get_bind().dialect.name == "sqlite" else func.least
+    greatest = func.max if session.get_bind().dialect.name == "sqlite" else func.greatest
+    session.execute(
+        update(LatencyRow)
+        .where(*(getattr(LatencyRow, name) == value for name, value in key.items()))
+        .values(
+            **latest,
+            num_measurements=LatencyRow.num_measurements + 1,
+            min_median_ns=least(LatencyRow.min_median_ns, s.median_ns),
+            max_median_ns=greatest(LatencyRow.max_median_ns, s.median_ns),
+        )
+        .execution_options(synchronize_session=False)
+    )
+
+
+def store_failure(
+    session: Session, *, task_id: str, attempt: int, failure: MeasurementFailure, status: ReportStatus
+) -> None:
+    """Keep a failed attempt."""
+    session.execute(
+        insert(MeasurementFailureRow).values(
+            id=new_id("failure"),
+            task_id=task_id,
+            attempt=attempt,
+            status=status,
+            reason=failure.reason.value,
+            detail=failure.detail,
+        )
+    )
+
+
+def raw_measurement(session: Session, result_key: str) -> str | None:
+    """A whole measurement as JSON text."""
+    return session.execute(
+        select(MeasurementRawRow.measurement).where(MeasurementRawRow.result_key == result_key)
+    ).scalar_one_or_none()
+
+
+def existing_tasks(
+    session: Session, keys: Mapping[str, RuntimeKey], wanted: Sequence[tuple[str, str]]
+) -> list[TaskRow]:
+    """Tasks of today's keys for (subject, setup_id) pairs; `keys` maps a runtime's name to its key."""
+    setups = {setup for _, setup in wanted}
+    found: list[TaskRow] = []
+    for key in keys.values():
+        subjects = sorted({subject for subject, _ in wanted})
+        for start in range(0, len(subjects), 5000):
+            found += session.scalars(
+                select(TaskRow)
+                .where(
+                    TaskRow.device_id == key.device_id,
+                    TaskRow.profile_id == key.profile_id,
+                    TaskRow.subject.in_(subjects[start : start + 5000]),
+                    TaskRow.setup_id.in_(setups),
+                    TaskRow.runtime == key.runtime,
+                    TaskRow.runtime_version == key.runtime_version,
+                    TaskRow.runtime_sha256 == key.runtime_sha256,
+                )
+                .order_by(TaskRow.id)
+                .execution_options(populate_existing=True)
+            )
+    return found
+
+
+def insert_tasks(session: Session, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Insert tasks whose key is not there yet; of two workers that ask at once, one makes the task."""
+    insert_missing(session, TaskRow, rows)

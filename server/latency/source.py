@@ -1,0 +1,272 @@
+"""Where a search gets its latencies from: tasks asked for, and what became of them."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import func, select, update
+from sqlalchemy.orm import Session
+
+from device_agent.contracts import (
+    FailureReason,
+    KernelSpec,
+    KernelTask,
+    Measurement,
+    MeasurementFailure,
+    Source,
+    Statistics,
+    Verdict,
+    VerdictReason,
+    decode,
+    encode,
+    kernel_id,
+    loads,
+    setup_id,
+)
+from server.database import Database
+from server.errors import NotFound
+from server.ids import new_id
+from server.latency.repository import (
+    RuntimeKey,
+    Task,
+    ensure_kernels,
+    ensure_setups,
+    existing_tasks,
+    insert_tasks,
+    raw_measurement,
+    runtime_key,
+    subject_id,
+)
+from server.models import KernelRow, MeasurementRow, SearchTaskRow, TaskRow
+from server.searches.tasks import link_tasks
+from server.states import TaskState
+
+#: Identities in one IN list: below SQLite's limit of parameters.
+_BATCH = 5000
+
+#: What is measured and how: (subject, setup_id).
+Pair = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskProgress:
+    """How many of the asked tasks are in which state."""
+
+    pending: int = 0
+    leased: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    cancelled: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.pending + self.leased + self.succeeded + self.failed + self.cancelled
+
+    @property
+    def done(self) -> int:
+        return self.succeeded + self.failed + self.cancelled
+
+    @property
+    def is_complete(self) -> bool:
+        return self.done == self.total
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasurementSummary:
+    """A measurement without its samples. `kernel` is None for a whole network."""
+
+    task_id: str
+    result_key: str
+    kernel: KernelSpec | None
+    artifact_sha256: str | None
+    source: Source
+    runtime: str
+    runtime_version: str
+    runtime_sha256: str
+    mode: str
+    verdict: Verdict
+    reasons: tuple[VerdictReason, ...]
+    statistics: Statistics
+    output_sha256: str
+    memory_bytes: int | None
+
+    @property
+    def median_ns(self) -> float:
+        return self.statistics.median_ns
+
+
+class SqlLatencySource:
+    """Asks devices for measurements through the task table. Each method is one short transaction."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def request(
+        self,
+        device_id: str,
+        tasks: Sequence[Task],
+        search_id: str,
+        *,
+        force: bool = False,
+        priority: int = 0,
+    ) -> list[str]:
+        """Ask for measurements; returns one task id for each of `tasks`, in their order.
+
+        A task that already has a usable result under today's key (device profile, runtime version and binary,
+        setup), or that is waiting for any search, is shared, as is one that this runtime cannot do. `force` measures
+        again, once for each search. Asking again for the same is harmless and gives the same ids.
+
+        Raises `NotFound` for an unknown device, and `Unprocessable` where it lacks the runtime.
+        """
+        if not tasks:
+            return []
+        by_pair = {(subject_id(task), setup_id(task.setup)): task for task in tasks}
+        with self._database.write() as session:
+            keys = {r: runtime_key(session, device_id, r) for r in sorted({t.setup.runtime for t in tasks})}
+            ensure_kernels(session, (t.kernel for t in tasks if isinstance(t, KernelTask)))
+            ensure_setups(session, {setup_id(t.setup): t.setup for t in tasks}.values())
+            chosen = _choose(session, keys, list(by_pair), search_id, force=force)
+            missing = [pair for pair, row in chosen.items() if not row]
+            if missing:
+                taken = {(row.subject, row.setup_id) for row in existing_tasks(session, keys, missing)}
+                rows = [
+                    _new_row(
+                        keys[by_pair[pair].setup.runtime],
+                        by_pair[pair],
+                        pair,
+                        repeat=search_id if force or pair in taken else "",
+                        priority=priority,
+                    )
+                    for pair in missing
+                ]
+                insert_tasks(session, rows)
+                # Of two workers that ask at once one made the task, and the other finds it here.
+                chosen |= _choose(session, keys, missing, search_id, force=force)
+            found = {pair: row for pair, row in chosen.items() if row is not None}
+            _reopen(session, [row.id for row in found.values() if row.state is TaskState.CANCELLED])
+            link_tasks(session, search_id, [row.id for row in found.values()])
+            ids = {pair: row.id for pair, row in found.items()}
+        return [ids[subject_id(task), setup_id(task.setup)] for task in tasks]
+
+    def progress(self, task_ids: Sequence[str]) -> TaskProgress:
+        """How far these tasks are."""
+        counts: Counter[str] = Counter()
+        with self._database.read() as session:
+            for part in _batches(task_ids):
+                query = select(TaskRow.state, func.count()).where(TaskRow.id.in_(part)).group_by(TaskRow.state)
+                counts.update({state.value: count for state, count in session.execute(query)})
+        return TaskProgress(**counts)
+
+    def results(self, task_ids: Sequence[str]) -> dict[str, MeasurementSummary | MeasurementFailure]:
+        """What became of the tasks; those that are not finished, or were cancelled, are left out."""
+        results: dict[str, MeasurementSummary | MeasurementFailure] = {}
+        with self._database.read() as session:
+            for part in _batches(task_ids):
+                query = (
+                    select(MeasurementRow, KernelRow.spec)
+                    .join(TaskRow, TaskRow.result_key == MeasurementRow.result_key)
+                    .outerjoin(KernelRow, KernelRow.id == MeasurementRow.kernel_id)
+                    .where(TaskRow.id.in_(part), TaskRow.state == TaskState.SUCCEEDED)
+                )
+                results |= {row.task_id: summary(row, spec) for row, spec in session.execute(query)}
+                failed = select(TaskRow.id, TaskRow.failure_reason, TaskRow.failure_detail).where(
+                    TaskRow.id.in_(part), TaskRow.state == TaskState.FAILED
+                )
+                for task_id, reason, detail in session.execute(failed):
+                    results[task_id] = MeasurementFailure(reason=FailureReason(str(reason)), detail=detail or "")
+        return results
+
+    def measurement(self, task_id: str) -> Measurement:
+        """The whole measurement that completed a task, with samples, outputs and times of operators."""
+        with self._database.read() as session:
+            key = session.execute(select(TaskRow.result_key).where(TaskRow.id == task_id)).scalar_one_or_none()
+            text = raw_measurement(session, key) if key else None
+        if text is None:
+            raise NotFound(f"task {task_id!r} has no measurement: wait until it has succeeded")
+        return loads(Measurement, text)
+
+
+def summary(row: MeasurementRow, spec: dict[str, Any] | None) -> MeasurementSummary:
+    return MeasurementSummary(
+        task_id=row.task_id,
+        result_key=row.result_key,
+        kernel=None if spec is None else decode(KernelSpec, spec),
+        artifact_sha256=row.artifact_sha256,
+        source=row.source,
+        runtime=row.runtime,
+        runtime_version=row.runtime_version,
+        runtime_sha256=row.runtime_sha256,
+        mode=row.mode,
+        verdict=row.verdict,
+        reasons=tuple(VerdictReason(r) for r in row.reasons),
+        statistics=decode(Statistics, row.statistics),
+        output_sha256=row.output_sha256,
+        memory_bytes=row.memory_bytes,
+    )
+
+
+def _choose(
+    session: Session, keys: Mapping[str, RuntimeKey], pairs: Sequence[Pair], search_id: str, *, force: bool
+) -> dict[Pair, TaskRow | None]:
+    """The task that answers each (subject, setup) pair for this search, where there is one."""
+    rows: dict[Pair, list[TaskRow]] = defaultdict(list)
+    for row in existing_tasks(session, keys, pairs):
+        rows[row.subject, row.setup_id].append(row)
+    mine = set(session.scalars(select(SearchTaskRow.task_id).where(SearchTaskRow.search_id == search_id)))
+    return {pair: _pick(rows[pair], mine, search_id, force=force) for pair in pairs}
+
+
+def _pick(rows: Sequence[TaskRow], mine: set[str], search_id: str, *, force: bool) -> TaskRow | None:
+    """The best of the tasks with one key: what this search was given before, a usable result, one that waits,
+    a failure that another attempt would only repeat, one that was cancelled. Of equals, the latest.
+    """
+    if force:
+        return next((row for row in rows if row.repeat == search_id), None)
+    tests = (
+        lambda row: row.id in mine or row.repeat == search_id,
+        lambda row: row.state is TaskState.SUCCEEDED and row.verdict is not Verdict.REJECTED,
+        lambda row: row.state in (TaskState.PENDING, TaskState.LEASED),
+        lambda row: row.state is TaskState.FAILED and not FailureReason(row.failure_reason).is_transient,
+        lambda row: row.state is TaskState.CANCELLED,
+    )
+    for test in tests:
+        fitting = [row for row in rows if test(row)]
+        if fitting:
+            return fitting[-1]
+    return None
+
+
+def _new_row(key: RuntimeKey, task: Task, pair: Pair, *, repeat: str, priority: int) -> dict[str, Any]:
+    return {
+        "id": new_id("task"),
+        "device_id": key.device_id,
+        "profile_id": key.profile_id,
+        "subject": pair[0],
+        "kernel_id": kernel_id(task.kernel) if isinstance(task, KernelTask) else None,
+        "artifact_sha256": None if isinstance(task, KernelTask) else task.artifact_sha256,
+        "setup_id": pair[1],
+        "runtime": key.runtime,
+        "runtime_version": key.runtime_version,
+        "runtime_sha256": key.runtime_sha256,
+        "repeat": repeat,
+        "task": encode(task),
+        "priority": priority,
+    }
+
+
+def _reopen(session: Session, task_ids: Sequence[str]) -> None:
+    if task_ids:
+        session.execute(
+            update(TaskRow)
+            .where(TaskRow.id.in_(task_ids), TaskRow.state == TaskState.CANCELLED)
+            .values(state=TaskState.PENDING, attempt=TaskRow.attempt + 1, failures=0, deferrals=0, finished_at=None)
+            .execution_options(synchronize_session=False)
+        )
+
+
+def _batches(task_ids: Sequence[str]) -> list[Sequence[str]]:
+    distinct = list(dict.fromkeys(task_ids))
+    return [distinct[i : i + _BATCH] for i in range(0, len(distinct), _BATCH)]

@@ -1,0 +1,407 @@
+"""The tables. Times are seconds since 1970 by the database's clock; identities are text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import JSON, Boolean, Double, ForeignKey, Index, Integer, String, Text, UniqueConstraint, text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from device_agent.contracts import ReportStatus, Source, Verdict
+from server.columns import Base, BigInt, CompressedText, enum_column, now_s
+from server.states import JobStage, JobState, TaskState
+
+#: "task_" and 32 hex digits, or a SHA-256 with a prefix: all identities fit.
+Id = String(80)
+
+
+class DeviceRow(Base):
+    """A device under an agent. Its token is in `token`; `agent_key_hash` recognises an agent that enrols again."""
+
+    __tablename__ = "device"
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    name: Mapped[str] = mapped_column(String(200), unique=True)
+    agent_key_hash: Mapped[str] = mapped_column(String(64), unique=True)
+    profile_id: Mapped[str] = mapped_column(Id)
+    profile: Mapped[dict[str, Any]] = mapped_column(JSON)
+    runtimes: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
+    conditions: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    agent_version: Mapped[str] = mapped_column(String(64))
+    enabled: Mapped[bool] = mapped_column(Boolean, default=True)
+    spooled_reports: Mapped[int] = mapped_column(Integer, default=0)
+    created_at: Mapped[float] = mapped_column(Double, default=now_s())
+    last_seen_at: Mapped[float] = mapped_column(Double, default=now_s())
+
+
+class TokenRow(Base):
+    """A bearer token, as its HMAC. An agent's token has a device."""
+
+    __tablename__ = "token"
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    token_hash: Mapped[str] = mapped_column(String(64), unique=True)
+    name: Mapped[str] = mapped_column(String(200))
+    scopes: Mapped[list[str]] = mapped_column(JSON)
+    device_id: Mapped[str | None] = mapped_column(Id, ForeignKey("device.id"), index=True)
+    created_at: Mapped[float] = mapped_column(Double, default=now_s())
+    last_used_at: Mapped[float | None] = mapped_column(Double)
+    expires_at: Mapped[float | None] = mapped_column(Double)
+    revoked_at: Mapped[float | None] = mapped_column(Double)
+
+
+class EnrolmentCodeRow(Base):
+    """A code that lets `max_uses` agents enrol."""
+
+    __tablename__ = "enrolment_code"
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    code_hash: Mapped[str] = mapped_column(String(64), unique=True)
+    max_uses: Mapped[int] = mapped_column(Integer)
+    uses: Mapped[int] = mapped_column(Integer, default=0)
+    created_at: Mapped[float] = mapped_column(Double, default=now_s())
+    expires_at: Mapped[float] = mapped_column(Double)
+
+
+class KernelRow(Base):
+    """A kernel that was ever asked for; the columns are copies from `spec`, to filter by."""
+
+    __tablename__ = "kernel"
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    op: Mapped[str] = mapped_column(String(32), index=True)
+    in_channels: Mapped[int] = mapped_column(Integer)
+    out_channels: Mapped[int] = mapped_column(Integer)
+    input_h: Mapped[int] = mapped_column(Integer)
+    input_w: Mapped[int] = mapped_column(Integer)
+    kernel_h: Mapped[int] = mapped_column(Integer)
+    kernel_w: Mapped[int] = mapped_column(Integer)
+    stride: Mapped[int] = mapped_column(Integer)
+    scheme: Mapped[str] = mapped_column(String(32))
+    density: Mapped[float] = mapped_column(Double)
+    spec: Mapped[dict[str, Any]] = mapped_column(JSON)
+    created_at: Mapped[float] = mapped_column(Double, default=now_s())
+
+
+class SetupRow(Base):
+    """A way of measuring that was ever asked for."""
+
+    __tablename__ = "measuring_setup"
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    setup: Mapped[dict[str, Any]] = mapped_column(JSON)
+
+
+class TaskRow(Base):
+    """One thing to measure on one device, and the lease on it.
+
+    `subject` is the kernel's identity, or that of a network's bytes and inputs. With device, profile, setup and the
+    runtime's version and binary it is the key under which searches share a task; `repeat` is empty, or the search
+    that asked to measure again. `attempt` fences: it grows whenever a lease ends without completing the task.
+    """
+
+    __tablename__ = "measurement_task"
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    device_id: Mapped[str] = mapped_column(Id, ForeignKey("device.id"))
+    profile_id: Mapped[str] = mapped_column(Id)
+    subject: Mapped[str] = mapped_column(Id)
+    kernel_id: Mapped[str | None] = mapped_column(Id, ForeignKey("kernel.id"), index=True)
+    artifact_sha256: Mapped[str | None] = mapped_column(String(64))
+    setup_id: Mapped[str] = mapped_column(Id, ForeignKey("measuring_setup.id"))
+    runtime: Mapped[str] = mapped_column(String(64))
+    runtime_version: Mapped[str] = mapped_column(String(64))
+    runtime_sha256: Mapped[str] = mapped_column(String(64))
+    repeat: Mapped[str] = mapped_column(Id, default="")
+    task: Mapped[dict[str, Any]] = mapped_column(JSON)
+    state: Mapped[TaskState] = mapped_column(enum_column(TaskState), default=TaskState.PENDING)
+    priority: Mapped[int] = mapped_column(Integer, default=0)
+    attempt: Mapped[int] = mapped_column(Integer, default=1)
+    #: Attempts that failed for a reason that counts, and times the device was not ready.
+    failures: Mapped[int] = mapped_column(Integer, default=0)
+    deferrals: Mapped[int] = mapped_column(Integer, default=0)
+    not_before: Mapped[float] = mapped_column(Double, default=0.0)
+    lease_id: Mapped[str | None] = mapped_column(Id)
+    lease_expires_at: Mapped[float | None] = mapped_column(Double)
+    #: How often the agent was given the present lease; a lease that is fetched again and again ends.
+    deliveries: Mapped[int] = mapped_column(Integer, default=0)
+    #: The report that completed the task, and what it said.
+    result_key: Mapped[str | None] = mapped_column(Id)
+    verdict: Mapped[Verdict | None] = mapped_column(enum_column(Verdict))
+    failure_reason: Mapped[str | None] = mapped_column(String(32))
+    failure_detail: Mapped[str | None] = mapped_column(Text)
+    created_at: Mapped[float] = mapped_column(Double, default=now_s())
+    finished_at: Mapped[float | None] = mapped_column(Double)
+
+    __table_args__ = (
+        UniqueConstraint(
+            "device_id",
+            "profile_id",
+            "subject",
+            "setup_id",
+            "runtime_version",
+            "runtime_sha256",
+            "repeat",
+            name="uq_measurement_task_key",
+        ),
+        Index(
+            "ix_measurement_task_ready",
+            "device_id",
+            "priority",
+            "id",
+            sqlite_where=text("state = 'pending'"),
+            postgresql_where=text("state = 'pending'"),
+        ),
+        Index(
+            "ix_measurement_task_leased",
+            "device_id",
+            "lease_expires_at",
+            sqlite_where=text("state = 'leased'"),
+            postgresql_where=text("state = 'leased'"),
+        ),
+    )
+
+
+class ReportRow(Base):
+    """A report of an agent, by the key that makes repeating it harmless."""
+
+    __tablename__ = "report"
+    result_key: Mapped[str] = mapped_column(Id, primary_key=True)
+    task_id: Mapped[str] = mapped_column(Id, ForeignKey("measurement_task.id"))
+    device_id: Mapped[str] = mapped_column(Id, ForeignKey("device.id"))
+    lease_id: Mapped[str] = mapped_column(Id)
+    attempt: Mapped[int] = mapped_column(Integer)
+    status: Mapped[ReportStatus] = mapped_column(enum_column(ReportStatus))
+    created_at: Mapped[float] = mapped_column(Double, default=now_s())
+
+    __table_args__ = (
+        Index(
+            "uq_report_accepted",
+            "task_id",
+            "attempt",
+            unique=True,
+            sqlite_where=text("status = 'accepted'"),
+            postgresql_where=text("status = 'accepted'"),
+        ),
+    )
+
+
+class MeasurementRow(Base):
+    """A measurement's provenance, statistics and verdict. The samples are in `measurement_raw`."""
+
+    __tablename__ = "measurement"
+    result_key: Mapped[str] = mapped_column(Id, ForeignKey("report.result_key"), primary_key=True)
+    task_id: Mapped[str] = mapped_column(Id, ForeignKey("measurement_task.id"), index=True)
+    device_id: Mapped[str] = mapped_column(Id, ForeignKey("device.id"), index=True)
+    profile_id: Mapped[str] = mapped_column(Id)
+    kernel_id: Mapped[str | None] = mapped_column(Id, ForeignKey("kernel.id"), index=True)
+    artifact_sha256: Mapped[str | None] = mapped_column(String(64))
+    setup_id: Mapped[str] = mapped_column(Id)
+    status: Mapped[ReportStatus] = mapped_column(enum_column(ReportStatus))
+    source: Mapped[Source] = mapped_column(enum_column(Source))
+    runtime: Mapped[str] = mapped_column(String(64))
+    runtime_version: Mapped[str] = mapped_column(String(64))
+    runtime_sha256: Mapped[str] = mapped_column(String(64))
+    isa: Mapped[str] = mapped_column(String(64))
+    threads: Mapped[int] = mapped_column(Integer)
+    mode: Mapped[str] = mapped_column(String(16))
+    governor: Mapped[str | None] = mapped_column(String(64))
+    affinity: Mapped[list[int]] = mapped_column(JSON)
+    agent_version: Mapped[str] = mapped_column(String(64))
+    verdict: Mapped[Verdict] = mapped_column(enum_column(Verdict))
+    reasons: Mapped[list[str]] = mapped_column(JSON)
+    median_ns: Mapped[float] = mapped_column(Double)
+    ci95_low_ns: Mapped[float | None] = mapped_column(Double)
+    ci95_high_ns: Mapped[float | None] = mapped_column(Double)
+    statistics: Mapped[dict[str, Any]] = mapped_column(JSON)
+    before: Mapped[dict[str, Any]] = mapped_column(JSON)
+    after: Mapped[dict[str, Any]] = mapped_column(JSON)
+    output_sha256: Mapped[str] = mapped_column(String(64))
+    memory_bytes: Mapped[int | None] = mapped_column(BigInt)
+    duration_s: Mapped[float] = mapped_column(Double)
+    created_at: Mapped[float] = mapped_column(Double, default=now_s())
+
+
+class MeasurementRawRow(Base):
+    """The whole measurement as it came, samples included; apart, so that queries stay light."""
+
+    __tablename__ = "measurement_raw"
+    result_key: Mapped[str] = mapped_column(Id, ForeignKey("report.result_key"), primary_key=True)
+    measurement: Mapped[str] = mapped_column(CompressedText)
+
+
+class MeasurementFailureRow(Base):
+    """A failed attempt, late ones and the server's own (an expired lease) included."""
+
+    __tablename__ = "measurement_failure"
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    task_id: Mapped[str] = mapped_column(Id, ForeignKey("measurement_task.id"), index=True)
+    attempt: Mapped[int] = mapped_column(Integer)
+    status: Mapped[ReportStatus] = mapped_column(enum_column(ReportStatus))
+    reason: Mapped[str] = mapped_column(String(32))
+    detail: Mapped[str] = mapped_column(Text)
+    created_at: Mapped[float] = mapped_column(Double, default=now_s())
+
+
+class LatencyRow(Base):
+    """The roll-up of usable kernel measurements that latency queries read: one row a key, kept in the same
+    transaction as the measurements themselves. `median_ns` is of the latest one.
+    """
+
+    __tablename__ = "latency"
+    device_id: Mapped[str] = mapped_column(Id, ForeignKey("device.id"), primary_key=True)
+    kernel_id: Mapped[str] = mapped_column(Id, ForeignKey("kernel.id"), primary_key=True)
+    setup_id: Mapped[str] = mapped_column(Id, primary_key=True)
+    profile_id: Mapped[str] = mapped_column(Id, primary_key=True)
+    runtime_version: Mapped[str] = mapped_column(String(64), primary_key=True)
+    runtime_sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    source: Mapped[Source] = mapped_column(enum_column(Source), primary_key=True)
+    runtime: Mapped[str] = mapped_column(String(64))
+    result_key: Mapped[str] = mapped_column(Id, ForeignKey("measurement.result_key"))
+    verdict: Mapped[Verdict] = mapped_column(enum_column(Verdict))
+    median_ns: Mapped[float] = mapped_column(Double)
+    ci95_low_ns: Mapped[float | None] = mapped_column(Double)
+    ci95_high_ns: Mapped[float | None] = mapped_column(Double)
+    num_measurements: Mapped[int] = mapped_column(Integer)
+    min_median_ns: Mapped[float] = mapped_column(Double)
+    max_median_ns: Mapped[float] = mapped_column(Double)
+    updated_at: Mapped[float] = mapped_column(Double, default=now_s())
+
+
+class SearchRow(Base):
+    """A search job. `epoch` fences: every worker that takes the job over raises it, and writes only under its own."""
+
+    __tablename__ = "search_job"
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    name: Mapped[str] = mapped_column(String(200))
+    device_id: Mapped[str] = mapped_column(Id, ForeignKey("device.id"))
+    state: Mapped[JobState] = mapped_column(enum_column(JobState), default=JobState.PENDING)
+    stage: Mapped[JobStage] = mapped_column(enum_column(JobStage), default=JobStage.PREPARING)
+    progress: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    config: Mapped[dict[str, Any]] = mapped_column(JSON)
+    error: Mapped[str | None] = mapped_column(Text)
+    epoch: Mapped[int] = mapped_column(Integer, default=0)
+    worker: Mapped[str | None] = mapped_column(String(200))
+    heartbeat_at: Mapped[float | None] = mapped_column(Double)
+    not_before: Mapped[float] = mapped_column(Double, default=0.0)
+    last_event_seq: Mapped[int] = mapped_column(Integer, default=0)
+    created_by: Mapped[str] = mapped_column(Id)
+    created_at: Mapped[float] = mapped_column(Double, default=now_s())
+    started_at: Mapped[float | None] = mapped_column(Double)
+    finished_at: Mapped[float | None] = mapped_column(Double)
+
+    __table_args__ = (
+        Index(
+            "ix_search_job_open",
+            "state",
+            "id",
+            sqlite_where=text("finished_at IS NULL"),
+            postgresql_where=text("finished_at IS NULL"),
+        ),
+    )
+
+
+class SearchTaskRow(Base):
+    """Which search wants which task. A task that no open search wants is cancelled."""
+
+    __tablename__ = "search_task"
+    search_id: Mapped[str] = mapped_column(Id, ForeignKey("search_job.id"), primary_key=True)
+    task_id: Mapped[str] = mapped_column(Id, ForeignKey("measurement_task.id"), primary_key=True, index=True)
+
+
+class CheckpointRow(Base):
+    """The state of a stage after `step`; a worker goes on from the latest."""
+
+    __tablename__ = "search_checkpoint"
+    search_id: Mapped[str] = mapped_column(Id, ForeignKey("search_job.id"), primary_key=True)
+    stage: Mapped[JobStage] = mapped_column(enum_column(JobStage), primary_key=True)
+    step: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    data: Mapped[str] = mapped_column(CompressedText)
+    created_at: Mapped[float] = mapped_column(Double, default=now_s())
+
+
+class DocumentRow(Base):
+    """A text that belongs to a search, kept byte for byte: resolved config, latency table, result."""
+
+    __tablename__ = "search_document"
+    search_id: Mapped[str] = mapped_column(Id, ForeignKey("search_job.id"), primary_key=True)
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    sha256: Mapped[str] = mapped_column(String(64))
+    text: Mapped[str] = mapped_column(CompressedText)
+    updated_at: Mapped[float] = mapped_column(Double, default=now_s())
+
+
+class CandidateRow(Base):
+    """A design that a search evaluated. `results` has one entry for each later stage."""
+
+    __tablename__ = "candidate"
+    search_id: Mapped[str] = mapped_column(Id, ForeignKey("search_job.id"), primary_key=True)
+    candidate_id: Mapped[str] = mapped_column(Id, primary_key=True)
+    genome: Mapped[list[int]] = mapped_column(JSON)
+    metrics: Mapped[dict[str, float]] = mapped_column(JSON)
+    violation: Mapped[float] = mapped_column(Double)
+    generation: Mapped[int] = mapped_column(Integer)
+    on_front: Mapped[bool] = mapped_column(Boolean, default=False)
+    selected: Mapped[bool] = mapped_column(Boolean, default=False)
+    results: Mapped[dict[str, Any]] = mapped_column(JSON, default=dict)
+    created_at: Mapped[float] = mapped_column(Double, default=now_s())
+
+    __table_args__ = (
+        Index(
+            "ix_candidate_front",
+            "search_id",
+            sqlite_where=text("on_front = 1"),
+            postgresql_where=text("on_front"),
+        ),
+    )
+
+
+class EventRow(Base):
+    """What happened in a search, numbered from 1 without gaps."""
+
+    __tablename__ = "search_event"
+    search_id: Mapped[str] = mapped_column(Id, ForeignKey("search_job.id"), primary_key=True)
+    seq: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    kind: Mapped[str] = mapped_column(String(64))
+    data: Mapped[dict[str, Any]] = mapped_column(JSON)
+    created_at: Mapped[float] = mapped_column(Double, default=now_s())
+
+
+class IdempotencyRow(Base):
+    """What a POST with an Idempotency-Key made, for a day."""
+
+    __tablename__ = "idempotency_key"
+    principal: Mapped[str] = mapped_column(Id, primary_key=True)
+    key: Mapped[str] = mapped_column(String(200), primary_key=True)
+    request_sha256: Mapped[str] = mapped_column(String(64))
+    resource_id: Mapped[str] = mapped_column(Id)
+    created_at: Mapped[float] = mapped_column(Double, default=now_s(), index=True)
+
+
+class ArtifactRow(Base):
+    """A stored file; the bytes lie in the artifact store under their digest."""
+
+    __tablename__ = "artifact"
+    sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    size_bytes: Mapped[int] = mapped_column(BigInt)
+    created_by: Mapped[str] = mapped_column(Id)
+    created_at: Mapped[float] = mapped_column(Double, default=now_s())
+
+
+class CheckpointedModelRow(Base):
+    """A zoo architecture with uploaded weights."""
+
+    __tablename__ = "model"
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    name: Mapped[str] = mapped_column(String(200), unique=True)
+    architecture: Mapped[str] = mapped_column(String(64))
+    artifact_sha256: Mapped[str] = mapped_column(String(64), ForeignKey("artifact.sha256"))
+    created_at: Mapped[float] = mapped_column(Double, default=now_s())
+
+
+class DatasetRow(Base):
+    """A data set of images, checked when it was registered."""
+
+    __tablename__ = "dataset"
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    name: Mapped[str] = mapped_column(String(200), unique=True)
+    train_sha256: Mapped[str] = mapped_column(String(64), ForeignKey("artifact.sha256"))
+    test_sha256: Mapped[str] = mapped_column(String(64), ForeignKey("artifact.sha256"))
+    class_names: Mapped[list[str]] = mapped_column(JSON)
+    num_train: Mapped[int] = mapped_column(Integer)
+    num_test: Mapped[int] = mapped_column(Integer)
+    created_at: Mapped[float] = mapped_column(Double, default=now_s())

@@ -1,0 +1,1 @@
+"""Search jobs: their states, checkpoints, candidates and events."""

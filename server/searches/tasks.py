@@ -1,0 +1,44 @@
+"""Which searches want which measuring tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import Exists, exists, select, update
+from sqlalchemy.orm import Session, aliased
+
+from server.columns import now_s
+from server.models import SearchRow, SearchTaskRow, TaskRow
+from server.states import JobState, TaskState
+from server.upsert import insert_missing
+
+_OVER = tuple(s for s in JobState if s.is_terminal)
+
+
+def link_tasks(session: Session, search_id: str, task_ids: Sequence[str]) -> None:
+    """Note that a search wants these tasks."""
+    insert_missing(session, SearchTaskRow, [{"search_id": search_id, "task_id": t} for t in dict.fromkeys(task_ids)])
+
+
+def cancel_unwanted_tasks(session: Session, search_id: str) -> None:
+    """Cancel the waiting tasks of a search that is over, unless an open search wants them too.
+
+    A task that is being measured goes on; its agent learns that nobody wants it when it renews the lease.
+    """
+    mine = select(SearchTaskRow.task_id).where(SearchTaskRow.search_id == search_id)
+    session.execute(
+        update(TaskRow)
+        .where(TaskRow.id.in_(mine), TaskRow.state == TaskState.PENDING, ~_wanted())
+        .values(state=TaskState.CANCELLED, finished_at=now_s())
+        .execution_options(synchronize_session=False)
+    )
+
+
+def is_wanted(session: Session, task_id: str) -> bool:
+    """Whether an open search wants the task."""
+    return bool(session.scalar(select(exists().where(TaskRow.id == task_id, _wanted()))))
+
+
+def _wanted() -> Exists:
+    link, search = aliased(SearchTaskRow), aliased(SearchRow)
+    return exists().where(link.task_id == TaskRow.id, search.id == link.search_id, search.state.not_in(_OVER))

@@ -1,0 +1,112 @@
+"""Settings of server and worker, each from one environment variable."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from device_agent.contracts import ContractError
+
+ENV_PREFIX = "KERF_"
+
+
+def default_data_dir() -> Path:
+    """`$XDG_DATA_HOME/kerf`, or `~/.local/share/kerf`."""
+    base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
+    return Path(base) / "kerf"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Each field is read from `KERF_` and its name in capitals, for example `KERF_DATA_DIR`.
+
+    Attributes:
+        data_dir: Where artifacts, the key of the tokens and (by default) the database are kept.
+        database_url: `sqlite:///FILE` or `postgresql+psycopg://...`. Empty means `kerf.db` in `data_dir`.
+        host: Address to listen on. Other than loopback, anyone who reaches it can try tokens.
+        port: TCP port to listen on; 0 takes a free one.
+        max_artifact_bytes: Larger uploads are refused with 413.
+        max_body_bytes: Larger JSON bodies are refused with 413.
+        lease_duration_s: A lease that is not renewed for so long goes to another attempt.
+        max_attempts: A task that failed so often for reasons that count is given up.
+        heartbeat_interval_s: Told to agents: how often they report in.
+        lease_wait_s: Told to agents: how long they wait for work in one request. Below the 60 s after which
+            common proxies drop an idle connection.
+        poll_interval_s: How often waiting agents and event streams look for what other processes wrote.
+        reap_interval_s: How often expired leases are collected.
+        job_stale_s: A running search whose worker has not reported for so long is taken over.
+        log_json: Whether log lines are JSON instead of text.
+    """
+
+    data_dir: Path = field(default_factory=default_data_dir)
+    database_url: str = ""
+    host: str = "127.0.0.1"
+    port: int = 8321
+    max_artifact_bytes: int = 4 << 30
+    max_body_bytes: int = 32 << 20
+    lease_duration_s: float = 120.0
+    max_attempts: int = 3
+    heartbeat_interval_s: float = 20.0
+    lease_wait_s: float = 25.0
+    poll_interval_s: float = 0.25
+    reap_interval_s: float = 5.0
+    job_stale_s: float = 60.0
+    log_json: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("lease_duration_s", "heartbeat_interval_s", "poll_interval_s", "reap_interval_s", "job_stale_s"):
+            if not getattr(self, name) > 0:
+                raise ContractError(f"{name} {getattr(self, name)!r} must be positive")
+        if self.max_attempts < 1:
+            raise ContractError(f"max_attempts {self.max_attempts!r} must be at least 1")
+        if not 0 <= self.port <= 65535:
+            raise ContractError(f"port {self.port!r} is not in 0..65535")
+        if not 0 <= self.lease_wait_s <= 60:
+            raise ContractError(f"lease_wait_s {self.lease_wait_s!r} is not in 0..60")
+        if min(self.max_artifact_bytes, self.max_body_bytes) < 1:
+            raise ContractError("max_artifact_bytes and max_body_bytes must be at least 1")
+
+    @property
+    def url(self) -> str:
+        """The database's URL, with the default file and PostgreSQL's driver filled in."""
+        if not self.database_url:
+            return f"sqlite:///{self.data_dir / 'kerf.db'}"
+        scheme, separator, rest = self.database_url.partition("://")
+        return f"postgresql+psycopg{separator}{rest}" if scheme in ("postgres", "postgresql") else self.database_url
+
+    @property
+    def artifacts_dir(self) -> Path:
+        return self.data_dir / "artifacts"
+
+    @property
+    def key_file(self) -> Path:
+        """The secret under which tokens are hashed."""
+        return self.data_dir / "token.key"
+
+    @property
+    def local_token_file(self) -> Path:
+        """The user token that the embedded mode makes for this machine's user."""
+        return self.data_dir / "user.token"
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
+        """Settings from the environment; `overrides` win. Raises `ContractError` naming a bad variable."""
+        environ = os.environ if environ is None else environ
+        values: dict[str, Any] = {}
+        for item in fields(cls):
+            name = ENV_PREFIX + item.name.upper()
+            if environ.get(name):
+                values[item.name] = _parse(name, environ[name], str(item.type))
+        return cls(**{**values, **overrides})
+
+
+def _parse(name: str, text: str, kind: str) -> Any:
+    try:
+        if kind == "bool":
+            return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[text.lower()]
+        return {"Path": Path, "str": str, "int": int, "float": float}[kind](text)
+    except (KeyError, ValueError):
+        raise ContractError(f"{name}={text!r} is no {kind}: correct or unset the variable") from None
