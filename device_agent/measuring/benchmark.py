@@ -144,16 +144,23 @@ def warm_up(
             return WarmedUp(iterations=iterations, runs=runs, sample_wall_s=wall_ns * iterations / 1e9)
 
 
-def take_samples(
-    executable: Repeatable, reference: Repeatable | None, setup: MeasuringSetup, clock: SampleClock, watch: Stopwatch
-) -> Samples:
-    """Time `executable` as `setup` says, in the time that `watch` has left.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A candidate and its reference kernel, both warm."""
 
-    When the budget is too small for `min_blocks` full blocks, blocks get fewer samples; when even single samples do not
-    fit, there are fewer blocks, but always one. The caller sees it by their number.
-    """
+    executable: Repeatable
+    warm: WarmedUp
+    reference: Repeatable | None = None
+    reference_warm: WarmedUp | None = None
+
+
+def prepare(
+    executable: Repeatable, reference: Repeatable | None, setup: MeasuringSetup, clock: SampleClock, watch: Stopwatch
+) -> Prepared:
+    """Calibrate and warm up both, in at most a quarter of the time that `watch` has left (but one run each)."""
+    limit_s = WARMUP_SHARE * max(watch.left_s, 0.0)
+    reference_warm = None
     with _without_garbage_collection():
-        reference_warm = None
         if reference is not None:
             reference_warm = warm_up(
                 reference,
@@ -161,9 +168,8 @@ def take_samples(
                 read=setup.clock,
                 min_sample_s=REFERENCE_SAMPLE_S,
                 min_warmup_s=0.0,
-                limit_s=WARMUP_SHARE / 4 * max(watch.left_s, 0.0),
+                limit_s=limit_s / 4,
             )
-        limit_s = WARMUP_SHARE * max(watch.left_s, 0.0)
         warm = warm_up(
             executable,
             clock,
@@ -172,17 +178,28 @@ def take_samples(
             min_warmup_s=min(setup.min_warmup_s, limit_s),
             limit_s=limit_s,
         )
-        blocks: list[Block] = []
-        sample_wall_s = warm.sample_wall_s
-        reference_wall_s = REFERENCE_SAMPLES_PER_BLOCK * reference_warm.sample_wall_s if reference_warm else 0.0
+    return Prepared(executable=executable, warm=warm, reference=reference, reference_warm=reference_warm)
+
+
+def take_samples(prepared: Prepared, setup: MeasuringSetup, clock: SampleClock, watch: Stopwatch) -> Samples:
+    """Time what was prepared as `setup` says, in the time that `watch` has left.
+
+    When the budget is too small for `min_blocks` full blocks, blocks get fewer samples; when even single samples do not
+    fit, there are fewer blocks, but always one. The caller sees it by their number.
+    """
+    warm, reference_warm = prepared.warm, prepared.reference_warm
+    blocks: list[Block] = []
+    sample_wall_s = warm.sample_wall_s
+    reference_wall_s = REFERENCE_SAMPLES_PER_BLOCK * reference_warm.sample_wall_s if reference_warm else 0.0
+    with _without_garbage_collection():
         while len(blocks) < setup.max_blocks:
             left_s = watch.left_s
-            to_come = max(setup.min_blocks - len(blocks), 1)
-            fitting = int((left_s / to_come - reference_wall_s) / max(sample_wall_s, 1e-9))
-            if blocks and (left_s <= 0 or (fitting < 1 and left_s < sample_wall_s + reference_wall_s)):
+            # Half of what is left is kept back: under load the next blocks may take longer than the last.
+            per_block_s = left_s / max(setup.min_blocks - len(blocks), 2)
+            fitting = int((per_block_s - reference_wall_s) / max(sample_wall_s, 1e-9))
+            if blocks and (left_s <= 0 or left_s < sample_wall_s + reference_wall_s):
                 break
-            num_samples = min(max(fitting, 1), setup.samples_per_block)
-            block = _take_block(executable, warm.iterations, num_samples, reference, reference_warm, setup, clock)
+            block = _take_block(prepared, min(max(fitting, 1), setup.samples_per_block), setup, clock)
             blocks.append(block)
             sample_wall_s = median(block.wall_ns) * warm.iterations / 1e9
             if len(blocks) >= setup.min_blocks:
@@ -192,27 +209,20 @@ def take_samples(
     return Samples(blocks=tuple(blocks), iterations_per_sample=warm.iterations, warmup_runs=warm.runs)
 
 
-def _take_block(
-    executable: Repeatable,
-    iterations: int,
-    num_samples: int,
-    reference: Repeatable | None,
-    reference_warm: WarmedUp | None,
-    setup: MeasuringSetup,
-    clock: SampleClock,
-) -> Block:
+def _take_block(prepared: Prepared, num_samples: int, setup: MeasuringSetup, clock: SampleClock) -> Block:
     samples: list[_Sample] = []
     references: list[float] = []
 
     def sample_reference() -> None:
-        if reference is not None and reference_warm is not None:
-            references.append(_take_sample(reference, clock, reference_warm.iterations).read(setup.clock))
+        if prepared.reference is not None and prepared.reference_warm is not None:
+            sample = _take_sample(prepared.reference, clock, prepared.reference_warm.iterations)
+            references.append(sample.read(setup.clock))
 
     sample_reference()
     for i in range(num_samples):
         if i == (num_samples + 1) // 2:
             sample_reference()
-        samples.append(_take_sample(executable, clock, iterations))
+        samples.append(_take_sample(prepared.executable, clock, prepared.warm.iterations))
     sample_reference()
     return Block(
         thread_cpu_ns=tuple(s.thread_cpu_ns for s in samples),

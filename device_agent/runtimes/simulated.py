@@ -1,0 +1,160 @@
+"""A device that exists in arithmetic only: the same kernel always takes the same time.
+
+For demonstrations without hardware and for tests that need repeatable searches. Latencies are a fixed formula with no
+noise; outputs are computed for real. Every measurement from here says SIMULATED, and is never mixed with others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from device_agent.contracts.device import RuntimeInfo
+from device_agent.contracts.kernel import KernelSpec, Op, PruningScheme
+from device_agent.contracts.lease import NetworkFormat
+from device_agent.contracts.measurement import VerdictReason
+from device_agent.contracts.network import NetworkPlan
+from device_agent.formats.packed import read_packed
+from device_agent.formats.tflite import read_plan
+from device_agent.runtimes.base import Executable, FloatArray, RuntimeUnavailable, UnsupportedTask, checked_input
+from device_agent.runtimes.reference import run_kernel, run_network
+from device_agent.synthesis import synthesize_weights
+
+#: Part of every simulated measurement's key: raise it with any change of the formula.
+SIMULATION_VERSION = "1"
+
+#: A middling phone core: 16 multiply-accumulates and 8 bytes a nanosecond, 1.5 us to start an operator.
+MACS_PER_NS = 16.0
+BYTES_PER_NS = 8.0
+OPERATOR_OVERHEAD_NS = 1500.0
+
+#: Whole networks cost a little more than the sum of their kernels, as on real devices.
+NETWORK_FACTOR = 1.05
+NETWORK_OVERHEAD_NS = 5000.0
+
+#: The part of the peak that a convolution reaches whose zeros are skipped, by filters that share an index.
+_SPARSE_EFFICIENCY = {1: 0.5, 2: 0.7}
+_SPARSE_EFFICIENCY_WIDE = 0.85
+_DEPTHWISE_EFFICIENCY = 0.25
+
+
+class SimulatedExecutable:
+    """True outputs and a computed latency; it is never timed."""
+
+    memory_bytes: int | None = None
+    findings: tuple[VerdictReason, ...] = ()
+
+    def __init__(
+        self,
+        run: Callable[[FloatArray, FloatArray | None], FloatArray],
+        *,
+        latency_ns: float,
+        op_latencies_ns: tuple[float, ...],
+        mode: str,
+    ) -> None:
+        self._run = run
+        self.latency_ns = latency_ns
+        self._op_latencies_ns = op_latencies_ns
+        self.mode = mode
+
+    def run(self, x: FloatArray, residual: FloatArray | None = None) -> FloatArray:
+        return self._run(x, residual)
+
+    def repeat(self, count: int) -> None:
+        """Nothing to do: the latency is known."""
+
+    def op_ns(self, rounds: int) -> tuple[float, ...]:
+        return self._op_latencies_ns
+
+
+class SimulatedRuntime:
+    """Kernels cost what `kernel_latency_ns` says, networks what `network_latency_ns` says."""
+
+    def info(self) -> RuntimeInfo:
+        return RuntimeInfo(name="simulated", version=SIMULATION_VERSION, isa="simulated")
+
+    def load_kernel(self, kernel: KernelSpec, threads: int) -> SimulatedExecutable:
+        _check_threads(threads)
+        tensors = synthesize_weights(kernel)
+
+        def run(x: FloatArray, residual: FloatArray | None) -> FloatArray:
+            inputs = [checked_input("input", x, (kernel.in_channels, kernel.input_h, kernel.input_w))]
+            if kernel.op is Op.ADD:
+                if residual is None:
+                    raise ValueError("add needs a second operand")
+                return run_kernel(kernel, tensors, [*inputs, residual]).reshape(-1)
+            return run_kernel(kernel, tensors, inputs, residual).reshape(-1)
+
+        latency_ns = kernel_latency_ns(kernel)
+        return SimulatedExecutable(run, latency_ns=latency_ns, op_latencies_ns=(), mode=_mode(kernel))
+
+    def load_network(
+        self, data: bytes, network_format: NetworkFormat, input_shape: tuple[int, int, int], threads: int
+    ) -> SimulatedExecutable:
+        """A packed network skips zeros; a TFLite one does not: its plan is read from the file's metadata."""
+        _check_threads(threads)
+        skips_zeros = network_format is NetworkFormat.PACKED
+        plan = read_packed(data)[0] if skips_zeros else read_plan(data)
+        if plan is None:
+            raise UnsupportedTask("this .tflite file holds no plan to compute a latency from: export it with Kerf")
+        if plan.input_shape != input_shape:
+            raise UnsupportedTask(f"the network reads {plan.input_shape}, but the task says {input_shape}")
+        execute = _network_executor(data, network_format, input_shape)
+        return SimulatedExecutable(
+            execute,
+            latency_ns=network_latency_ns(plan, skips_zeros=skips_zeros),
+            op_latencies_ns=tuple(kernel_latency_ns(k, skips_zeros=skips_zeros) for k in plan.kernels),
+            mode="sparse" if skips_zeros and any(_mode(k) == "sparse" for k in plan.kernels) else "dense",
+        )
+
+
+def kernel_latency_ns(kernel: KernelSpec, *, skips_zeros: bool = True) -> float:
+    """Overhead + arithmetic / rate + traffic / bandwidth. Without `skips_zeros`, zeros are multiplied like others."""
+    sparse = skips_zeros and kernel.pruning.scheme is not PruningScheme.DENSE
+    efficiency = 1.0
+    if kernel.op is Op.DEPTHWISE_CONV2D:
+        efficiency = _DEPTHWISE_EFFICIENCY
+    elif sparse:
+        efficiency = _SPARSE_EFFICIENCY.get(kernel.pruning.block_filters, _SPARSE_EFFICIENCY_WIDE)
+    weights = kernel.num_weights * (kernel.pruning.density if sparse else 1.0)
+    arithmetic = kernel.dense_macs * (kernel.pruning.density if sparse else 1.0)
+    inputs = kernel.in_channels * kernel.input_h * kernel.input_w * (2 if kernel.op is Op.ADD else 1)
+    outputs = kernel.out_channels * kernel.output_h * kernel.output_w * (2 if kernel.residual else 1)
+    traffic_bytes = 4 * (inputs + outputs + weights)
+    return OPERATOR_OVERHEAD_NS + arithmetic / (MACS_PER_NS * efficiency) + traffic_bytes / BYTES_PER_NS
+
+
+def network_latency_ns(plan: NetworkPlan, *, skips_zeros: bool = True) -> float:
+    """The sum over the plan's kernels under a fixed affine map."""
+    total = sum(kernel_latency_ns(kernel, skips_zeros=skips_zeros) for kernel in plan.kernels)
+    return NETWORK_FACTOR * total + NETWORK_OVERHEAD_NS
+
+
+def _network_executor(
+    data: bytes, network_format: NetworkFormat, input_shape: tuple[int, int, int]
+) -> Callable[[FloatArray, FloatArray | None], FloatArray]:
+    """What computes the outputs: the runtime that the file is for; numpy where the native one is missing."""
+    from device_agent.runtimes import make_runtime
+
+    name = "native" if network_format is NetworkFormat.PACKED else "tflite"
+    try:
+        executable: Executable = make_runtime(name).load_network(data, network_format, input_shape, 1)
+    except RuntimeUnavailable as error:
+        if network_format is NetworkFormat.TFLITE:
+            raise UnsupportedTask(f"the outputs of a .tflite file cannot be computed here: {error}") from None
+    else:
+        return executable.run
+    plan, tensors = read_packed(data)
+
+    def run(x: FloatArray, residual: FloatArray | None) -> FloatArray:
+        return run_network(plan, tensors, checked_input("input", x, input_shape), residual).reshape(-1)
+
+    return run
+
+
+def _check_threads(threads: int) -> None:
+    if threads != 1:
+        raise UnsupportedTask(f"the simulated device has one core: set threads to 1, not {threads}")
+
+
+def _mode(kernel: KernelSpec) -> str:
+    return "dense" if kernel.pruning.scheme is PruningScheme.DENSE else "sparse"
