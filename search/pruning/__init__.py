@@ -1,0 +1,1 @@
+"""What can be pruned in a network, and doing it: tracing, groups, channel removal, masks and folding."""

@@ -1,0 +1,153 @@
+"""Which channels of a group to keep, and removing the others from a network for good."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from device_agent.contracts import ContractError
+from search.domain.network import Axis, NetworkSpec, PruningGroup
+from search.domain.space import Decisions
+from search.pruning.fuse import FusedModules, fused_modules
+
+IndexArray = NDArray[np.int64]
+
+
+def importance(model: nn.Module, spec: NetworkSpec, group: PruningGroup, *, order: int = 1) -> NDArray[np.float64]:
+    """How much each channel of a group matters, (channels,): the norm of the filters that write it.
+
+    The filters of all members are ranked together, so that an add never meets two different choices of channels (AACP,
+    section 3.2, ranks each layer by itself). Each member's norms are divided by their mean, as layers differ in scale;
+    batch norm's factor counts, as it is part of the filter that will run.
+
+    Args:
+        model: The unpruned network.
+        spec: Its description.
+        group: One of `spec.groups`.
+        order: 1 for the L1 norm, as in AACP; 2 for L2.
+    """
+    modules = fused_modules(model, spec.plan.input_shape)
+    total = np.zeros(group.channels)
+    for member in group.members:
+        if member.axis is not Axis.OUT:
+            continue
+        weight = _filter_weights(model, modules[member.op])
+        norms = np.linalg.norm(weight.reshape(len(weight), -1), ord=order, axis=1)
+        total += norms / max(float(norms.mean()), np.finfo(np.float64).tiny)
+    return total
+
+
+def kept_channels(
+    model: nn.Module, spec: NetworkSpec, decisions: Decisions, *, order: int = 1
+) -> dict[str, IndexArray]:
+    """The channels that stay, ascending, for each group that `decisions` makes smaller: the most important ones.
+
+    Raises `ContractError` where a count is not in 1..channels of its group.
+    """
+    kept = {}
+    for name, count in decisions.channels.items():
+        group = spec.group(name)
+        if not 1 <= count <= group.channels:
+            raise ContractError(f"{count!r} channels of group {name!r} are not in 1..{group.channels}")
+        if count < group.channels:
+            ranking = np.argsort(-importance(model, spec, group, order=order), kind="stable")
+            kept[name] = np.sort(ranking[:count]).astype(np.int64)
+    return kept
+
+
+def remove_channels(model: nn.Module, spec: NetworkSpec, kept: Mapping[str, IndexArray]) -> nn.Module:
+    """A copy of `model` with only the channels in `kept` of each named group; other groups stay whole."""
+    modules = fused_modules(model, spec.plan.input_shape)
+    outputs: dict[str, Tensor] = {}
+    inputs: dict[str, Tensor] = {}
+    for name, indices in kept.items():
+        for member in spec.group(name).members:
+            side = outputs if member.axis is Axis.OUT else inputs
+            side[modules[member.op].weights] = torch.from_numpy(np.ascontiguousarray(indices, dtype=np.int64))
+    # `copy.deepcopy` takes what its memo holds instead of copying: the sliced tensors, in place of the large ones.
+    memo: dict[int, object] = {}
+    norm_of = {entry.weights: entry.norm for entry in modules.values()}
+    for name in dict.fromkeys((*outputs, *inputs)):
+        layer = model.get_submodule(name)
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
+        _replace(memo, layer, "weight", _sliced_weight(layer, outputs.get(name), inputs.get(name), spec, name))
+        norm = norm_of[name]
+        if name in outputs:
+            _replace(memo, layer, "bias", _selected(layer.bias, outputs[name]))
+            for tensor in ("weight", "bias", "running_mean", "running_var") if norm is not None else ():
+                batch_norm = model.get_submodule(norm or "")
+                _replace(memo, batch_norm, tensor, _selected(getattr(batch_norm, tensor), outputs[name]))
+    pruned = copy.deepcopy(model, memo)
+    for name in dict.fromkeys((*outputs, *inputs)):
+        _set_sizes(pruned.get_submodule(name))
+        norm = norm_of[name]
+        if norm is not None:
+            batch_norm = pruned.get_submodule(norm)
+            assert isinstance(batch_norm, nn.BatchNorm2d | nn.BatchNorm1d)
+            assert batch_norm.running_mean is not None
+            batch_norm.num_features = len(batch_norm.running_mean)
+    return pruned
+
+
+def _filter_weights(model: nn.Module, entry: FusedModules) -> NDArray[np.float64]:
+    """A layer's weights, (out, ...), times the factor of its batch norm."""
+    weight = model.get_submodule(entry.weights).weight
+    assert isinstance(weight, Tensor)
+    filters = weight.detach().numpy().astype(np.float64)
+    if entry.norm is None:
+        return filters
+    norm = model.get_submodule(entry.norm)
+    assert isinstance(norm, nn.BatchNorm2d | nn.BatchNorm1d)
+    assert norm.running_var is not None
+    gain = 1.0 / np.sqrt(norm.running_var.numpy().astype(np.float64) + norm.eps)
+    if norm.affine:
+        gain = gain * np.abs(norm.weight.detach().numpy().astype(np.float64))
+    return filters * gain.reshape(-1, *(1,) * (filters.ndim - 1))
+
+
+def _sliced_weight(
+    layer: nn.Conv2d | nn.Linear, outputs: Tensor | None, inputs: Tensor | None, spec: NetworkSpec, name: str
+) -> Tensor:
+    weight: Tensor = layer.weight.detach()
+    if outputs is not None:
+        weight = weight.index_select(0, outputs)
+    if inputs is not None:
+        if isinstance(layer, nn.Linear):
+            # A flattened image: each channel is a run of pixels.
+            kernel = next(op.kernel for op in spec.plan.ops if op.name == name)
+            pixels = torch.arange(kernel.kernel_h * kernel.kernel_w)
+            inputs = (inputs[:, None] * len(pixels) + pixels).reshape(-1)
+        weight = weight.index_select(1, inputs)
+    return weight
+
+
+def _selected(tensor: Tensor | None, indices: Tensor) -> Tensor | None:
+    return None if tensor is None else tensor.detach().index_select(0, indices)
+
+
+def _replace(memo: dict[int, object], owner: nn.Module, name: str, value: Tensor | None) -> None:
+    original = getattr(owner, name)
+    if original is None or value is None:
+        return
+    if isinstance(original, nn.Parameter):
+        memo[id(original)] = nn.Parameter(value, requires_grad=original.requires_grad)
+    else:
+        memo[id(original)] = value
+
+
+def _set_sizes(layer: nn.Module) -> None:
+    """Make a layer's declared sizes those of its weights."""
+    if isinstance(layer, nn.Linear):
+        layer.out_features, layer.in_features = layer.weight.shape
+        return
+    assert isinstance(layer, nn.Conv2d)
+    layer.out_channels = layer.weight.shape[0]
+    if layer.groups > 1:
+        layer.groups = layer.in_channels = layer.out_channels
+    else:
+        layer.in_channels = layer.weight.shape[1]

@@ -1,0 +1,322 @@
+"""From a torch module to the plan of fused kernels that computes the same.
+
+The module is traced symbolically (torch.fx), and batch norm, residual adds and activations are fused into the
+convolution in front of them. Operators are called after the module that holds their weights, others after their node.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, fx, nn
+
+from device_agent.contracts import NETWORK_INPUT, Activation, ContractError, KernelSpec, NetworkPlan, Op, PlanOp
+from search.pruning.operators import Kind, Operator, UnsupportedNetwork, recognise, unsupported
+
+_WEIGHTED = {Kind.CONVOLUTION: Op.CONV2D, Kind.DEPTHWISE: Op.DEPTHWISE_CONV2D, Kind.LINEAR: Op.FULLY_CONNECTED}
+_POOLS = {Kind.MAX_POOL: Op.MAX_POOL, Kind.AVG_POOL: Op.AVG_POOL, Kind.GLOBAL_POOL: Op.GLOBAL_AVG_POOL}
+_TAKES_ACTIVATION = (Op.CONV2D, Op.DEPTHWISE_CONV2D, Op.FULLY_CONNECTED, Op.ADD)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FusedModules:
+    """The modules behind one operator of a plan: a convolution or linear layer, and its batch norm."""
+
+    weights: str
+    norm: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FusedNetwork:
+    """A dense plan, and for each of its operators with weights the modules that they come from."""
+
+    plan: NetworkPlan
+    modules: Mapping[str, FusedModules]
+
+
+def fuse_network(model: nn.Module, input_shape: tuple[int, int, int], name: str) -> FusedNetwork:
+    """Trace `model` and fuse it. The module itself stays as it is.
+
+    Args:
+        model: A network from one image to one vector or map of outputs.
+        input_shape: (channels, h, w).
+        name: The plan's name.
+
+    Raises:
+        UnsupportedNetwork: The network does something that no fused kernel does; the text names it.
+    """
+    # A copy, as evaluation mode and the shapes' run must not show in the caller's module.
+    model = copy.deepcopy(model).eval()
+    try:
+        traced = fx.symbolic_trace(model)
+    except (fx.proxy.TraceError, TypeError, AttributeError) as error:
+        raise UnsupportedNetwork(
+            f"{type(model).__name__} cannot be traced ({error}): its forward must not depend on tensor values"
+        ) from None
+    traced.graph.eliminate_dead_code()
+    shapes = _Shapes(traced).of(input_shape)
+    fuser = _Fuser(dict(traced.named_modules()), shapes)
+    for node in traced.graph.nodes:
+        fuser.add(node)
+    return fuser.finish(name, input_shape)
+
+
+_modules_of: weakref.WeakKeyDictionary[nn.Module, Mapping[str, FusedModules]] = weakref.WeakKeyDictionary()
+
+
+def fused_modules(model: nn.Module, input_shape: tuple[int, int, int]) -> Mapping[str, FusedModules]:
+    """The modules behind each operator of `model`. Traced once for each model, as its structure never changes."""
+    known = _modules_of.get(model)
+    if known is None:
+        known = fuse_network(model, input_shape, type(model).__name__).modules
+        _modules_of[model] = known
+    return known
+
+
+class _Shapes(fx.Interpreter):
+    """Runs a traced network once and notes the shape of every node's tensor."""
+
+    def of(self, input_shape: tuple[int, int, int]) -> dict[fx.Node, tuple[int, ...]]:
+        self._shapes: dict[fx.Node, tuple[int, ...]] = {}
+        dtype = next((p.dtype for p in self.module.parameters()), torch.float32)
+        with torch.no_grad():
+            try:
+                self.run(torch.zeros(1, *input_shape, dtype=dtype))
+            except (RuntimeError, ValueError) as error:
+                raise UnsupportedNetwork(
+                    f"the network does not run on an input of {input_shape}: {str(error).splitlines()[0]}"
+                ) from None
+        return self._shapes
+
+    def run_node(self, n: fx.Node) -> object:
+        result = super().run_node(n)
+        if isinstance(result, Tensor):
+            self._shapes[n] = tuple(result.shape[1:])
+        return result
+
+
+@dataclass(slots=True, eq=False)
+class _Draft:
+    """An operator while what follows it may still be fused into it."""
+
+    name: str
+    op: Op
+    in_shape: tuple[int, int, int]
+    out_channels: int
+    inputs: list[_Draft | None]
+    kernel: tuple[int, int] = (1, 1)
+    stride: int = 1
+    padding: int = 0
+    weights: str | None = None
+    norm: str | None = None
+    residual: _Draft | None = None
+    has_residual: bool = False
+    activation: Activation = Activation.NONE
+    pad_before: int = 0
+
+    @property
+    def spec(self) -> KernelSpec:
+        channels, height, width = self.in_shape
+        return KernelSpec(
+            op=self.op,
+            in_channels=channels,
+            out_channels=self.out_channels,
+            input_h=height,
+            input_w=width,
+            kernel_h=self.kernel[0],
+            kernel_w=self.kernel[1],
+            stride=self.stride,
+            padding=self.padding,
+            residual=self.has_residual,
+            activation=self.activation,
+            pad_channels_before=self.pad_before,
+        )
+
+
+@dataclass(slots=True)
+class _Fuser:
+    """Walks the nodes in execution order. `None` stands for the network's input among the drafts."""
+
+    modules: Mapping[str, nn.Module]
+    shapes: Mapping[fx.Node, tuple[int, ...]]
+    drafts: list[_Draft] = field(default_factory=list)
+    values: dict[fx.Node, _Draft | None] = field(default_factory=dict)
+    #: Nodes that hand on their source's tensor, and that source.
+    aliases: dict[fx.Node, fx.Node] = field(default_factory=dict)
+
+    def add(self, node: fx.Node) -> None:
+        if node.op == "placeholder":
+            if self.values:
+                raise unsupported(node, "the network has more than one input")
+            self.values[node] = None
+        elif node.op == "output":
+            result = node.args[0]
+            if not isinstance(result, fx.Node) or result not in self.values:
+                raise unsupported(node, "the network must return one tensor")
+            if not self.drafts or self.values[result] is not self.drafts[-1]:
+                raise unsupported(node, "the network's output is not its last operator")
+        elif self._is_shape_arithmetic(node):
+            return
+        else:
+            self._add_operator(node, recognise(node, self.modules))
+
+    def finish(self, name: str, input_shape: tuple[int, int, int]) -> FusedNetwork:
+        if not self.drafts:
+            raise UnsupportedNetwork(f"the network {name!r} has no operators")
+        ops, modules = [], {}
+        for draft in self.drafts:
+            try:
+                kernel = draft.spec
+            except ContractError as error:
+                raise UnsupportedNetwork(f"{draft.name!r} cannot be lowered: {error}") from None
+            residual = _tensor_name(draft.residual) if draft.has_residual else None
+            inputs = tuple(_tensor_name(source) for source in draft.inputs)
+            ops.append(PlanOp(name=draft.name, kernel=kernel, inputs=inputs, residual=residual))
+            if draft.weights is not None:
+                modules[draft.name] = FusedModules(weights=draft.weights, norm=draft.norm)
+        try:
+            plan = NetworkPlan(name=name, input_shape=input_shape, ops=tuple(ops))
+        except ContractError as error:
+            raise UnsupportedNetwork(str(error)) from None
+        return FusedNetwork(plan=plan, modules=modules)
+
+    def _is_shape_arithmetic(self, node: fx.Node) -> bool:
+        """`x.size(0)` and `x.shape[0]`, as they stand in `x.view(x.size(0), -1)`."""
+        if node.op == "call_method" and node.target == "size":
+            return True
+        return node not in self.shapes
+
+    def _add_operator(self, node: fx.Node, found: Operator) -> None:
+        source = found.sources[0]
+        if any(s not in self.values for s in found.sources):
+            raise unsupported(node, "it reads something that is not a tensor of the network")
+        if found.kind in (Kind.IDENTITY, Kind.FLATTEN):
+            self._check_flatten(node, found)
+            self.values[node] = self.values[source]
+            self.aliases[node] = source
+        elif found.kind is Kind.NORM:
+            self._fuse_norm(node, found)
+        elif found.kind is Kind.ACTIVATION:
+            self._fuse_activation(node, found)
+        elif found.kind is Kind.ADD:
+            self._fuse_add(node, found)
+        elif found.kind is Kind.CHANNEL_PAD:
+            self._fuse_channel_pad(node, found)
+        elif found.kind is Kind.SUBSAMPLE:
+            self._append(node, found, Op.SHORTCUT_PAD, node.name)
+        elif found.kind in _POOLS:
+            self._append(node, found, _POOLS[found.kind], node.name)
+        else:
+            self._add_weighted(node, found)
+
+    def _append(self, node: fx.Node, found: Operator, op: Op, name: str) -> _Draft:
+        out_channels = self.shapes[node][0]
+        draft = _Draft(
+            name=name,
+            op=op,
+            in_shape=self._image_shape(found.sources[0]),
+            out_channels=out_channels,
+            inputs=[self.values[s] for s in found.sources],
+            kernel=found.kernel,
+            stride=found.stride,
+            padding=found.padding,
+            pad_before=found.pad_before,
+        )
+        self.drafts.append(draft)
+        self.values[node] = draft
+        return draft
+
+    def _add_weighted(self, node: fx.Node, found: Operator) -> None:
+        assert found.module is not None
+        if any(draft.weights == found.module for draft in self.drafts):
+            raise unsupported(node, f"the module {found.module!r} is used twice: give each use a module of its own")
+        draft = self._append(node, found, _WEIGHTED[found.kind], found.module)
+        draft.weights = found.module
+        if found.kind is Kind.LINEAR and draft.in_shape[1:] != (1, 1):
+            # A linear layer on a flattened image is a convolution whose kernel covers that image.
+            draft.op, draft.kernel = Op.CONV2D, draft.in_shape[1:]
+
+    def _fuse_norm(self, node: fx.Node, found: Operator) -> None:
+        draft = self.values[found.sources[0]]
+        if draft is None or draft.weights is None or draft.norm or not self._is_open(draft, found.sources[0]):
+            raise unsupported(node, "batch norm must follow a convolution or linear layer that nothing else reads")
+        draft.norm = found.module
+        self.values[node] = draft
+
+    def _fuse_activation(self, node: fx.Node, found: Operator) -> None:
+        draft = self.values[found.sources[0]]
+        if draft is None or draft.op not in _TAKES_ACTIVATION or not self._is_sole_use(found.sources[0]):
+            raise unsupported(
+                node, "an activation must follow a convolution, a linear layer or an add that nothing else reads"
+            )
+        if draft.activation not in (Activation.NONE, found.activation):
+            raise unsupported(node, "it follows another activation")
+        draft.activation = found.activation
+        self.values[node] = draft
+
+    def _fuse_add(self, node: fx.Node, found: Operator) -> None:
+        if self.shapes[found.sources[0]] != self.shapes[found.sources[1]]:
+            raise unsupported(node, "it adds tensors of different shapes")
+        values = [self.values[s] for s in found.sources]
+        candidates = [
+            (self.drafts.index(draft), draft, other)
+            for source, draft, other in zip(found.sources, values, reversed(values), strict=True)
+            if draft is not None and draft is not other and draft.op is Op.CONV2D and self._is_open(draft, source)
+        ]
+        if not candidates:
+            self._append(node, found, Op.ADD, node.name)
+            return
+        # The one that runs later, so that its other operand is ready; it moves behind everything that came before.
+        _, draft, other = max(candidates, key=lambda candidate: candidate[0])
+        draft.residual, draft.has_residual = other, True
+        self.drafts.remove(draft)
+        self.drafts.append(draft)
+        self.values[node] = draft
+
+    def _fuse_channel_pad(self, node: fx.Node, found: Operator) -> None:
+        draft = self.values[found.sources[0]]
+        fits = draft is not None and draft.op is Op.SHORTCUT_PAD and draft.out_channels == draft.in_shape[0]
+        if draft is not None and fits and self._is_sole_use(found.sources[0]):
+            draft.name = node.name
+            draft.out_channels = self.shapes[node][0]
+            draft.pad_before = found.pad_before
+            self.values[node] = draft
+        else:
+            self._append(node, found, Op.SHORTCUT_PAD, node.name)
+
+    def _check_flatten(self, node: fx.Node, found: Operator) -> None:
+        before, after = self.shapes[found.sources[0]], self.shapes[node]
+        flat = 1
+        for extent in before:
+            flat *= extent
+        if found.kind is Kind.FLATTEN and after not in (before, (flat,)):
+            raise unsupported(
+                node, f"it reshapes {before} to {after}: only flattening all but the batch has a meaning here"
+            )
+
+    def _is_open(self, draft: _Draft, node: fx.Node) -> bool:
+        """Whether a linear operation on `node`'s tensor may be fused into `draft`, which computes it."""
+        return draft.activation is Activation.NONE and not draft.has_residual and self._is_sole_use(node)
+
+    def _is_sole_use(self, node: fx.Node) -> bool:
+        """Whether one node only reads the tensor of `node`, under whatever name."""
+        return len(node.users) == 1 and (node not in self.aliases or self._is_sole_use(self.aliases[node]))
+
+    def _image_shape(self, node: fx.Node) -> tuple[int, int, int]:
+        """(channels, h, w) of a node's tensor, seen through flattening."""
+        while node in self.aliases and len(self.shapes[node]) != 3:
+            node = self.aliases[node]
+        shape = self.shapes[node]
+        if len(shape) == 3:
+            return (shape[0], shape[1], shape[2])
+        if len(shape) == 1:
+            return (shape[0], 1, 1)
+        raise unsupported(node, f"its tensor of shape {shape} is no image")
+
+
+def _tensor_name(draft: _Draft | None) -> str:
+    return NETWORK_INPUT if draft is None else draft.name
