@@ -1,0 +1,171 @@
+"""Which kernels to measure so that every candidate of a space can be predicted.
+
+Kernels of all operators are pooled by family. Each family gets a grid over the channel counts and densities that the
+space can reach in it, its corners included, so that prediction only ever interpolates. JCW's published table shows what
+that takes: 3 x 3 x 4 cells a layer reproduce the rest of it to 1.4 % on average (arXiv 2110.08013, released table).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from device_agent.contracts import ContractError, KernelSpec, WeightPruning
+from search.domain.network import NetworkSpec
+from search.domain.space import Decisions, SchemeChoice, SearchSpace, Variable, VariableKind
+from search.latency.families import KernelFamily, coordinates_of, family_of, kernel_at, without_seed
+from search.lowering import lower
+
+#: Measured values along each axis, where `max_kernels` leaves room: 4 keep the error near the noise of measuring.
+KNOTS_PER_AXIS = 4
+
+#: The two ends: with fewer, candidates would lie outside of the measured range.
+_MIN_KNOTS = 2
+
+#: Coordinates of a family whose input and output channels are one count.
+_TIED_AXES = 2
+
+
+@dataclass(slots=True)
+class _Grid:
+    """The region of one family that a space reaches, and how many knots each axis gets."""
+
+    like: KernelSpec
+    values: list[set[float]]
+    knots: list[int] = field(default_factory=list)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.knots)
+
+    def kernels(self) -> Iterable[KernelSpec]:
+        axes = [even_knots(sorted(v), n) for v, n in zip(self.values, self.knots, strict=True)]
+        for coordinates in np.ndindex(*(len(a) for a in axes)):
+            yield kernel_at(self.like, tuple(axis[i] for axis, i in zip(axes, coordinates, strict=True)))
+
+
+def knots_for(spec: NetworkSpec, space: SearchSpace, max_kernels: int) -> tuple[KernelSpec, ...]:
+    """The kernels to measure for `space` on `spec`: at most `max_kernels`, those of the dense network among them.
+
+    When there are too many, the largest grids are made coarser, down to the two ends of each axis; no family is
+    dropped. The order is that of the network. All kernels have seed 0.
+
+    Raises `ContractError` where even the coarsest grids exceed `max_kernels`.
+    """
+    dense = dict.fromkeys(
+        without_seed(k)
+        for size in _resolutions(space)
+        for k in lower(spec, Decisions(resolution=size)).kernels
+    )
+    grids = _regions(spec, space)
+    for grid in grids.values():
+        grid.knots = [min(KNOTS_PER_AXIS, len(values)) for values in grid.values]
+    while True:
+        chosen = dict.fromkeys(kernel for grid in grids.values() for kernel in grid.kernels()) | dense
+        if len(chosen) <= max_kernels:
+            return tuple(chosen)
+        if not _coarsen(grids.values()):
+            raise ContractError(
+                f"{len(grids)} kernel families of {spec.architecture} need at least {len(chosen)} kernels, but "
+                f"max_kernels is {max_kernels}: raise measuring.max_kernels, or open fewer schemes"
+            )
+
+
+def even_knots(values: Sequence[float], count: int) -> tuple[float, ...]:
+    """`count` of the ascending `values`, as evenly spaced in value as they allow, with both ends."""
+    if count >= len(values):
+        return tuple(values)
+    chosen: list[float] = []
+    for target in np.linspace(values[0], values[-1], count):
+        left = [v for v in values if v not in chosen]
+        chosen.append(left[int(np.argmin(np.abs(np.array(left) - target)))])
+    return tuple(sorted(chosen))
+
+
+def _coarsen(grids: Iterable[_Grid]) -> bool:
+    """Take one knot from the longest axis of the largest grid that can spare one; False where none can.
+
+    On ties the channels give way first: latency is close to linear in them, and less so in density.
+    """
+    sparing = [grid for grid in grids if any(n > _MIN_KNOTS for n in grid.knots)]
+    if not sparing:
+        return False
+    largest = max(sparing, key=lambda grid: grid.size)
+    axis = max(range(len(largest.knots)), key=lambda i: (largest.knots[i], -i))
+    largest.knots[axis] -= 1
+    return True
+
+
+def _regions(spec: NetworkSpec, space: SearchSpace) -> dict[KernelFamily, _Grid]:
+    """For each family the values that its kernels' coordinates take in `space`, in the order of the network."""
+    prunings = _reachable_prunings(space)
+    reached: dict[str, dict[KernelSpec, None]] = {op.name: {} for op in spec.plan.ops}
+    for decisions in _channel_probes(space):
+        for op in lower(spec, decisions).ops:
+            reached[op.name][op.kernel] = None
+    grids: dict[KernelFamily, _Grid] = {}
+    for name, kernels in reached.items():
+        in_channels = {float(k.in_channels) for k in kernels}
+        out_channels = {float(k.out_channels) for k in kernels}
+        for kernel in kernels:
+            for pruning in prunings.get(name, (kernel.pruning,)):
+                like = _with_pruning(kernel, pruning, name)
+                family = family_of(like)
+                point = coordinates_of(like)
+                grid = grids.setdefault(family, _Grid(like=like, values=[set() for _ in point]))
+                grid.values[-1].add(point[-1])
+                grid.values[-2].update(out_channels)
+                if len(point) > _TIED_AXES:
+                    grid.values[0].update(in_channels)
+    return grids
+
+
+def _channel_probes(space: SearchSpace) -> Iterable[Decisions]:
+    """Decisions that together show every channel count and every resolution that an operator can have.
+
+    An operator's input and its output belong to one group each, so one group at a time shows them all.
+    """
+    for size in _resolutions(space):
+        yield Decisions(resolution=size)
+        for variable in _variables(space, VariableKind.CHANNELS):
+            for choice in variable.choices:
+                yield Decisions(channels={variable.target: int(choice)}, resolution=size)
+
+
+def _resolutions(space: SearchSpace) -> tuple[int | None, ...]:
+    sizes = [int(c) for v in _variables(space, VariableKind.RESOLUTION) for c in v.choices]
+    return tuple(sizes) or (None,)
+
+
+def _variables(space: SearchSpace, kind: VariableKind) -> list[Variable]:
+    return [v for v in space.variables if v.kind is kind]
+
+
+def _reachable_prunings(space: SearchSpace) -> dict[str, tuple[WeightPruning, ...]]:
+    """For each operator with a density or scheme variable: all prunings that it can get."""
+    densities = {v.target: tuple(float(c) for c in v.choices) for v in _variables(space, VariableKind.DENSITY)}
+    schemes = {
+        v.target: tuple(SchemeChoice.parse(str(c)) for c in v.choices)
+        for v in _variables(space, VariableKind.SCHEME)
+    }
+    return {
+        target: tuple(
+            dict.fromkeys(
+                scheme.with_density(density)
+                for scheme in schemes.get(target, (space.default_scheme,))
+                for density in densities.get(target, (1.0,))
+            )
+        )
+        for target in dict.fromkeys((*densities, *schemes))
+    }
+
+
+def _with_pruning(kernel: KernelSpec, pruning: WeightPruning, name: str) -> KernelSpec:
+    try:
+        return dataclasses.replace(kernel, pruning=pruning, seed=0)
+    except ContractError as error:
+        raise ContractError(f"{name}: {error}") from None
