@@ -1,0 +1,1 @@
+"""Sparse convolution kernels in C++ and the executor that runs whole networks on them."""

@@ -1,0 +1,174 @@
+"""Runs single kernels and whole networks on the native kernels."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from device_agent.contracts import NETWORK_INPUT, NETWORK_RESIDUAL, ContractError, KernelSpec, NetworkPlan
+from device_agent.formats.packed import check_tensors
+from device_agent.native.errors import NativeError, UnsupportedKernelError
+from device_agent.native.library import BackendInfo, Library, Step, load_library
+from device_agent.native.planner import Phase, Program, Work, make_program
+from device_agent.native.tuner import choose_ways
+from device_agent.synthesis import kernel_plan, kernel_plan_tensors
+
+FloatArray = NDArray[np.float32]
+
+
+class _StepArray:
+    """Consecutive steps in C memory, with the call that runs them prepared."""
+
+    def __init__(self, library: Library, backend: BackendInfo, steps: Sequence[Step]) -> None:
+        self._array = (Step * len(steps))(*steps)
+        self.count = len(steps)
+        self._call: Callable[[], int] = functools.partial(
+            library.run,
+            ctypes.c_int32(backend.index),
+            ctypes.c_void_p(ctypes.addressof(self._array)),
+            ctypes.c_int32(self.count),
+        )
+
+    @property
+    def address(self) -> int:
+        return ctypes.addressof(self._array)
+
+    def run(self) -> None:
+        refused = self._call()
+        if refused:
+            raise NativeError(f"step {refused - 1} of {self.count} was refused: kind {self._array[refused - 1].kind}")
+
+
+class _Executor:
+    """A prepared program. Not for concurrent use: the buffers are its own."""
+
+    def __init__(
+        self, plan: NetworkPlan, tensors: Mapping[str, NDArray[Any]], isa: str | None, tune: bool, inputs_in_place: bool
+    ) -> None:
+        self._library = load_library()
+        self._backend = self._library.backend(isa)
+        self._plan = plan
+        self._program: Program = make_program(plan, check_tensors(plan, tensors), inputs_in_place=inputs_in_place)
+        chosen = choose_ways(self._program, self._library, self._backend, tune=tune)
+        pairs = list(zip(self._program.work, chosen, strict=True))
+        self._load = self._steps(pairs, Phase.LOAD)
+        self._run = self._steps(pairs, Phase.RUN)
+        self._store = self._steps(pairs, Phase.STORE)
+        self._op_of_step = np.array(
+            [work.op_index for work, way in pairs if work.phase is Phase.RUN for _ in way], dtype=np.int64
+        )
+        #: Runs once on the inputs that are set, and nothing else: this is what is timed.
+        self.invoke: Callable[[], None] = self._run.run
+
+    def _steps(self, pairs: Sequence[tuple[Work, tuple[Step, ...]]], phase: Phase) -> _StepArray:
+        steps = [step for work, way in pairs if work.phase is phase for step in way]
+        return _StepArray(self._library, self._backend, steps)
+
+    @property
+    def isa(self) -> str:
+        """The instruction set in use, such as "avx512"."""
+        return self._backend.name
+
+    @property
+    def has_fma(self) -> bool:
+        """Whether outputs are bit-identical to those of every other backend with FMA."""
+        return self._backend.has_fma
+
+    @property
+    def memory_bytes(self) -> int:
+        """Weights, index lists, masks and buffers."""
+        return self._program.memory_bytes
+
+    def op_ns(self, rounds: int) -> tuple[float, ...]:
+        """Median wall time in ns of each operator of the plan over `rounds` runs.
+
+        Conversions and phase splits count for the operator that first needs them.
+        """
+        if rounds < 1:
+            raise ValueError(f"rounds {rounds!r} must be at least 1")
+        times_ns = np.zeros((rounds, self._run.count), dtype=np.int64)
+        refused = self._library.profile(
+            self._backend.index, self._run.address, self._run.count, rounds, times_ns.ctypes.data
+        )
+        if refused:
+            raise NativeError(f"step {refused - 1} of {self._run.count} was refused")
+        by_op = np.zeros((rounds, len(self._plan.ops)))
+        np.add.at(by_op, (slice(None), self._op_of_step), times_ns)
+        return tuple(float(value) for value in np.median(by_op, axis=0))
+
+    def output(self) -> FloatArray:
+        """A copy of the output of the last run, float32 (c, h, w)."""
+        self._store.run()
+        return self._program.output.copy()
+
+    def _set(self, name: str, values: NDArray[Any]) -> None:
+        target = self._program.inputs[name]
+        if values.shape != target.shape:
+            raise ContractError(f"{name} has shape {values.shape}, but the plan reads {target.shape}")
+        np.copyto(target, values, casting="same_kind")
+        self._load.run()
+
+
+class NativeNetwork(_Executor):
+    """A whole network. The timed run begins with the plain (c, h, w) input and ends with the plain output."""
+
+    def __init__(
+        self, plan: NetworkPlan, tensors: Mapping[str, NDArray[Any]], *, isa: str | None = None, tune: bool = True
+    ) -> None:
+        """Prepare `plan` with `tensors` (`<op>.weight`, `<op>.bias`).
+
+        `isa` names a backend instead of the fastest one; without `tune`, tiles are guessed and nothing is run.
+        Raises `ContractError` for tensors that do not fit, `UnsupportedKernelError` and `NativeBuildError`.
+        """
+        if plan.residual_shape is not None:
+            raise UnsupportedKernelError(f"{plan.name!r} has a second input: run it as a NativeKernel")
+        super().__init__(plan, tensors, isa, tune, inputs_in_place=False)
+
+    def set_input(self, x: NDArray[Any]) -> None:
+        """Copy `x`, float32 (c, h, w), into the input buffer."""
+        self._set(NETWORK_INPUT, x)
+
+    def run(self, x: NDArray[Any]) -> FloatArray:
+        """The network's output for `x`; both float32 (c, h, w)."""
+        self.set_input(x)
+        self.invoke()
+        return self.output()
+
+
+class NativeKernel(_Executor):
+    """A single kernel. Inputs are converted to the executor's layout when they are set, as an earlier kernel of a
+    network would have left them there; the split into phases for strides above 1 is part of the timed run.
+    """
+
+    def __init__(
+        self,
+        kernel: KernelSpec,
+        tensors: Mapping[str, NDArray[Any]] | None = None,
+        *,
+        isa: str | None = None,
+        tune: bool = True,
+    ) -> None:
+        """Prepare `kernel` with `tensors` (`weight`, `bias`), or with those that its seed stands for."""
+        named = kernel_plan_tensors(kernel) if tensors is None else {f"kernel.{k}": v for k, v in tensors.items()}
+        self.kernel = kernel
+        super().__init__(kernel_plan(kernel), named, isa, tune, inputs_in_place=True)
+
+    def set_inputs(self, x: NDArray[Any], second: NDArray[Any] | None = None) -> None:
+        """Set the input (c, h, w), and the residual or the second operand of ADD for a kernel that takes one."""
+        takes_second = self._plan.residual_shape is not None
+        if takes_second != (second is not None):
+            raise ContractError(f"this kernel takes {1 + takes_second} inputs, not {1 + (second is not None)}")
+        self._set(NETWORK_INPUT, x)
+        if second is not None:
+            self._set(NETWORK_RESIDUAL, second)
+
+    def run(self, x: NDArray[Any], second: NDArray[Any] | None = None) -> FloatArray:
+        """The kernel's output (c, h, w)."""
+        self.set_inputs(x, second)
+        self.invoke()
+        return self.output()

@@ -1,0 +1,162 @@
+"""Finds, builds and loads the shared library, and describes its C interface to ctypes."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from device_agent.native.build import CompilerError, build_library, library_name
+from device_agent.native.errors import NativeBuildError, NativeError
+
+ABI_VERSION = 1
+#: The vector lengths that a tile can have, in float32 elements.
+VECTOR_LENGTHS = (16, 8, 4)
+GROUP_SIZES = (4, 2, 1)
+
+
+class Step(ctypes.Structure):
+    """`KerfStep` of src/kerf_native.h, field by field."""
+
+    _fields_ = (
+        *((name, ctypes.c_int32) for name in (
+            "kind", "channels", "outputs", "input_h", "input_w", "input_row", "output_h", "output_w", "output_row",
+            "kernel_h", "kernel_w", "stride", "padding", "positions", "num_phases", "num_groups", "group_size",
+            "vector_length", "max_vectors", "groups_outer",
+        )),
+        *((name, ctypes.c_float) for name in ("lower", "upper", "scale")),
+        ("reserved", ctypes.c_int32),
+        *((name, ctypes.c_void_p) for name in ("input", "second", "output", "scratch")),
+        *((name, ctypes.c_int64) for name in ("input_plane", "second_plane", "output_plane")),
+        *((name, ctypes.c_void_p) for name in (
+            "mask", "bias", "phases", "group_channels", "group_starts", "offsets", "weights",
+        )),
+    )  # fmt: skip
+
+
+class Kind:
+    """`KerfKind` of src/kerf_native.h."""
+
+    CONV = 0
+    SPLIT = 1
+    ELEMENTWISE = 2
+    MAX_POOL = 3
+    AVG_POOL = 4
+    GLOBAL_AVG_POOL = 5
+    DENSE_MATVEC = 6
+    SPARSE_MATVEC = 7
+    ZERO = 8
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendInfo:
+    """One backend of the library. Outputs are bit-identical among all backends with FMA."""
+
+    index: int
+    name: str
+    has_fma: bool
+    is_supported: bool
+
+
+class Library:
+    """The loaded library."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._dll = ctypes.CDLL(str(path))
+        except OSError as error:
+            raise NativeError(f"{path} cannot be loaded: {error}") from None
+        _declare(self._dll)
+        if self._dll.kerf_abi_version() != ABI_VERSION or self._dll.kerf_step_bytes() != ctypes.sizeof(Step):
+            raise NativeError(f"{path} has another interface than this version of Kerf: delete it to have it rebuilt")
+        self.backends = tuple(
+            BackendInfo(
+                index=index,
+                name=self._dll.kerf_backend_name(index).decode(),
+                has_fma=bool(self._dll.kerf_backend_has_fma(index)),
+                is_supported=bool(self._dll.kerf_backend_is_supported(index)),
+            )
+            for index in range(self._dll.kerf_num_backends())
+        )
+        self.run = self._dll.kerf_run
+        self.time = self._dll.kerf_time
+        self.profile = self._dll.kerf_profile
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """The hash of the binary, which is part of every measurement's provenance."""
+        return hashlib.sha256(self.path.read_bytes()).hexdigest()
+
+    @property
+    def compiler(self) -> str:
+        """The version of the compiler that built it."""
+        return str(self._dll.kerf_compiler().decode())
+
+    def backend(self, isa: str | None = None) -> BackendInfo:
+        """The backend called `isa`, or the fastest that this machine runs. Raises `NativeError`."""
+        usable = [backend for backend in self.backends if backend.is_supported]
+        if isa is None:
+            return usable[0]
+        for backend in usable:
+            if backend.name == isa:
+                return backend
+        raise NativeError(f"no backend {isa!r} on this machine: it has {', '.join(b.name for b in usable)}")
+
+    def max_vectors(self, backend: BackendInfo, vector_length: int, group_size: int) -> int:
+        """The widest tile of `backend`, in vectors; 0 where it has none of this vector length."""
+        return int(self._dll.kerf_max_vectors(backend.index, vector_length, group_size))
+
+
+@functools.cache
+def load_library() -> Library:
+    """The library from the package, from the user's cache, or built now. Raises `NativeBuildError`, `NativeError`."""
+    name = library_name()
+    folders = (Path(__file__).resolve().parent, _cache_dir())
+    for folder in folders:
+        if (folder / name).is_file():
+            return Library(folder / name)
+    reasons = []
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            build_library(folder / name)
+        except CompilerError as error:
+            raise NativeBuildError(str(error)) from None
+        except OSError as error:
+            reasons.append(f"{folder}: {error}")
+            continue
+        return Library(folder / name)
+    raise NativeBuildError(f"no folder can hold the library: {'; '.join(reasons)}")
+
+
+def _cache_dir() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "kerf"
+
+
+def _declare(dll: ctypes.CDLL) -> None:
+    int32, int64, pointer = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
+    signatures = {
+        "kerf_abi_version": (int32, ()),
+        "kerf_step_bytes": (int32, ()),
+        "kerf_compiler": (ctypes.c_char_p, ()),
+        "kerf_num_backends": (int32, ()),
+        "kerf_backend_name": (ctypes.c_char_p, (int32,)),
+        "kerf_backend_has_fma": (int32, (int32,)),
+        "kerf_backend_is_supported": (int32, (int32,)),
+        "kerf_max_vectors": (int32, (int32, int32, int32)),
+        "kerf_run": (int32, (int32, pointer, int32)),
+        "kerf_time": (int64, (int32, pointer, int32, int32)),
+        "kerf_profile": (int32, (int32, pointer, int32, int32, pointer)),
+    }
+    for name, (result, arguments) in signatures.items():
+        try:
+            function = getattr(dll, name)
+        except AttributeError:
+            raise NativeError(f"the library has no function {name}: delete it to have it rebuilt") from None
+        function.restype = result
+        function.argtypes = arguments

@@ -1,0 +1,63 @@
+// The C ABI between planner.py and the kernels. A network is an array of steps with all pointers resolved.
+//
+// Planes layout: channel c of a tensor starts at `data + c * plane`, row y at `+ y * row`. Between rows and planes lie
+// zeros that neighbours share as padding, so a convolution reads across borders without a test. Units are elements.
+// Every change here needs the same change in library.py and a new KERF_ABI_VERSION.
+#ifndef KERF_NATIVE_H
+#define KERF_NATIVE_H
+
+#include <stdint.h>
+
+#define KERF_ABI_VERSION 1
+
+enum KerfKind {
+  KERF_CONV = 0,             // sparse convolution of the output channels of some row groups
+  KERF_SPLIT = 1,            // copy rows, or split a tensor into stride x stride phase tensors
+  KERF_ELEMENTWISE = 2,      // clamp(input + second)
+  KERF_MAX_POOL = 3,
+  KERF_AVG_POOL = 4,
+  KERF_GLOBAL_AVG_POOL = 5,
+  KERF_DENSE_MATVEC = 6,     // fully connected, weights as [blocks of 16 outputs][inputs][16]
+  KERF_SPARSE_MATVEC = 7,    // fully connected over row groups
+  KERF_ZERO = 8,             // clear `channels` planes
+  KERF_NUM_KINDS = 9
+};
+
+struct KerfStep {
+  int32_t kind;
+  int32_t channels;       // CONV: unused. Others: channels of the input; MATVEC: number of inputs
+  int32_t outputs;        // MATVEC: number of outputs
+  int32_t input_h, input_w, input_row;
+  int32_t output_h, output_w, output_row;
+  int32_t kernel_h, kernel_w, stride, padding;
+  int32_t positions;      // CONV, ELEMENTWISE, GLOBAL_AVG_POOL: flattened positions of a plane
+  int32_t num_phases;     // SPLIT: phases written, see `phases`
+  int32_t num_groups, group_size;
+  int32_t vector_length, max_vectors, groups_outer;  // CONV: the tile, found by tuning
+  float lower, upper;     // bounds of the activation
+  float scale;            // AVG_POOL, GLOBAL_AVG_POOL: one over the number of elements
+  int32_t reserved;
+  const float *input;
+  const float *second;    // residual or second operand, or null; its row stride is the output's
+  float *output;
+  float *scratch;         // pools: one padded input row
+  int64_t input_plane, second_plane, output_plane;
+  const uint32_t *mask;   // all ones where a flattened position is inside the image, zero in the padding
+  const float *bias;      // by output channel
+  const int32_t *phases;  // SPLIT: index of phase (y * stride + x) among those written, or -1
+  const int32_t *group_channels;  // first output channel of each row group
+  const int32_t *group_starts;    // first entry of each row group; num_groups + 1
+  const int32_t *offsets;         // of each entry, from `input` (CONV) or the index of the input (MATVEC)
+  const float *weights;           // group_size per entry
+};
+
+// One compilation of the kernels for one instruction set.
+struct KerfBackend {
+  const char *name;
+  int32_t has_fma;                                    // outputs are bit-identical among backends with FMA
+  int (*is_supported)(void);
+  int32_t (*max_vectors)(int32_t vector_length, int32_t group_size);  // 0: no such tile
+  int32_t (*run)(const KerfStep *steps, int32_t num_steps);           // 0, or 1 + index of a step it cannot run
+};
+
+#endif
