@@ -1,0 +1,104 @@
+"""Tokens and enrolment codes in SQL. Only hashes come in here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sqlalchemy import insert, or_, select, update
+from sqlalchemy.orm import Session
+
+from server.columns import now_s
+from server.ids import new_id
+from server.models import EnrolmentCodeRow, TokenRow
+
+#: How stale `last_used_at` may be: exact times would turn every read into a write.
+LAST_USED_RESOLUTION_S = 300.0
+
+
+def insert_token(
+    session: Session,
+    *,
+    token_hash: str,
+    name: str,
+    scopes: Sequence[str],
+    device_id: str | None = None,
+    lifetime_s: float | None = None,
+) -> str:
+    token_id = new_id("token")
+    session.execute(
+        insert(TokenRow).values(
+            id=token_id,
+            token_hash=token_hash,
+            name=name,
+            scopes=list(scopes),
+            device_id=device_id,
+            expires_at=None if lifetime_s is None else now_s() + lifetime_s,
+        )
+    )
+    return token_id
+
+
+def find_token(session: Session, token_hash: str) -> tuple[TokenRow, bool] | None:
+    """A token that may be used now, and whether its `last_used_at` is due."""
+    row = session.execute(
+        select(
+            TokenRow,
+            or_(TokenRow.last_used_at.is_(None), TokenRow.last_used_at < now_s() - LAST_USED_RESOLUTION_S).label("due"),
+        ).where(
+            TokenRow.token_hash == token_hash,
+            TokenRow.revoked_at.is_(None),
+            or_(TokenRow.expires_at.is_(None), TokenRow.expires_at > now_s()),
+        )
+    ).one_or_none()
+    return None if row is None else (row[0], bool(row[1]))
+
+
+def touch_token(session: Session, token_id: str) -> None:
+    session.execute(
+        update(TokenRow)
+        .where(TokenRow.id == token_id)
+        .values(last_used_at=now_s())
+        .execution_options(synchronize_session=False)
+    )
+
+
+def revoke_device_tokens(session: Session, device_id: str) -> None:
+    """Make every token of a device useless."""
+    session.execute(
+        update(TokenRow)
+        .where(TokenRow.device_id == device_id, TokenRow.revoked_at.is_(None))
+        .values(revoked_at=now_s())
+        .execution_options(synchronize_session=False)
+    )
+
+
+def insert_code(session: Session, *, code_hash: str, max_uses: int, lifetime_s: float) -> tuple[str, float]:
+    """Store an enrolment code; returns its identity and when it expires."""
+    code_id = new_id("code")
+    expires_at = session.execute(
+        insert(EnrolmentCodeRow)
+        .values(id=code_id, code_hash=code_hash, max_uses=max_uses, expires_at=now_s() + lifetime_s)
+        .returning(EnrolmentCodeRow.expires_at)
+    ).scalar_one()
+    return code_id, float(expires_at)
+
+
+def has_code(session: Session, code_hash: str) -> bool:
+    """Whether the code was ever made here, used up and expired ones included."""
+    return session.scalar(select(EnrolmentCodeRow.id).where(EnrolmentCodeRow.code_hash == code_hash)) is not None
+
+
+def use_code(session: Session, code_hash: str) -> bool:
+    """Take one use of a code, in one statement; False if it is unknown, used up or expired."""
+    used = session.execute(
+        update(EnrolmentCodeRow)
+        .where(
+            EnrolmentCodeRow.code_hash == code_hash,
+            EnrolmentCodeRow.uses < EnrolmentCodeRow.max_uses,
+            EnrolmentCodeRow.expires_at > now_s(),
+        )
+        .values(uses=EnrolmentCodeRow.uses + 1)
+        .returning(EnrolmentCodeRow.id)
+        .execution_options(synchronize_session=False)
+    ).scalar_one_or_none()
+    return used is not None

@@ -1,0 +1,82 @@
+"""What the endpoints share, and how they get it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPBearer
+from fastapi.security.http import HTTPAuthorizationCredentials
+
+from server.accounts.service import Principal, Scope, authenticate
+from server.accounts.tokens import SecretHasher
+from server.artifacts.store import ArtifactStore
+from server.database import Database
+from server.errors import Forbidden, Unauthorized
+from server.fleet.waiting import LeaseWaiters
+from server.settings import Settings
+
+#: Browsers cannot add a header to an event stream or a page: they send the token in this cookie, for reading only.
+TOKEN_COOKIE = "kerf_token"
+
+_bearer = HTTPBearer(auto_error=False, description="A token such as kerf_u_... or, for an agent, kerf_a_...")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """One running application. `stopping` is set when the process is asked to end, before connections close."""
+
+    settings: Settings
+    database: Database
+    hasher: SecretHasher
+    store: ArtifactStore
+    waiters: LeaseWaiters
+    stopping: asyncio.Event
+
+
+def get_context(request: Request) -> Context:
+    context: Context = request.app.state.context
+    return context
+
+
+ContextDep = Annotated[Context, Depends(get_context)]
+
+
+def get_principal(
+    request: Request,
+    context: ContextDep,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+) -> Principal:
+    """Whose request this is. Raises `Unauthorized`."""
+    token = credentials.credentials if credentials else None
+    if token is None and request.method in ("GET", "HEAD"):
+        token = request.cookies.get(TOKEN_COOKIE)
+    if token is None:
+        raise Unauthorized("send a token: 'Authorization: Bearer kerf_u_...'", headers={"WWW-Authenticate": "Bearer"})
+    return authenticate(context.database, context.hasher, token)
+
+
+PrincipalDep = Annotated[Principal, Depends(get_principal)]
+
+
+def require(*scopes: Scope) -> Callable[[Principal], Principal]:
+    """A dependency: the principal, who must have one of `scopes`. Raises `Forbidden`."""
+
+    def check(principal: PrincipalDep) -> Principal:
+        if not any(principal.may(scope) for scope in scopes):
+            needed = " or ".join(repr(s.value) for s in scopes)
+            raise Forbidden(f"this needs the scope {needed}; the token has {sorted(s.value for s in principal.scopes)}")
+        return principal
+
+    return check
+
+
+Reader = Annotated[Principal, Depends(require(Scope.READ))]
+SearchWriter = Annotated[Principal, Depends(require(Scope.SEARCHES_WRITE))]
+ArtifactReader = Annotated[Principal, Depends(require(Scope.READ, Scope.AGENT))]
+ArtifactWriter = Annotated[Principal, Depends(require(Scope.ARTIFACTS_WRITE))]
+Admin = Annotated[Principal, Depends(require(Scope.ADMIN))]
+Agent = Annotated[Principal, Depends(require(Scope.AGENT))]
