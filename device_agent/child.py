@@ -1,0 +1,344 @@
+"""One task, one process: `python -m device_agent.child`, and the side that starts it.
+
+A kernel that crashes, hangs or eats the memory takes its own process with it, never the agent. The parent writes a
+`ChildJob` as JSON to the child's standard input and reads the result from its standard output; whatever libraries
+print goes to standard error and is quoted when the child fails. This module imports only the contracts: numpy and the
+runtimes are loaded in the child alone.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from device_agent.contracts.codec import ContractError, dumps, loads
+from device_agent.contracts.device import RuntimeInfo
+from device_agent.contracts.lease import KernelTask, NetworkTask
+from device_agent.contracts.measurement import FailureReason, Measurement, MeasurementFailure, Source
+
+SIMULATED_RUNTIME = "simulated"
+
+#: The first probe may compile the native kernels on a slow board.
+PROBE_DEADLINE_S = 300.0
+
+#: How often the parent looks whether it should give up. Results are noticed at once.
+_INTERRUPT_INTERVAL_S = 0.2
+#: A child whose parent died by SIGKILL ends by itself, at the latest after this much CPU time beyond its deadline.
+_CPU_GRACE_S = 30
+#: The most that a child may write into any file.
+_MAX_FILE_BYTES = 256 << 20
+_DETAIL_CHARACTERS = 2000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildJob:
+    """What the child is told. Without a task it probes the runtimes."""
+
+    task: KernelTask | NetworkTask | None
+    artifact_path: str | None = None
+    source: Source = Source.MEASURED
+    #: Cores to pin to: None lets the child choose, empty pins nowhere.
+    cores: tuple[int, ...] | None = None
+    deadline_s: float
+    #: Address space in bytes; None leaves it unlimited.
+    memory_limit_bytes: int | None = None
+    simulated: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeResult:
+    """The child's answer to a probe."""
+
+    runtimes: tuple[RuntimeInfo, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildResult:
+    """The child's answer to a task."""
+
+    result: Measurement | MeasurementFailure
+
+
+def run_task(
+    task: KernelTask | NetworkTask,
+    artifact: Path | None = None,
+    *,
+    deadline_s: float,
+    source: Source = Source.MEASURED,
+    cores: Sequence[int] | None = None,
+    interrupt: threading.Event | None = None,
+    memory_limit_bytes: int | None = None,
+) -> Measurement | MeasurementFailure:
+    """Run `task` to its end, whatever happens: in a child process, or here when it is simulated.
+
+    A simulated task executes no foreign code path that could crash and is not timed, so it needs no process of its own;
+    hundreds of them then take seconds. Never raises for what a task does.
+
+    Args:
+        task: What to measure.
+        artifact: The file of a network task.
+        deadline_s: The child is killed after this time.
+        source: What the measurement is of: a real or an emulated device. A simulated runtime says so by itself.
+        cores: The cores to pin to; None chooses the fastest ones, empty pins nowhere.
+        interrupt: When set, the child is killed and the answer is AGENT_SHUTDOWN.
+        memory_limit_bytes: The most address space that the child may take.
+    """
+    if task.setup.runtime == SIMULATED_RUNTIME:
+        from device_agent.measuring.task import measure_task
+
+        try:
+            return measure_task(task, artifact)
+        except Exception as error:
+            return _agent_error(error)
+    return run_in_child(
+        task,
+        artifact,
+        deadline_s=deadline_s,
+        source=source,
+        cores=cores,
+        interrupt=interrupt,
+        memory_limit_bytes=memory_limit_bytes,
+    )
+
+
+def run_in_child(
+    task: KernelTask | NetworkTask,
+    artifact: Path | None = None,
+    *,
+    deadline_s: float,
+    source: Source = Source.MEASURED,
+    cores: Sequence[int] | None = None,
+    interrupt: threading.Event | None = None,
+    memory_limit_bytes: int | None = None,
+    command: Sequence[str] | None = None,
+) -> Measurement | MeasurementFailure:
+    """Run `task` in a process of its own, with the arguments of `run_task`. `command` replaces the child in tests."""
+    job = ChildJob(
+        task=task,
+        artifact_path=None if artifact is None else str(artifact.resolve()),
+        source=source,
+        cores=None if cores is None else tuple(cores),
+        deadline_s=deadline_s,
+        memory_limit_bytes=memory_limit_bytes,
+    )
+    answer = _converse(job, interrupt, command)
+    if isinstance(answer, MeasurementFailure):
+        return answer
+    try:
+        return loads(ChildResult, answer.output).result
+    except ContractError as error:
+        return MeasurementFailure(
+            reason=FailureReason.AGENT_ERROR, detail=_shorten(f"the child's answer is malformed: {error}")
+        )
+
+
+def probe_in_child(*, simulated: bool = False, deadline_s: float = PROBE_DEADLINE_S) -> tuple[RuntimeInfo, ...]:
+    """What the runtimes of this device say about themselves, asked in a child: the agent stays small.
+
+    Raises `RuntimeError` when the probe itself fails; a runtime that cannot run is listed with its reason instead.
+    """
+    answer = _converse(ChildJob(task=None, deadline_s=deadline_s, simulated=simulated), None, None)
+    if isinstance(answer, MeasurementFailure):
+        raise RuntimeError(f"probing the runtimes failed ({answer.reason}): {answer.detail}")
+    return loads(ProbeResult, answer.output).runtimes
+
+
+# --- the parent's side ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    output: bytes
+
+
+def _converse(
+    job: ChildJob, interrupt: threading.Event | None, command: Sequence[str] | None
+) -> _Answer | MeasurementFailure:
+    """Start the child, give it its job, and wait for its answer, its death, the deadline or an interruption."""
+    with tempfile.TemporaryFile() as errors:
+        try:
+            process = subprocess.Popen(
+                command or [sys.executable, "-m", "device_agent.child"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=_child_environment(os.environ),
+                # A session of its own: it can be killed with all it started, and Ctrl-C reaches the agent only.
+                start_new_session=True,
+            )
+        except OSError as error:
+            return MeasurementFailure(
+                reason=FailureReason.RESOURCE_EXHAUSTED, detail=f"the child process cannot be started: {error}"
+            )
+        try:
+            ending = _wait(process, dumps(job).encode(), job.deadline_s, interrupt)
+        finally:
+            _kill(process)
+        if isinstance(ending, MeasurementFailure):
+            return ending
+        if process.returncode != 0:
+            return _failure_of(process.returncode, job.deadline_s, _tail(errors))
+        return _Answer(ending)
+
+
+def _wait(
+    process: subprocess.Popen[bytes], message: bytes, deadline_s: float, interrupt: threading.Event | None
+) -> bytes | MeasurementFailure:
+    ends_at = time.monotonic() + deadline_s
+    pending: bytes | None = message
+    while True:
+        left_s = ends_at - time.monotonic()
+        step_s = left_s if interrupt is None else min(left_s, _INTERRUPT_INTERVAL_S)
+        try:
+            return process.communicate(pending, timeout=max(step_s, 0.0))[0]
+        except subprocess.TimeoutExpired:
+            pending = None  # `communicate` keeps what is still to be written.
+        if interrupt is not None and interrupt.is_set():
+            return MeasurementFailure(
+                reason=FailureReason.AGENT_SHUTDOWN, detail="the measurement was interrupted by the agent"
+            )
+        if time.monotonic() >= ends_at:
+            return MeasurementFailure(
+                reason=FailureReason.TIMED_OUT, detail=f"killed after its deadline of {deadline_s:g} s"
+            )
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill the child's whole group if it still runs, and collect it."""
+    if process.poll() is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with suppress(OSError):
+                pipe.close()
+
+
+def _failure_of(returncode: int, deadline_s: float, stderr: str) -> MeasurementFailure:
+    said = f"; it said: {stderr}" if stderr else ""
+    if returncode > 0:
+        detail = f"the child ended with status {returncode}{said}"
+        return MeasurementFailure(reason=FailureReason.AGENT_ERROR, detail=_shorten(detail))
+    name = _signal_name(-returncode)
+    if -returncode == signal.SIGXCPU:
+        reason = FailureReason.TIMED_OUT
+        detail = f"it used far more CPU time than its deadline of {deadline_s:g} s"
+    elif -returncode == signal.SIGKILL:
+        # Nobody here killed it: on Linux that is the memory killer.
+        reason = FailureReason.RESOURCE_EXHAUSTED
+        detail = f"killed by {name} from outside, most likely because the device ran out of memory{said}"
+    else:
+        reason = FailureReason.CRASHED
+        detail = f"died by {name}{said}"
+    return MeasurementFailure(reason=reason, detail=_shorten(detail))
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _child_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The parent's environment without the agent's settings (its token among them), single-threaded numpy."""
+    kept = {name: value for name, value in environment.items() if not name.startswith("KERF_AGENT_")}
+    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        kept[name] = "1"
+    # Outside an installation (a source tree) the child would not find this package.
+    root = str(Path(__file__).resolve().parent.parent)
+    if Path(root).name not in ("site-packages", "dist-packages"):
+        kept["PYTHONPATH"] = os.pathsep.join(p for p in (root, kept.get("PYTHONPATH", "")) if p)
+    return kept
+
+
+def _tail(file: IO[bytes]) -> str:
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _DETAIL_CHARACTERS))
+    return file.read().decode(errors="replace").strip()
+
+
+def _shorten(text: str) -> str:
+    """The beginning and the end of a long text: a traceback's last line says what happened."""
+    if len(text) <= _DETAIL_CHARACTERS:
+        return text
+    half = _DETAIL_CHARACTERS // 2 - 3
+    return f"{text[:half]} ... {text[-half:]}"
+
+
+def _agent_error(error: Exception) -> MeasurementFailure:
+    return MeasurementFailure(reason=FailureReason.AGENT_ERROR, detail=_shorten(f"{type(error).__name__}: {error}"))
+
+
+# --- the child's side -----------------------------------------------------------------------------------------------
+
+
+def main() -> int:
+    """Read a job from standard input, do it, and write the answer to what was standard output."""
+    # Libraries print to descriptor 1: from here on that is standard error, and only the answer goes out.
+    answer_descriptor = os.dup(1)
+    os.dup2(2, 1)
+    job = loads(ChildJob, sys.stdin.buffer.read())
+    _die_with_parent()
+    _limit_resources(job)
+    with os.fdopen(answer_descriptor, "wb") as stream:
+        stream.write(dumps(_answer(job)).encode())
+    # Interpreters of foreign libraries may crash while they are torn down; the answer is out already.
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def _answer(job: ChildJob) -> ChildResult | ProbeResult:
+    if job.task is None:
+        from device_agent.runtimes import probe_runtimes
+
+        return ProbeResult(runtimes=probe_runtimes(simulated=job.simulated))
+    from device_agent.measuring.task import Surroundings, measure_task
+
+    artifact = None if job.artifact_path is None else Path(job.artifact_path)
+    return ChildResult(result=measure_task(job.task, artifact, Surroundings(source=job.source, cores=job.cores)))
+
+
+def _limit_resources(job: ChildJob) -> None:
+    try:
+        import resource
+    except ImportError:  # No such limits on this system; the parent's deadline remains.
+        return
+    limits = {
+        resource.RLIMIT_CORE: 0,
+        resource.RLIMIT_CPU: (int(job.deadline_s) + _CPU_GRACE_S) * (job.task.setup.threads if job.task else 1),
+        resource.RLIMIT_FSIZE: _MAX_FILE_BYTES,
+    }
+    if job.memory_limit_bytes is not None:
+        limits[resource.RLIMIT_AS] = job.memory_limit_bytes
+    for limit, value in limits.items():
+        hard = resource.getrlimit(limit)[1]
+        soft = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        with suppress(OSError, ValueError):
+            resource.setrlimit(limit, (soft, hard))
+
+
+def _die_with_parent() -> None:
+    """Ask Linux to kill this process when its parent dies, so that a killed agent leaves no timing child behind."""
+    if not sys.platform.startswith("linux"):
+        return
+    import ctypes
+
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL, 0, 0, 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
