@@ -97,9 +97,9 @@ class _Executor:
         )
         if refused:
             raise NativeError(f"step {refused - 1} of {self._run.count} was refused")
-        by_op = np.zeros((rounds, len(self._plan.ops)))
-        np.add.at(by_op, (slice(None), self._op_of_step), times_ns)
-        return tuple(float(value) for value in np.median(by_op, axis=0))
+        by_op = np.zeros((len(self._plan.ops), rounds))
+        np.add.at(by_op, self._op_of_step, times_ns.T)
+        return tuple(float(value) for value in np.median(by_op, axis=1))
 
     def output(self) -> FloatArray:
         """A copy of the output of the last run, float32 (c, h, w)."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -130,8 +131,11 @@ class PhaseTensor(Tensor):
         return indices
 
 
-def phase_of(y: int, x: int, stride: int) -> int:
-    """The phase that element (y, x), perhaps negative, lies in."""
+IntOrArray = TypeVar("IntOrArray", int, NDArray[np.int64])
+
+
+def phase_of(y: IntOrArray, x: IntOrArray, stride: int) -> IntOrArray:
+    """The phase that element (y, x), perhaps negative, lies in; for numbers and for arrays."""
     return (y % stride) * stride + x % stride
 
 

@@ -124,7 +124,8 @@ class _Lowering:
         self._add_input(NETWORK_INPUT, self._plan.input_shape)
         if self._plan.residual_shape is not None:
             self._add_input(NETWORK_RESIDUAL, self._plan.residual_shape)
-        for self._op_index, op in enumerate(self._plan.ops):
+        for index, op in enumerate(self._plan.ops):
+            self._op_index = index
             _check_supported(op)
             self._by_name[op.name] = self._lower(op)
         output = self._by_name[self._plan.output_name]
@@ -222,7 +223,7 @@ class _Lowering:
         if output.form is not Form.PLANES:
             target = Tensor(output.channels, output.height, output.width, Form.PLANES)
         target.join_rows(read)
-        reads = (read,)
+        reads: tuple[Tensor, ...] = (read,)
         if residual is not None:
             residual = self._as_planes(residual)
             residual.join_rows(target)

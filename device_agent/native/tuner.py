@@ -6,6 +6,7 @@ The choice never changes a result: every output is the same chain of multiply-ad
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ class _Tuner:
 
     def guess(self, work: Work) -> tuple[int, list[Tile]]:
         way = work.ways[0]
-        tiles = [min(self._tiles(step), key=lambda tile, step=step: _waste(step, tile)) for step in way]
+        tiles = [min(self._tiles(step), key=functools.partial(_waste, step)) for step in way]
         for step, tile in zip(way, tiles, strict=True):
             _set_tile(step, tile)
         return 0, tiles
