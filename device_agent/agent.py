@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -39,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 #: A server that answers a long poll at once must not be asked a hundred times a second.
 MIN_POLL_INTERVAL_S = 1.0
+#: Temperatures move over seconds, and a pause that the server asked for is no hurry.
+READY_POLL_INTERVAL_S = 2.0
 #: Results wait at most this long for company: one request for a few is cheaper on both sides than one each.
 DELIVERY_INTERVAL_S = 3.0
 #: Downloads of one artifact before the task is given back as failed.
@@ -71,6 +74,7 @@ class Agent:
         artifacts: ArtifactCache,
         runner: TaskRunner,
         stop: StopRequest,
+        why_not_ready: Callable[[], str | None],
         max_leases: int,
         lease_wait_s: float,
         clock: Clock,
@@ -83,9 +87,11 @@ class Agent:
         self._artifacts = artifacts
         self._runner = runner
         self._stop = stop
+        self._why_not_ready = why_not_ready
         self._request = LeaseRequest(max_leases=max_leases, wait_s=lease_wait_s)
         self._clock = clock
         self._rng = rng
+        self._not_ready: str | None = None
         self._delivery = Delivery(client, outbox, held)
         self._delivery_backoff = Backoff(rng)
         self._deliver_at = clock.monotonic()
@@ -107,8 +113,8 @@ class Agent:
         while not self._stop.drain.is_set():
             try:
                 self._delivery.flush()
-                if self._heartbeat.paused.is_set():
-                    self._clock.wait(self._stop.drain, MIN_POLL_INTERVAL_S)
+                if self._heartbeat.paused.is_set() or not self._ready():
+                    self._clock.wait(self._stop.drain, READY_POLL_INTERVAL_S)
                     continue
                 leases = self._ask()
             except TryAgainLater as error:
@@ -145,10 +151,21 @@ class Agent:
     def _work(self, leases: tuple[Lease, ...]) -> None:
         batch = [self._held.add(lease) for lease in leases]
         for held in batch:
+            # A hot device cools down while its leases are renewed: it measures later, instead of failing the task.
+            while not self._stop.drain.is_set() and held.end is None and not self._ready():
+                self._clock.wait(self._stop.drain, READY_POLL_INTERVAL_S)
             if self._stop.drain.is_set():
                 return
             self._handle(held)
             self._deliver_when_due()
+
+    def _ready(self) -> bool:
+        """Whether the device may measure now. Says so in the log when that changes."""
+        reason = self._why_not_ready()
+        if (reason is None) != (self._not_ready is None):
+            log_event(logger, logging.INFO, "device_ready" if reason is None else "device_not_ready", reason=reason)
+        self._not_ready = reason
+        return reason is None
 
     def _handle(self, held: HeldLease) -> None:
         """Measure one lease and spool its report, unless that happened before or nobody wants it any more."""

@@ -27,6 +27,10 @@ class StateError(AgentError):
     """The state directory cannot be used."""
 
 
+class ProbeFailed(AgentError):
+    """The child process that asks the runtimes what they are failed itself."""
+
+
 class EnrolmentNeeded(AgentError):
     """This agent has no token for the server yet."""
 

@@ -1,0 +1,175 @@
+"""`kerf-agent`: the command line of the device agent. argparse only, so that it starts fast on a small board."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from device_agent import __version__
+from device_agent.clock import SystemClock
+from device_agent.contracts import (
+    ContractError,
+    KernelSpec,
+    KernelTask,
+    Measurement,
+    MeasuringSetup,
+    decode,
+    encode,
+    kernel_id,
+)
+from device_agent.errors import AgentError, CredentialsRefused, SettingsError, TryAgainLater
+from device_agent.identity import locked_state
+from device_agent.log import configure_logging
+from device_agent.runner import ChildRunner
+from device_agent.service import ENROL_ATTEMPTS, announcement_of, enrol, run_service
+from device_agent.settings import ENVIRONMENT, AgentSettings, load_settings
+from device_agent.stopping import StopRequest
+
+EXIT_ERROR = 1
+EXIT_USAGE = 2
+#: The token or code is refused: starting again will not help (EX_NOPERM; systemd: RestartPreventExitStatus=77).
+EXIT_REFUSED = 77
+#: Stopped at once by a second signal (128 + SIGTERM).
+EXIT_ABORTED = 143
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `kerf-agent`; the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        settings = load_settings(
+            os.environ,
+            server=getattr(options, "server", None),
+            code=getattr(options, "code", None),
+            name=getattr(options, "name", None),
+            state_dir=options.state_dir,
+            simulated=options.simulated,
+            max_leases=getattr(options, "max_leases", None),
+            log_level=options.log_level,
+        )
+        configure_logging(settings.log_level)
+        commands = {"run": _run, "enrol": _enrol, "probe": _probe, "bench": _bench}
+        return commands[options.command](settings, options)
+    except CredentialsRefused as error:
+        print(
+            f"kerf-agent: {error}\nThe server does not accept this agent: enrol it again with a new code "
+            "(kerf-agent enrol --server URL --code CODE).",
+            file=sys.stderr,
+        )
+        return EXIT_REFUSED
+    except (AgentError, ContractError) as error:
+        print(f"kerf-agent: {error}", file=sys.stderr)
+        return EXIT_ERROR
+    except KeyboardInterrupt:
+        return EXIT_ABORTED
+
+
+def _run(settings: AgentSettings, options: argparse.Namespace) -> int:
+    stop = StopRequest()
+    with stop.signals_handled(), locked_state(settings.state_dir):
+        try:
+            run_service(settings, stop)
+        except TryAgainLater:
+            # Stopped while it waited for a server that is away: that is a stop, not a failure.
+            if not stop.drain.is_set():
+                raise
+    return EXIT_ABORTED if stop.abort.is_set() else 0
+
+
+def _enrol(settings: AgentSettings, options: argparse.Namespace) -> int:
+    stop = StopRequest()
+    with locked_state(settings.state_dir):
+        credentials = enrol(settings, announcement_of(settings), stop, attempts=options.attempts, clock=SystemClock())
+    print(
+        json.dumps(
+            {"device_id": credentials.device_id, "server": credentials.server_url, "state_dir": str(settings.state_dir)}
+        )
+    )
+    return 0
+
+
+def _probe(settings: AgentSettings, options: argparse.Namespace) -> int:
+    announcement = announcement_of(settings)
+    print(json.dumps({"profile": encode(announcement.profile), "runtimes": encode(announcement.runtimes)}, indent=2))
+    return 0
+
+
+def _bench(settings: AgentSettings, options: argparse.Namespace) -> int:
+    """Time one kernel here and now; no server takes part."""
+    task = _read_task(options.kernel, options)
+    announcement = announcement_of(settings)
+    runner = ChildRunner(announcement.runtimes, emulated=announcement.profile.emulated)
+    result = runner.run_task(task, deadline_s=options.deadline_s)
+    shown = encode(result)
+    if isinstance(result, Measurement) and not options.samples:
+        del shown["blocks"]
+    print(json.dumps({"kernel_id": kernel_id(task.kernel), "result": shown}, indent=2))
+    return 0 if isinstance(result, Measurement) else EXIT_ERROR
+
+
+def _read_task(path: Path, options: argparse.Namespace) -> KernelTask:
+    """A kernel task from a file that holds a KernelSpec, or a whole KernelTask with its own measuring setup."""
+    try:
+        data = json.loads(sys.stdin.read() if str(path) == "-" else path.read_text())
+    except OSError as error:
+        raise SettingsError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise SettingsError(f"{path} is not JSON: {error}") from error
+    if isinstance(data, dict) and "kernel" in data:
+        return decode(KernelTask, data)
+    setup = MeasuringSetup(runtime=options.runtime, budget_s=options.budget_s)
+    return KernelTask(kernel=decode(KernelSpec, data), setup=setup)
+
+
+def _parser() -> argparse.ArgumentParser:
+    variables = "\n".join(f"  {name:34} {meaning}" for name, meaning in ENVIRONMENT.items())
+    parser = argparse.ArgumentParser(
+        prog="kerf-agent",
+        description="Kerf's device agent: times the kernels and networks that a Kerf server asks for.",
+        epilog=f"environment variables (a flag wins over them):\n{variables}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"kerf-agent {__version__}")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--state-dir", type=Path, metavar="DIR", help="default: ~/.local/share/kerf-agent")
+    common.add_argument("--simulated", action="store_true", help="be a simulated device: computed latencies, marked so")
+    common.add_argument("--log-level", choices=("debug", "info", "warning", "error"))
+    server = argparse.ArgumentParser(add_help=False)
+    server.add_argument("--server", metavar="URL", help="address of the server")
+    server.add_argument("--name", help="name of the device in the dashboard (default: the host name)")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    run = commands.add_parser(
+        "run",
+        parents=[common, server],
+        help="work for the server until stopped",
+        description="Work until SIGTERM or SIGINT: the first one finishes the task in hand, "
+        "gives the rest back and delivers; the second stops at once.",
+    )
+    run.add_argument("--code", help="enrolment code, used on the first start")
+    run.add_argument("--max-leases", type=int, metavar="N", help="tasks taken at once (1..64)")
+    enrolment = commands.add_parser("enrol", parents=[common, server], help="get a token for this device")
+    enrolment.add_argument("--code", help="enrolment code from the server")
+    enrolment.add_argument(
+        "--attempts",
+        type=int,
+        default=ENROL_ATTEMPTS,
+        metavar="N",
+        help="tries while the server cannot be reached (default: %(default)s)",
+    )
+    commands.add_parser("probe", parents=[common], help="print what this device is and which runtimes it has")
+    bench = commands.add_parser("bench", parents=[common], help="time one kernel and print the measurement")
+    bench.add_argument("kernel", type=Path, metavar="KERNEL.json", help="a KernelSpec or a KernelTask; - is stdin")
+    bench.add_argument("--runtime", default="native", help="native, tflite or simulated (default: %(default)s)")
+    bench.add_argument("--budget-s", type=float, default=2.0, help="measuring time (default: %(default)s)")
+    bench.add_argument("--deadline-s", type=float, default=60.0, help="the child is killed then (default: %(default)s)")
+    bench.add_argument("--samples", action="store_true", help="print the raw samples too")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
