@@ -37,7 +37,7 @@ THROTTLING_CELSIUS = 60.0
 TOO_HOT_CELSIUS = 85.0
 
 #: The reference kernel's cost never changes: if its median is less certain than this, the machine moved.
-REFERENCE_HALF_WIDTH = 0.05
+REFERENCE_HALF_WIDTH = 0.10
 
 #: Wall time above this multiple of CPU time means that others ran on the core.
 CONTENDED_RATIO = 1.25

@@ -1,0 +1,94 @@
+"""Kerf's own kernels as a runtime: the only one that gains from zeros in convolutions larger than 1x1."""
+
+from __future__ import annotations
+
+from device_agent import __version__
+from device_agent.contracts.device import RuntimeInfo
+from device_agent.contracts.kernel import KernelSpec, PruningScheme
+from device_agent.contracts.lease import NetworkFormat
+from device_agent.contracts.measurement import VerdictReason
+from device_agent.formats.packed import read_packed
+from device_agent.native.errors import NativeError, UnsupportedKernelError
+from device_agent.native.executor import NativeKernel, NativeNetwork
+from device_agent.native.library import load_library
+from device_agent.runtimes.base import FloatArray, RuntimeUnavailable, UnsupportedTask
+
+
+class NativeRuntime:
+    """The native library of this machine; the first use may compile it.
+
+    Raises `RuntimeUnavailable` where it can neither be found nor built.
+    """
+
+    def __init__(self) -> None:
+        try:
+            self._library = load_library()
+        except NativeError as error:
+            raise RuntimeUnavailable(str(error)) from None
+
+    def info(self) -> RuntimeInfo:
+        return RuntimeInfo(
+            name="native",
+            version=f"{__version__} (compiler {self._library.compiler})",
+            binary_sha256=self._library.sha256,
+            isa=self._library.backend().name,
+        )
+
+    def load_kernel(self, kernel: KernelSpec, threads: int) -> NativeExecutable:
+        _check_threads(threads)
+        try:
+            return NativeExecutable(NativeKernel(kernel), is_sparse=_is_sparse(kernel))
+        except UnsupportedKernelError as error:
+            raise UnsupportedTask(str(error)) from None
+
+    def load_network(
+        self, data: bytes, network_format: NetworkFormat, input_shape: tuple[int, int, int], threads: int
+    ) -> NativeExecutable:
+        _check_threads(threads)
+        if network_format is not NetworkFormat.PACKED:
+            raise UnsupportedTask(
+                f"the native runtime reads packed networks, not {network_format}: export it as packed"
+            )
+        plan, tensors = read_packed(data)
+        if plan.input_shape != input_shape:
+            raise UnsupportedTask(f"the network reads {plan.input_shape}, but the task says {input_shape}")
+        try:
+            network = NativeNetwork(plan, tensors)
+        except UnsupportedKernelError as error:
+            raise UnsupportedTask(str(error)) from None
+        return NativeExecutable(network, is_sparse=any(_is_sparse(kernel) for kernel in plan.kernels))
+
+
+class NativeExecutable:
+    """A native kernel or network. Its tiles were tuned on this core while it was loaded."""
+
+    findings: tuple[VerdictReason, ...] = ()
+
+    def __init__(self, program: NativeKernel | NativeNetwork, *, is_sparse: bool) -> None:
+        self._program = program
+        self.mode = "sparse" if is_sparse else "dense"
+        self.memory_bytes: int | None = program.memory_bytes
+
+    def run(self, x: FloatArray, residual: FloatArray | None = None) -> FloatArray:
+        if isinstance(self._program, NativeKernel):
+            return self._program.run(x, residual).reshape(-1)
+        if residual is not None:
+            raise ValueError("a network has one input")
+        return self._program.run(x).reshape(-1)
+
+    def repeat(self, count: int) -> None:
+        invoke = self._program.invoke
+        for _ in range(count):
+            invoke()
+
+    def op_ns(self, rounds: int) -> tuple[float, ...]:
+        return self._program.op_ns(rounds)
+
+
+def _is_sparse(kernel: KernelSpec) -> bool:
+    return kernel.pruning.scheme is not PruningScheme.DENSE
+
+
+def _check_threads(threads: int) -> None:
+    if threads != 1:
+        raise UnsupportedTask(f"the native runtime runs on one thread: set threads to 1, not {threads}")
