@@ -7,49 +7,24 @@ so that the zeros between its rows stay zeros. Last, each node is emitted as ste
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from device_agent.contracts import (
-    NETWORK_INPUT,
-    NETWORK_RESIDUAL,
-    Activation,
-    KernelSpec,
-    NetworkPlan,
-    Op,
-    PlanOp,
-)
+from device_agent.contracts import NETWORK_INPUT, NETWORK_RESIDUAL, KernelSpec, NetworkPlan, Op, PlanOp
+from device_agent.native import steps
 from device_agent.native.errors import UnsupportedKernelError
-from device_agent.native.layout import (
-    FLOAT_BYTES,
-    VECTOR,
-    Form,
-    Layout,
-    PhaseTensor,
-    Tensor,
-    phase_of,
-    position_mask,
-)
-from device_agent.native.library import GROUP_SIZES, Kind, Step
-from device_agent.native.packing import RowGroups, dense_blocks, depthwise_rows, group_rows, groupings
+from device_agent.native.layout import Form, PhaseTensor, Tensor
+from device_agent.native.library import Step
+from device_agent.native.packing import depthwise_rows, groupings
+from device_agent.native.placement import Placement
+from device_agent.native.steps import Emitter
 
 FloatArray = NDArray[np.float32]
-
-#: A fully connected layer with more non-zeros than this is read as a whole: indices would cost more than they save.
-_DENSE_MATVEC_DENSITY = 0.6
-_ALIGNMENT = 64
-
-_BOUNDS = {
-    Activation.NONE: (-math.inf, math.inf),
-    Activation.RELU: (0.0, math.inf),
-    Activation.RELU6: (0.0, 6.0),
-}
 
 
 class Phase(Enum):
@@ -85,16 +60,13 @@ class Program:
         return sum(array.nbytes for array in self.held)
 
 
-Ways = list[list[Step]]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Node:
     op_index: int
     phase: Phase
     reads: tuple[Tensor, ...]
     writes: Tensor
-    emit: Callable[[_Placement], Ways]
+    emit: Emitter
     tuning_key: object = None
 
 
@@ -132,7 +104,7 @@ class _Lowering:
         if output.form is not Form.VECTOR:
             compact = Tensor(output.channels, output.height, output.width, Form.COMPACT)
             phase = Phase.STORE if self._inputs_in_place else Phase.RUN
-            self._add(phase, (output,), compact, _emit_copy(output, compact))
+            self._add(phase, (output,), compact, steps.emit_copy(output, compact))
             output = compact
         return self._place(output)
 
@@ -143,7 +115,7 @@ class _Lowering:
         self._external[name] = tensor
         if self._inputs_in_place and tensor.form is Form.COMPACT:
             planes = Tensor(*shape, Form.PLANES)
-            self._add(Phase.LOAD, (tensor,), planes, _emit_copy(tensor, planes))
+            self._add(Phase.LOAD, (tensor,), planes, steps.emit_copy(tensor, planes))
             tensor = planes
         self._by_name[name] = tensor
 
@@ -153,7 +125,7 @@ class _Lowering:
             return tensor
         if tensor not in self._planes:
             planes = Tensor(tensor.channels, tensor.height, tensor.width, Form.PLANES)
-            self._add(Phase.RUN, (tensor,), planes, _emit_copy(tensor, planes))
+            self._add(Phase.RUN, (tensor,), planes, steps.emit_copy(tensor, planes))
             self._planes[tensor] = planes
         return self._planes[tensor]
 
@@ -161,7 +133,7 @@ class _Lowering:
         key = (tensor, stride)
         if key not in self._phases:
             phases = PhaseTensor(tensor, stride)
-            self._add(Phase.RUN, (tensor,), phases, _emit_phases(phases))
+            self._add(Phase.RUN, (tensor,), phases, steps.emit_phases(phases))
             self._phases[key] = phases
         return self._phases[key]
 
@@ -170,7 +142,7 @@ class _Lowering:
         phase: Phase,
         reads: tuple[Tensor, ...],
         writes: Tensor,
-        emit: Callable[[_Placement], Ways],
+        emit: Emitter,
         tuning_key: object = None,
     ) -> None:
         self._nodes.append(
@@ -198,11 +170,11 @@ class _Lowering:
         elif kernel.op is Op.ADD:
             self._lower_add(kernel, source, self._by_name[op.inputs[1]], output)
         elif kernel.op in (Op.MAX_POOL, Op.AVG_POOL):
-            self._add(Phase.RUN, (source,), output, _emit_pool(kernel, source, output))
+            self._add(Phase.RUN, (source,), output, steps.emit_pool(kernel, source, output))
         elif kernel.op is Op.GLOBAL_AVG_POOL:
             self._lower_global_pool(kernel, source, output)
         elif kernel.op is Op.SHORTCUT_PAD:
-            self._add(Phase.RUN, (source,), output, _emit_shortcut(kernel, source, output))
+            self._add(Phase.RUN, (source,), output, steps.emit_shortcut(kernel, source, output))
         else:
             raise UnsupportedKernelError(f"{op.name}: the native runtime has no {kernel.op}")
         return output
@@ -233,15 +205,15 @@ class _Lowering:
             ways = groupings(rows, kernel.pruning.block_filters)
         else:
             ways = depthwise_rows(self._weight(op).reshape(kernel.out_channels, -1))
-        emit = _emit_conv(kernel, ways, self._weights[f"{op.name}.bias"], read, residual, target)
+        emit = steps.emit_conv(kernel, ways, self._weights[f"{op.name}.bias"], read, residual, target)
         self._add(Phase.RUN, reads, target, emit, tuning_key=replace(kernel, seed=0))
         if target is not output:
-            self._add(Phase.RUN, (target,), output, _emit_copy(target, output))
+            self._add(Phase.RUN, (target,), output, steps.emit_copy(target, output))
 
     def _lower_matvec(
         self, op: PlanOp, source: Tensor, residual: Tensor | None, output: Tensor, rows: FloatArray
     ) -> None:
-        emit = _emit_matvec(op.kernel, rows, self._weights[f"{op.name}.bias"], source, residual, output)
+        emit = steps.emit_matvec(op.kernel, rows, self._weights[f"{op.name}.bias"], source, residual, output)
         reads = (source,) if residual is None else (source, residual)
         self._add(Phase.RUN, reads, output, emit)
 
@@ -250,19 +222,19 @@ class _Lowering:
             first, second = self._as_planes(first), self._as_planes(second)
             first.join_rows(output)
             second.join_rows(output)
-        self._add(Phase.RUN, (first, second), output, _emit_elementwise(kernel, first, second, output))
+        self._add(Phase.RUN, (first, second), output, steps.emit_elementwise(kernel, first, second, output))
 
     def _lower_global_pool(self, kernel: KernelSpec, source: Tensor, output: Tensor) -> None:
         if source.form is Form.VECTOR:
-            self._add(Phase.RUN, (source,), output, _emit_elementwise(kernel, source, None, output))
+            self._add(Phase.RUN, (source,), output, steps.emit_elementwise(kernel, source, None, output))
             return
         source = self._as_planes(source)
-        self._add(Phase.RUN, (source,), output, _emit_global_pool(kernel, source, output))
+        self._add(Phase.RUN, (source,), output, steps.emit_global_pool(kernel, source, output))
 
     # --- placement --------------------------------------------------------------------------------------------------
 
     def _place(self, output: Tensor) -> Program:
-        placement = _Placement()
+        placement = Placement()
         for tensor in self._external.values():
             placement.allocate(tensor)
         last_use = {tensor: index for index, node in enumerate(self._nodes) for tensor in node.reads}
@@ -292,61 +264,6 @@ class _Lowering:
         )
 
 
-@dataclass(slots=True)
-class _Placement:
-    """Buffers and constants at fixed addresses."""
-
-    held: list[NDArray[Any]] = field(default_factory=list)
-    _buffers: dict[Tensor, FloatArray] = field(default_factory=dict)
-    _free: dict[Layout, list[FloatArray]] = field(default_factory=dict)
-    _masks: dict[tuple[int, int, int], int] = field(default_factory=dict)
-
-    def allocate(self, tensor: Tensor) -> None:
-        if tensor in self._buffers:
-            return
-        layout = tensor.layout()
-        reusable = self._free.get(layout)
-        self._buffers[tensor] = reusable.pop() if reusable else self._new(layout.size)
-
-    def release(self, tensor: Tensor) -> None:
-        self._free.setdefault(tensor.layout(), []).append(self._buffers[tensor])
-
-    def address(self, tensor: Tensor) -> int:
-        """Where element (0, 0, 0) of `tensor` is."""
-        return self._buffers[tensor].ctypes.data + FLOAT_BYTES * tensor.layout().lead
-
-    def elements(self, tensor: Tensor) -> FloatArray:
-        """A COMPACT or VECTOR tensor as an array (c, h, w) over its buffer."""
-        shape = (tensor.channels, tensor.height, tensor.width)
-        return self._buffers[tensor][: math.prod(shape)].reshape(shape)
-
-    def mask(self, layout: Layout) -> int:
-        key = (layout.row, layout.height, layout.width)
-        if key not in self._masks:
-            self._masks[key] = self.constant(position_mask(layout))
-        return self._masks[key]
-
-    def constant(self, values: NDArray[Any]) -> int:
-        """The address of an aligned copy of `values` that lives as long as the program."""
-        copy = _aligned(values.size, values.dtype)
-        copy[: values.size] = values.reshape(-1)
-        self.held.append(copy)
-        return copy.ctypes.data
-
-    def _new(self, size: int) -> FloatArray:
-        buffer = _aligned(size, np.dtype(np.float32))
-        self.held.append(buffer)
-        return buffer
-
-
-def _aligned(size: int, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Zeros, aligned to a cache line, with a vector to spare."""
-    num_bytes = (size + VECTOR) * dtype.itemsize
-    raw = np.zeros(num_bytes + _ALIGNMENT, dtype=np.uint8)
-    start = -raw.ctypes.data % _ALIGNMENT
-    return raw[start : start + num_bytes].view(dtype)
-
-
 def _tensor_for(channels: int, height: int, width: int, *, unpadded: Form) -> Tensor:
     return Tensor(channels, height, width, Form.VECTOR if height == width == 1 else unpadded)
 
@@ -366,224 +283,3 @@ def _check_supported(op: PlanOp) -> None:
         raise UnsupportedKernelError(f"{op.name}: {kernel.op} has no window, but kernel and padding say otherwise")
     if kernel.op is Op.ADD and kernel.stride != 1:
         raise UnsupportedKernelError(f"{op.name}: an add of stride {kernel.stride} is not defined")
-
-
-# --- steps ----------------------------------------------------------------------------------------------------------
-
-
-def _bounded(step: Step, activation: Activation) -> Step:
-    step.lower, step.upper = _BOUNDS[activation]
-    return step
-
-
-def _set_input(step: Step, placement: _Placement, tensor: Tensor) -> Layout:
-    layout = tensor.layout()
-    step.input, step.input_row, step.input_plane = placement.address(tensor), layout.row, layout.plane
-    step.input_h, step.input_w = layout.height, layout.width
-    return layout
-
-
-def _set_output(step: Step, placement: _Placement, tensor: Tensor) -> Layout:
-    layout = tensor.layout()
-    step.output, step.output_row, step.output_plane = placement.address(tensor), layout.row, layout.plane
-    step.output_h, step.output_w = layout.height, layout.width
-    return layout
-
-
-def _emit_copy(source: Tensor, target: Tensor) -> Callable[[_Placement], Ways]:
-    def emit(placement: _Placement) -> Ways:
-        step = Step(kind=Kind.SPLIT, stride=1, channels=source.channels, num_phases=1)
-        _set_input(step, placement, source)
-        _set_output(step, placement, target)
-        return [[step]]
-
-    return emit
-
-
-def _emit_phases(phases: PhaseTensor) -> Callable[[_Placement], Ways]:
-    def emit(placement: _Placement) -> Ways:
-        step = Step(
-            kind=Kind.SPLIT,
-            stride=phases.stride,
-            channels=phases.source.channels,
-            num_phases=phases.num_phases,
-            phases=placement.constant(phases.phase_indices()),
-        )
-        _set_input(step, placement, phases.source)
-        _set_output(step, placement, phases)
-        return [[step]]
-
-    return emit
-
-
-def _emit_conv(
-    kernel: KernelSpec,
-    ways: list[list[RowGroups]],
-    bias: FloatArray,
-    source: Tensor,
-    residual: Tensor | None,
-    target: Tensor,
-) -> Callable[[_Placement], Ways]:
-    def emit(placement: _Placement) -> Ways:
-        offsets = _tap_offsets(kernel, source)
-        common = _bounded(Step(kind=Kind.CONV, bias=placement.constant(bias)), kernel.activation)
-        _set_input(common, placement, source)
-        layout = _set_output(common, placement, target)
-        common.positions, common.mask = layout.positions, placement.mask(layout)
-        if residual is not None:
-            common.second, common.second_plane = placement.address(residual), residual.layout().plane
-        return [[_conv_step(common, groups, offsets, placement) for groups in way] for way in ways]
-
-    return emit
-
-
-def _tap_offsets(kernel: KernelSpec, source: Tensor) -> NDArray[np.int32]:
-    """The offset of each column (input channel, kernel y, kernel x) from the output's position, in elements."""
-    layout = source.layout()
-    stride = kernel.stride
-    y, x = np.meshgrid(
-        np.arange(kernel.kernel_h) - kernel.padding, np.arange(kernel.kernel_w) - kernel.padding, indexing="ij"
-    )
-    taps = (y // stride) * layout.row + x // stride
-    planes_per_channel = 1
-    if isinstance(source, PhaseTensor):
-        taps = taps + source.phase_indices()[phase_of(y, x, stride)] * layout.plane
-        planes_per_channel = source.num_phases
-    channels = np.arange(kernel.in_channels, dtype=np.int64) * planes_per_channel * layout.plane
-    if layout.size >= 1 << 31:
-        raise UnsupportedKernelError(f"an input of {layout.size} elements exceeds the reach of 32-bit offsets")
-    return (channels[:, None, None] + taps).reshape(-1).astype(np.int32)
-
-
-def _conv_step(common: Step, groups: RowGroups, offsets: NDArray[np.int32], placement: _Placement) -> Step:
-    step = Step.from_buffer_copy(common)
-    step.group_size, step.num_groups = groups.group_size, len(groups.channels)
-    step.group_channels = placement.constant(groups.channels)
-    step.group_starts = placement.constant(groups.starts)
-    step.offsets = placement.constant(offsets[groups.columns])
-    step.weights = placement.constant(groups.values)
-    return step
-
-
-def _emit_matvec(
-    kernel: KernelSpec,
-    rows: FloatArray,
-    bias: FloatArray,
-    source: Tensor,
-    residual: Tensor | None,
-    output: Tensor,
-) -> Callable[[_Placement], Ways]:
-    def emit(placement: _Placement) -> Ways:
-        common = _bounded(
-            Step(channels=rows.shape[1], outputs=rows.shape[0], bias=placement.constant(bias)), kernel.activation
-        )
-        _set_input(common, placement, source)
-        _set_output(common, placement, output)
-        if residual is not None:
-            common.second = placement.address(residual)
-        # The grouping follows from the weights alone: here, unlike in convolutions, it has an effect on rounding.
-        size = next(size for size in GROUP_SIZES if kernel.pruning.block_filters % size == 0)
-        way = group_rows(rows, kernel.pruning.block_filters, size)
-        if sum(groups.values.size for groups in way) > _DENSE_MATVEC_DENSITY * rows.size:
-            common.kind = Kind.DENSE_MATVEC
-            common.weights = placement.constant(dense_blocks(rows, VECTOR))
-            return [[common]]
-        common.kind = Kind.SPARSE_MATVEC
-        inputs = np.arange(rows.shape[1], dtype=np.int32)
-        return [[_conv_step(common, groups, inputs, placement) for groups in way]]
-
-    return emit
-
-
-def _emit_elementwise(
-    kernel: KernelSpec, first: Tensor, second: Tensor | None, output: Tensor
-) -> Callable[[_Placement], Ways]:
-    def emit(placement: _Placement) -> Ways:
-        return [[_elementwise_step(kernel, first, second, output, placement)]]
-
-    return emit
-
-
-def _elementwise_step(
-    kernel: KernelSpec, first: Tensor, second: Tensor | None, output: Tensor, placement: _Placement
-) -> Step:
-    step = _bounded(Step(kind=Kind.ELEMENTWISE), kernel.activation)
-    _set_input(step, placement, first)
-    layout = _set_output(step, placement, output)
-    if output.form is Form.VECTOR:
-        layout = replace(layout, channels=1, width=layout.channels, row=layout.channels)
-    step.channels, step.positions, step.mask = layout.channels, layout.positions, placement.mask(layout)
-    if second is not None:
-        step.second, step.second_plane = placement.address(second), second.layout().plane
-    return step
-
-
-def _emit_pool(kernel: KernelSpec, source: Tensor, output: Tensor) -> Callable[[_Placement], Ways]:
-    def emit(placement: _Placement) -> Ways:
-        step = _bounded(
-            Step(
-                kind=Kind.MAX_POOL if kernel.op is Op.MAX_POOL else Kind.AVG_POOL,
-                channels=kernel.in_channels,
-                kernel_h=kernel.kernel_h,
-                kernel_w=kernel.kernel_w,
-                stride=kernel.stride,
-                padding=kernel.padding,
-                scale=1.0 / (kernel.kernel_h * kernel.kernel_w),
-                scratch=placement.constant(np.zeros(kernel.input_w + 2 * kernel.padding, dtype=np.float32)),
-            ),
-            kernel.activation,
-        )
-        _set_input(step, placement, source)
-        _set_output(step, placement, output)
-        return [[step]]
-
-    return emit
-
-
-def _emit_global_pool(kernel: KernelSpec, source: Tensor, output: Tensor) -> Callable[[_Placement], Ways]:
-    def emit(placement: _Placement) -> Ways:
-        step = _bounded(
-            Step(
-                kind=Kind.GLOBAL_AVG_POOL,
-                channels=kernel.in_channels,
-                scale=1.0 / (kernel.input_h * kernel.input_w),
-            ),
-            kernel.activation,
-        )
-        step.positions = _set_input(step, placement, source).positions
-        _set_output(step, placement, output)
-        return [[step]]
-
-    return emit
-
-
-def _emit_shortcut(kernel: KernelSpec, source: Tensor, output: Tensor) -> Callable[[_Placement], Ways]:
-    def emit(placement: _Placement) -> Ways:
-        before = kernel.pad_channels_before
-        after = kernel.out_channels - kernel.in_channels - before
-        plane_bytes = FLOAT_BYTES * output.layout().plane
-        phases = np.full(kernel.stride * kernel.stride, -1, dtype=np.int32)
-        phases[0] = 0
-        copy = Step(
-            kind=Kind.SPLIT,
-            stride=kernel.stride,
-            channels=kernel.in_channels,
-            num_phases=1,
-            phases=placement.constant(phases),
-        )
-        _set_input(copy, placement, source)
-        _set_output(copy, placement, output)
-        start = placement.address(output)
-        copy.output = start + before * plane_bytes
-        steps = [copy]
-        for count, first in ((before, 0), (after, before + kernel.in_channels)):
-            if count:
-                clear = Step(kind=Kind.ZERO, channels=count)
-                _set_output(clear, placement, output)
-                clear.output = start + first * plane_bytes
-                steps.append(clear)
-        if kernel.activation is not Activation.NONE:
-            steps.append(_elementwise_step(kernel, output, None, output, placement))
-        return [steps]
-
-    return emit

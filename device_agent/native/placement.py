@@ -1,0 +1,71 @@
+"""Buffers and constants at fixed addresses, for steps to point to."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from device_agent.native.layout import FLOAT_BYTES, VECTOR, Layout, Tensor, position_mask
+
+FloatArray = NDArray[np.float32]
+
+_ALIGNMENT = 64
+
+
+@dataclass(slots=True)
+class Placement:
+    """Places tensors into buffers. A released buffer serves later tensors of the same layout only."""
+
+    held: list[NDArray[Any]] = field(default_factory=list)
+    _buffers: dict[Tensor, FloatArray] = field(default_factory=dict)
+    _free: dict[Layout, list[FloatArray]] = field(default_factory=dict)
+    _masks: dict[tuple[int, int, int], int] = field(default_factory=dict)
+
+    def allocate(self, tensor: Tensor) -> None:
+        if tensor in self._buffers:
+            return
+        layout = tensor.layout()
+        reusable = self._free.get(layout)
+        self._buffers[tensor] = reusable.pop() if reusable else self._new(layout.size)
+
+    def release(self, tensor: Tensor) -> None:
+        self._free.setdefault(tensor.layout(), []).append(self._buffers[tensor])
+
+    def address(self, tensor: Tensor) -> int:
+        """Where element (0, 0, 0) of `tensor` is."""
+        return self._buffers[tensor].ctypes.data + FLOAT_BYTES * tensor.layout().lead
+
+    def elements(self, tensor: Tensor) -> FloatArray:
+        """A COMPACT or VECTOR tensor as an array (c, h, w) over its buffer."""
+        shape = (tensor.channels, tensor.height, tensor.width)
+        return self._buffers[tensor][: math.prod(shape)].reshape(shape)
+
+    def mask(self, layout: Layout) -> int:
+        key = (layout.row, layout.height, layout.width)
+        if key not in self._masks:
+            self._masks[key] = self.constant(position_mask(layout))
+        return self._masks[key]
+
+    def constant(self, values: NDArray[Any]) -> int:
+        """The address of an aligned copy of `values` that lives as long as the program."""
+        copy = _aligned(values.size, values.dtype)
+        copy[: values.size] = values.reshape(-1)
+        self.held.append(copy)
+        return copy.ctypes.data
+
+    def _new(self, size: int) -> FloatArray:
+        buffer = _aligned(size, np.dtype(np.float32))
+        self.held.append(buffer)
+        return buffer
+
+
+def _aligned(size: int, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Zeros, aligned to a cache line, with a vector to spare."""
+    num_bytes = (size + VECTOR) * dtype.itemsize
+    raw = np.zeros(num_bytes + _ALIGNMENT, dtype=np.uint8)
+    start = -raw.ctypes.data % _ALIGNMENT
+    return raw[start : start + num_bytes].view(dtype)
