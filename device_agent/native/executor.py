@@ -22,9 +22,13 @@ FloatArray = NDArray[np.float32]
 
 
 class _StepArray:
-    """Consecutive steps in C memory, with the call that runs them prepared."""
+    """Consecutive steps in C memory, with the call that runs them prepared.
 
-    def __init__(self, library: Library, backend: BackendInfo, steps: Sequence[Step]) -> None:
+    Holds the program whose memory the steps point into, so that a bound `run` is safe on its own.
+    """
+
+    def __init__(self, library: Library, backend: BackendInfo, program: Program, steps: Sequence[Step]) -> None:
+        self._program = program
         self._array = (Step * len(steps))(*steps)
         self.count = len(steps)
         self._call: Callable[[], int] = functools.partial(
@@ -67,7 +71,7 @@ class _Executor:
 
     def _steps(self, pairs: Sequence[tuple[Work, tuple[Step, ...]]], phase: Phase) -> _StepArray:
         steps = [step for work, way in pairs if work.phase is phase for step in way]
-        return _StepArray(self._library, self._backend, steps)
+        return _StepArray(self._library, self._backend, self._program, steps)
 
     @property
     def isa(self) -> str:
