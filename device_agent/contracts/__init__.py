@@ -53,6 +53,7 @@ from device_agent.contracts.measurement import (
     Statistics,
     Verdict,
     VerdictReason,
+    drift_corrected_ns,
     setup_id,
 )
 from device_agent.contracts.network import NETWORK_INPUT, NETWORK_RESIDUAL, NetworkPlan, PlanOp, plan_id
@@ -106,6 +107,7 @@ __all__ = [
     "canonical_json",
     "content_id",
     "decode",
+    "drift_corrected_ns",
     "dumps",
     "encode",
     "kernel_id",

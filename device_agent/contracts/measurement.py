@@ -197,6 +197,19 @@ class Statistics:
     reference_name: str | None = None
 
 
+def drift_corrected_ns(statistics: Statistics, usual_reference_ns: float | None) -> float:
+    """The median as it would be at the device's usual speed, in ns.
+
+    A shared or unpinned device runs faster and slower for seconds at a time: medians of the same kernel from different
+    processes then differ by more than their intervals say, and the interleaved reference kernel moves along.
+    `usual_reference_ns` is the median of `reference_ns` over the device's measurements with the same `reference_name`.
+    Without a reference, the median itself.
+    """
+    if usual_reference_ns is None or statistics.reference_ratio is None:
+        return statistics.median_ns
+    return statistics.reference_ratio * usual_reference_ns
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measurement:
     """A finished measurement. Raw samples are kept; a suspicious one is marked, never dropped."""

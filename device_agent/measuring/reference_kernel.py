@@ -51,14 +51,11 @@ class NativeReference:
         # After the check above: importing the executor is only sound where the library loads.
         from device_agent.native.executor import NativeKernel
 
-        # The kernel owns the buffers that it runs on: it must live as long as this.
         self._kernel = NativeKernel(REFERENCE_KERNEL, tune=False)
         self._kernel.run(*kernel_inputs(REFERENCE_KERNEL))
 
     def repeat(self, count: int) -> None:
-        invoke = self._kernel.invoke
-        for _ in range(count):
-            invoke()
+        self._kernel.repeat(count)
 
 
 class NumpyReference:

@@ -88,6 +88,13 @@ class _Executor:
         """Weights, index lists, masks and buffers."""
         return self._program.memory_bytes
 
+    def repeat(self, count: int) -> None:
+        """Run `count` times on the inputs that are set. The loop is in C: a call from Python costs as much as a small
+        kernel.
+        """
+        if self._library.time(self._backend.index, self._run.address, self._run.count, count) < 0:
+            raise NativeError(f"one of {self._run.count} steps was refused")
+
     def op_ns(self, rounds: int) -> tuple[float, ...]:
         """Median wall time in ns of each operator of the plan over `rounds` runs.
 

@@ -77,9 +77,7 @@ class NativeExecutable:
         return self._program.run(x).reshape(-1)
 
     def repeat(self, count: int) -> None:
-        invoke = self._program.invoke
-        for _ in range(count):
-            invoke()
+        self._program.repeat(count)
 
     def op_ns(self, rounds: int) -> tuple[float, ...]:
         return self._program.op_ns(rounds)
