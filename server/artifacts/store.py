@@ -21,7 +21,7 @@ _CHUNK_BYTES = 1 << 20
 
 
 class ArtifactStore:
-    """A directory of files `ab/cd/<digest>`. Safe for several processes: the same content always makes the same file."""
+    """A directory of files `ab/cd/<digest>`. Several processes may share it: equal content is one file."""
 
     def __init__(self, root: Path) -> None:
         self._root = root

@@ -290,6 +290,21 @@ def get_document(session: Session, search_id: str, name: str) -> str | None:
     ).scalar_one_or_none()
 
 
+def stage_seconds(session: Session, search_id: str) -> dict[str, float]:
+    """Seconds between entering each stage and the next, up to now for the last; a stage entered again adds up."""
+    query = (
+        select(EventRow.data, EventRow.created_at)
+        .where(EventRow.search_id == search_id, EventRow.kind == "stage")
+        .order_by(EventRow.seq)
+    )
+    entered = [(str(data["stage"]), at) for data, at in session.execute(query)]
+    ends = [at for _, at in entered[1:]] + [float(session.execute(select(now_s())).scalar_one())]
+    seconds: dict[str, float] = {}
+    for (stage, at), end in zip(entered, ends, strict=True):
+        seconds[stage] = seconds.get(stage, 0.0) + max(0.0, end - at)
+    return seconds
+
+
 def complete_job(session: Session, claim: JobClaim) -> None:
     """The job is done. A pause or cancellation that came too late is moot."""
     _finish(session, claim, JobState.COMPLETED, stage=JobStage.DONE)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from sqlalchemy import Exists, exists, select, update
 from sqlalchemy.orm import Session, aliased
+from sqlalchemy.sql import ColumnElement
 
 from server.columns import now_s
 from server.models import SearchRow, SearchTaskRow, TaskRow
@@ -26,9 +27,19 @@ def cancel_unwanted_tasks(session: Session, search_id: str) -> None:
     A task that is being measured goes on; its agent learns that nobody wants it when it renews the lease.
     """
     mine = select(SearchTaskRow.task_id).where(SearchTaskRow.search_id == search_id)
+    _cancel(session, TaskRow.id.in_(mine))
+
+
+def cancel_unwanted(session: Session, task_ids: Sequence[str]) -> None:
+    """Cancel those of the tasks that wait although no open search wants them."""
+    if task_ids:
+        _cancel(session, TaskRow.id.in_(task_ids))
+
+
+def _cancel(session: Session, which: ColumnElement[bool]) -> None:
     session.execute(
         update(TaskRow)
-        .where(TaskRow.id.in_(mine), TaskRow.state == TaskState.PENDING, ~_wanted())
+        .where(which, TaskRow.state == TaskState.PENDING, ~_wanted())
         .values(state=TaskState.CANCELLED, finished_at=now_s())
         .execution_options(synchronize_session=False)
     )

@@ -1,0 +1,147 @@
+"""What agents report, and what becomes of the tasks. At least once on the wire, exactly once in the database.
+
+A report is known by its `result_key`. One that comes under an attempt that is over is kept beside the data as LATE
+and completes nothing. At most one report of an attempt is accepted: a unique index says so as well.
+"""
+
+from __future__ import annotations
+
+import structlog
+from sqlalchemy import insert, select, update
+from sqlalchemy.orm import Session
+
+from device_agent.contracts import (
+    FailureReason,
+    Measurement,
+    MeasurementFailure,
+    ReportReceipt,
+    ReportStatus,
+    Source,
+    TaskReport,
+)
+from server.errors import Conflict
+from server.fleet import leases, retry
+from server.latency.repository import store_failure, store_measurement
+from server.models import DeviceRow, ReportRow, TaskRow
+from server.states import TaskState
+
+log = structlog.get_logger(__name__)
+
+
+def take_reports(
+    session: Session, device_id: str, reports: tuple[TaskReport, ...], *, max_attempts: int
+) -> tuple[list[ReportReceipt], int]:
+    """Store a batch; returns a receipt for each report, and how many tasks are ready for another attempt.
+
+    Raises `Conflict` for a key that another device used.
+    """
+    tasks = leases.lock_tasks(session, device_id, sorted({r.task_id for r in reports}))
+    profile = session.execute(select(DeviceRow.profile).where(DeviceRow.id == device_id)).scalar_one()
+    is_simulated = bool(profile["simulated"])
+    receipts, num_ready = [], 0
+    for report in reports:
+        status = _take(session, device_id, tasks.get(report.task_id), report, is_simulated, max_attempts)
+        receipts.append(ReportReceipt(result_key=report.result_key, status=status))
+        if status is ReportStatus.ACCEPTED:
+            task = tasks[report.task_id]
+            session.refresh(task)
+            num_ready += task.state is TaskState.PENDING
+    return receipts, num_ready
+
+
+def _take(
+    session: Session,
+    device_id: str,
+    task: TaskRow | None,
+    report: TaskReport,
+    is_simulated: bool,
+    max_attempts: int,
+) -> ReportStatus:
+    owner = session.scalar(select(ReportRow.device_id).where(ReportRow.result_key == report.result_key))
+    if owner == device_id:
+        return ReportStatus.DUPLICATE
+    if owner is not None:
+        raise Conflict(f"the result_key {report.result_key} belongs to another device: make keys with UUIDv7")
+    if task is None:
+        # Another database than the one that gave the task out. There is nothing to attach the data to.
+        log.warning("report_of_unknown_task", device_id=device_id, task_id=report.task_id)
+        return ReportStatus.LATE
+    is_current = task.state is TaskState.LEASED and task.lease_id == report.lease_id and task.attempt == report.attempt
+    status = ReportStatus.ACCEPTED if is_current else ReportStatus.LATE
+    session.execute(
+        insert(ReportRow).values(
+            result_key=report.result_key,
+            task_id=task.id,
+            device_id=device_id,
+            lease_id=report.lease_id,
+            attempt=report.attempt,
+            status=status,
+        )
+    )
+    result = _checked(task, report.result, is_simulated)
+    if isinstance(result, MeasurementFailure):
+        store_failure(session, task_id=task.id, attempt=report.attempt, failure=result, status=status)
+        if is_current:
+            _after_failure(session, task, result, max_attempts)
+        return status
+    if is_current:
+        _follow_runtime(session, task, result)
+    store_measurement(session, result_key=report.result_key, task=task, measurement=result, status=status)
+    if is_current:
+        decision = retry.after_measurement(result, failures=task.failures, max_attempts=max_attempts)
+        if decision.retry:
+            leases.try_again(session, task, decision)
+        else:
+            leases.succeed(session, task, result_key=report.result_key, verdict=result.verdict)
+    return status
+
+
+def _after_failure(session: Session, task: TaskRow, failure: MeasurementFailure, max_attempts: int) -> None:
+    decision = retry.after_failure(
+        failure.reason, failures=task.failures, deferrals=task.deferrals, max_attempts=max_attempts
+    )
+    log.info(
+        "attempt_failed",
+        task_id=task.id,
+        device_id=task.device_id,
+        attempt=task.attempt,
+        reason=failure.reason.value,
+        retry=decision.retry,
+    )
+    if decision.retry:
+        leases.try_again(session, task, decision)
+    else:
+        leases.fail(session, task, failure)
+
+
+def _checked(
+    task: TaskRow, result: Measurement | MeasurementFailure, is_simulated: bool
+) -> Measurement | MeasurementFailure:
+    """The result, or a failure where it is not of what was asked: numbers of different keys must never mix."""
+    if isinstance(result, MeasurementFailure):
+        return result
+    provenance, setup = result.provenance, task.task["setup"]
+    told = (provenance.runtime, provenance.threads)
+    asked = (setup["runtime"], setup["threads"])
+    if told != asked:
+        detail = f"asked to measure with runtime and threads {asked}, but the report is of {told}"
+        return MeasurementFailure(reason=FailureReason.AGENT_ERROR, detail=detail)
+    if (provenance.source is Source.SIMULATED) != is_simulated:
+        detail = f"the report's source is {provenance.source.value!r}, but the device has simulated={is_simulated}"
+        return MeasurementFailure(reason=FailureReason.AGENT_ERROR, detail=detail)
+    return result
+
+
+def _follow_runtime(session: Session, task: TaskRow, measurement: Measurement) -> None:
+    """Where the runtime was upgraded since the task was made, its key becomes that of what was measured."""
+    provenance = measurement.provenance
+    told = (provenance.runtime_version, provenance.runtime_sha256)
+    if told == (task.runtime_version, task.runtime_sha256):
+        return
+    session.execute(
+        update(TaskRow)
+        .where(TaskRow.id == task.id)
+        # `repeat` keeps the key unique where the new runtime has a task of its own already.
+        .values(runtime_version=told[0], runtime_sha256=told[1], repeat=task.id)
+        .execution_options(synchronize_session=False)
+    )

@@ -1,0 +1,132 @@
+"""Devices in SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import func, insert, select, update
+from sqlalchemy.orm import Session
+
+from device_agent.contracts import DeviceProfile, EnrolmentRequest, HeartbeatRequest, encode, profile_id
+from server.columns import now_s
+from server.errors import NotFound
+from server.ids import new_id
+from server.models import DeviceRow, TaskRow
+from server.states import TaskState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceStatus:
+    """A device, how long ago it was heard of, and what it has to do."""
+
+    row: DeviceRow
+    silent_s: float
+    num_pending: int
+    num_leased: int
+
+
+def find_by_agent_key(session: Session, agent_key_hash: str) -> DeviceRow | None:
+    return session.scalars(select(DeviceRow).where(DeviceRow.agent_key_hash == agent_key_hash)).one_or_none()
+
+
+def insert_device(session: Session, request: EnrolmentRequest, agent_key_hash: str) -> str:
+    """Add a device; a name that is taken gets a number behind it."""
+    device_id = new_id("device")
+    session.execute(
+        insert(DeviceRow).values(
+            id=device_id,
+            name=_free_name(session, request.device_name.strip() or request.profile.machine),
+            agent_key_hash=agent_key_hash,
+            profile_id=profile_id(request.profile),
+            profile=encode(request.profile),
+            runtimes=encode(request.runtimes),
+            agent_version=request.agent_version,
+        )
+    )
+    return device_id
+
+
+def _free_name(session: Session, wanted: str) -> str:
+    taken = set(session.scalars(select(DeviceRow.name).where(DeviceRow.name.startswith(wanted, autoescape=True))))
+    number, name = 1, wanted
+    while name in taken:
+        number += 1
+        name = f"{wanted}-{number}"
+    return name
+
+
+def save_facts(
+    session: Session, device_id: str, profile: DeviceProfile, request: EnrolmentRequest | HeartbeatRequest
+) -> bool:
+    """Store what an agent tells about its device; returns whether the device is enabled."""
+    values = {
+        "profile_id": profile_id(profile),
+        "profile": encode(profile),
+        "runtimes": encode(request.runtimes),
+        "agent_version": request.agent_version,
+        "last_seen_at": now_s(),
+    }
+    if isinstance(request, HeartbeatRequest):
+        values |= {"conditions": encode(request.conditions), "spooled_reports": request.spooled_reports}
+    enabled = session.execute(
+        update(DeviceRow)
+        .where(DeviceRow.id == device_id)
+        .values(values)
+        .returning(DeviceRow.enabled)
+        .execution_options(synchronize_session=False)
+    ).scalar_one()
+    return bool(enabled)
+
+
+def set_enabled(session: Session, device_id: str, enabled: bool) -> None:
+    changed = session.execute(
+        update(DeviceRow)
+        .where(DeviceRow.id == device_id)
+        .values(enabled=enabled)
+        .returning(DeviceRow.id)
+        .execution_options(synchronize_session=False)
+    ).scalar_one_or_none()
+    if changed is None:
+        raise NotFound(f"there is no device {device_id!r}: GET /v1/devices lists them")
+
+
+def list_devices(session: Session, *, after: str | None, limit: int) -> list[DeviceStatus]:
+    """Devices in the order of their enrolment."""
+    query = select(DeviceRow, (now_s() - DeviceRow.last_seen_at).label("silent_s")).order_by(DeviceRow.id).limit(limit)
+    if after is not None:
+        query = query.where(DeviceRow.id > after)
+    found = [(row[0], float(row[1])) for row in session.execute(query)]
+    counts = _task_counts(session, [row.id for row, _ in found])
+    return [_status(row, silent_s, counts) for row, silent_s in found]
+
+
+def get_device(session: Session, device_id: str) -> DeviceStatus:
+    row = session.execute(
+        select(DeviceRow, (now_s() - DeviceRow.last_seen_at).label("silent_s")).where(DeviceRow.id == device_id)
+    ).one_or_none()
+    if row is None:
+        raise NotFound(f"there is no device {device_id!r}: GET /v1/devices lists them")
+    return _status(row[0], float(row[1]), _task_counts(session, [device_id]))
+
+
+def _status(row: DeviceRow, silent_s: float, counts: dict[tuple[str, TaskState], int]) -> DeviceStatus:
+    return DeviceStatus(
+        row=row,
+        silent_s=max(0.0, silent_s),
+        num_pending=counts.get((row.id, TaskState.PENDING), 0),
+        num_leased=counts.get((row.id, TaskState.LEASED), 0),
+    )
+
+
+def _task_counts(session: Session, device_ids: Sequence[str]) -> dict[tuple[str, TaskState], int]:
+    counts: dict[tuple[str, TaskState], int] = {}
+    # One query a state, so that each can use its partial index.
+    for state in (TaskState.PENDING, TaskState.LEASED):
+        query = (
+            select(TaskRow.device_id, func.count())
+            .where(TaskRow.device_id.in_(device_ids), TaskRow.state == state)
+            .group_by(TaskRow.device_id)
+        )
+        counts |= {(device_id, state): count for device_id, count in session.execute(query)}
+    return counts

@@ -1,0 +1,172 @@
+"""What agents do: enrol, report in, get work, hand results over. Each function is one transaction or a few."""
+
+from __future__ import annotations
+
+import time
+
+from fastapi.concurrency import run_in_threadpool
+from sqlalchemy.exc import IntegrityError
+
+from device_agent.contracts import (
+    WIRE_VERSION,
+    EnrolmentAnswer,
+    EnrolmentRequest,
+    HeartbeatAnswer,
+    HeartbeatRequest,
+    KernelTask,
+    Lease,
+    LeaseRequest,
+    MeasuringSetup,
+    NetworkTask,
+    RenewAnswer,
+    ReportAnswer,
+    ReportBatch,
+    decode,
+)
+from server.accounts import repository as accounts
+from server.accounts.service import mint_agent_token
+from server.context import Context
+from server.errors import Conflict, Forbidden, Unprocessable
+from server.fleet import leases, repository
+from server.fleet.reports import take_reports
+from server.searches.tasks import is_wanted
+
+#: Starting the child process, unpacking and building, on a slow and busy board.
+DEADLINE_BASE_S = 60.0
+#: The budget counts sampling only; warm-up, calibration and a machine that is shared come on top.
+DEADLINE_FACTOR = 10.0
+MAX_NAME_CHARS = 150
+MAX_KEY_CHARS = 200
+
+
+def enrol(context: Context, request: EnrolmentRequest) -> EnrolmentAnswer:
+    """Let an agent in. The same `agent_key` gets the same device, and a new token in place of the old one."""
+    if request.wire_version != WIRE_VERSION:
+        raise Unprocessable(
+            f"the agent speaks wire {request.wire_version}, the server {WIRE_VERSION}: install one release on both",
+            code="wire_version",
+        )
+    if not 16 <= len(request.agent_key) <= MAX_KEY_CHARS:
+        raise Unprocessable(f"agent_key must have 16 to {MAX_KEY_CHARS} characters, not {len(request.agent_key)}")
+    if len(request.device_name) > MAX_NAME_CHARS:
+        raise Unprocessable(f"device_name has {len(request.device_name)} characters, more than {MAX_NAME_CHARS}")
+    try:
+        return _enrol(context, request)
+    except IntegrityError:
+        # Two enrolments at once took the same name or key: the second finds the first one's row.
+        return _enrol(context, request)
+
+
+def _enrol(context: Context, request: EnrolmentRequest) -> EnrolmentAnswer:
+    code_hash, key_hash = context.hasher.hash(request.code), context.hasher.hash(request.agent_key)
+    with context.database.write() as session:
+        known = repository.find_by_agent_key(session, key_hash)
+        # An agent whose first answer was lost repeats itself with a code that is used up by now.
+        is_allowed = accounts.has_code(session, code_hash) if known else accounts.use_code(session, code_hash)
+        if not is_allowed:
+            raise Forbidden(
+                "the enrolment code is unknown, used up or expired: make one with `kerf devices enrol-code`",
+                code="enrolment_code",
+            )
+        if known is None:
+            device_id = repository.insert_device(session, request, key_hash)
+        else:
+            device_id = known.id
+            repository.save_facts(session, device_id, request.profile, request)
+        token = mint_agent_token(session, context.hasher, device_id=device_id, name=f"agent of {device_id}")
+    return EnrolmentAnswer(
+        device_id=device_id,
+        token=token,
+        heartbeat_interval_s=context.settings.heartbeat_interval_s,
+        lease_wait_s=context.settings.lease_wait_s,
+    )
+
+
+def heartbeat(context: Context, device_id: str, request: HeartbeatRequest) -> HeartbeatAnswer:
+    with context.database.write() as session:
+        enabled = repository.save_facts(session, device_id, request.profile, request)
+    return HeartbeatAnswer(interval_s=context.settings.heartbeat_interval_s, drain=not enabled)
+
+
+def lend(context: Context, device_id: str, max_leases: int) -> tuple[Lease, ...]:
+    """The leases that the device holds, or else new ones; none without work."""
+    with context.database.read() as session:
+        # An idle agent's poll must not take the write lock.
+        if not leases.has_work(session, device_id):
+            return ()
+    duration_s = context.settings.lease_duration_s
+    with context.database.write() as session:
+        leases.expire(session, max_attempts=context.settings.max_attempts, device_id=device_id)
+        lent = leases.redeliver(session, device_id, max_leases, duration_s)
+        if not lent:
+            lent = leases.claim(session, device_id, max_leases, duration_s)
+    return tuple(_lease(item) for item in lent)
+
+
+async def lend_waiting(context: Context, device_id: str, request: LeaseRequest) -> tuple[Lease, ...]:
+    """`lend`, waiting up to `request.wait_s`. No session and no thread is held while waiting."""
+    deadline = time.monotonic() + request.wait_s
+    while True:
+        lent = await run_in_threadpool(lend, context, device_id, request.max_leases)
+        if lent or not await context.waiters.wait(device_id, deadline - time.monotonic()):
+            return lent
+
+
+def _lease(item: leases.LeasedTask) -> Lease:
+    task: KernelTask | NetworkTask = decode(KernelTask, item.task) if item.is_kernel else decode(NetworkTask, item.task)
+    return Lease(
+        lease_id=item.lease_id,
+        task_id=item.task_id,
+        attempt=item.attempt,
+        duration_s=max(0.0, item.remaining_s),
+        deadline_s=deadline_s(task.setup),
+        task=task,
+    )
+
+
+def deadline_s(setup: MeasuringSetup) -> float:
+    """When the child process of a task is killed."""
+    return DEADLINE_BASE_S + DEADLINE_FACTOR * (setup.budget_s + setup.min_warmup_s)
+
+
+def renew(context: Context, device_id: str, lease_id: str, attempt: int) -> RenewAnswer:
+    """Raises `Conflict` where the lease is over."""
+    duration_s = context.settings.lease_duration_s
+    with context.database.write() as session:
+        task_id = leases.renew(session, device_id, lease_id, attempt, duration_s)
+        if task_id is None:
+            raise _lost(lease_id, attempt)
+        return RenewAnswer(duration_s=duration_s, cancel=not is_wanted(session, task_id))
+
+
+def release(context: Context, device_id: str, lease_id: str, attempt: int) -> None:
+    """Raises `Conflict` where the lease is over."""
+    with context.database.write() as session:
+        if leases.release(session, device_id, lease_id, attempt) is None:
+            raise _lost(lease_id, attempt)
+    context.waiters.notify_threadsafe(device_id)
+
+
+def _lost(lease_id: str, attempt: int) -> Conflict:
+    return Conflict(
+        f"lease {lease_id} of attempt {attempt} is over: it expired or its task is finished. Drop the task",
+        code="lease_lost",
+    )
+
+
+def report(context: Context, device_id: str, batch: ReportBatch) -> ReportAnswer:
+    with context.database.write() as session:
+        receipts, num_ready = take_reports(
+            session, device_id, batch.reports, max_attempts=context.settings.max_attempts
+        )
+    if num_ready:
+        context.waiters.notify_threadsafe(device_id, num_ready)
+    return ReportAnswer(receipts=tuple(receipts))
+
+
+def reap(context: Context) -> None:
+    """Collect expired leases of all devices."""
+    with context.database.write() as session:
+        ready = leases.expire(session, max_attempts=context.settings.max_attempts)
+    for device_id, count in ready.items():
+        context.waiters.notify_threadsafe(device_id, count)
