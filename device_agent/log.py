@@ -13,6 +13,14 @@ from typing import TextIO
 _SECRET = re.compile(r"\bkerf_[a-z]_[A-Za-z0-9_-]+")
 _BARE = re.compile(r"[A-Za-z0-9_.:/+-]+")
 
+#: Fields of every line of this process. An agent process serves one device.
+_bound: dict[str, object] = {}
+
+
+def bind_fields(**fields: object) -> None:
+    """Add fields such as device_id to every line from now on."""
+    _bound.update(fields)
+
 
 def log_event(logger: logging.Logger, level: int, event: str, **fields: object) -> None:
     """Log `event` with fields such as task_id, kernel_id, device_id. Fields that are None are left out."""
@@ -28,6 +36,7 @@ class LogfmtFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "event": record.getMessage(),
+            **_bound,
             **getattr(record, "fields", {}),
         }
         if record.exc_info:

@@ -19,7 +19,7 @@ from device_agent.errors import CredentialsRefused, EnrolmentNeeded, ProbeFailed
 from device_agent.heartbeat import Announcement, Heartbeat
 from device_agent.held import HeldLeases
 from device_agent.identity import Credentials, agent_key, load_credentials, store_credentials
-from device_agent.log import log_event
+from device_agent.log import bind_fields, log_event
 from device_agent.measuring.conditions import ConditionsReader, why_not_ready
 from device_agent.outbox import Outbox
 from device_agent.probe import probe_device
@@ -174,12 +174,12 @@ def _work(
     clock: Clock,
 ) -> None:
     _warn_of_plain_http(credentials.server_url)
+    bind_fields(device_id=credentials.device_id)
     reader = ConditionsReader(core=runner.measuring_core)
     log_event(
         logger,
         logging.INFO,
         "started",
-        device_id=credentials.device_id,
         server=credentials.server_url,
         agent_version=__version__,
         runtimes=",".join(info.name for info in announcement.runtimes if info.unavailable is None) or "none",

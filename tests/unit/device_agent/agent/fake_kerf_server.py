@@ -65,6 +65,13 @@ class ServerTask:
     reports: list[TaskReport] = field(default_factory=list)
 
 
+class _QuietServer(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """An agent that was killed hangs up in the middle of an answer: that is what these tests do."""
+
+
 class FakeServer:
     """Start with `with FakeServer() as server`; `server.url` is its address."""
 
@@ -88,8 +95,7 @@ class FakeServer:
         self.codes = {CODE}
         self.drain = False
         self.cancel_tasks: set[str] = set()
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), _handler_of(self))
-        self._http.daemon_threads = True
+        self._http = _QuietServer(("127.0.0.1", 0), _handler_of(self))
         self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
         self._thread = threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
 
@@ -234,6 +240,7 @@ def _handler_of(server: FakeServer) -> type[BaseHTTPRequestHandler]:
             body = self.rfile.read(int(self.headers.get("content-length", 0)))
             with server.changed:
                 server.requests.append(self.path)
+                server.changed.notify_all()
                 fault = self._fault()
                 if fault is not None and fault.drop != "after":
                     self._go_wrong(fault)
@@ -250,6 +257,7 @@ def _handler_of(server: FakeServer) -> type[BaseHTTPRequestHandler]:
         def do_GET(self) -> None:
             with server.changed:
                 server.requests.append(self.path)
+                server.changed.notify_all()
                 fault = self._fault()
                 content = server.artifacts.get(self.path.rsplit("/", 1)[-1])
             if fault is not None and fault.drop != "half":
