@@ -1,0 +1,1 @@
+"""The pages that a browser shows: devices, searches with their fronts, measurements."""

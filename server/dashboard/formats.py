@@ -1,0 +1,144 @@
+"""Numbers as the pages print them. Each function is a filter of the templates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from server.dashboard.pages import SpeedUp
+
+#: Shown in place of a number that is not known (yet).
+MISSING = "–"
+
+_NS_UNITS = ((1e9, "s"), (1e6, "ms"), (1e3, "µs"), (1.0, "ns"))
+
+
+def duration(value_ns: float | None) -> str:
+    """Nanoseconds with three significant digits, in the unit that suits them: 6214000 is "6.21 ms"."""
+    if value_ns is None:
+        return MISSING
+    factor, unit = _ns_unit(value_ns)
+    return f"{_three_digits(value_ns / factor)} {unit}"
+
+
+def interval(bounds_ns: tuple[float, float] | None) -> str:
+    """Both ends in the unit of the larger: "6.18 to 6.25 ms". One digit more than `duration`, to tell them apart."""
+    if bounds_ns is None:
+        return MISSING
+    factor, unit = _ns_unit(max(bounds_ns))
+    low, high = (_digits(bound / factor, 4) for bound in bounds_ns)
+    return f"{low} to {high} {unit}"
+
+
+def ms(value_ms: float | None) -> str:
+    """Milliseconds, always in ms so that a column compares."""
+    return MISSING if value_ms is None else f"{_three_digits(value_ms)} ms"
+
+
+def ms_interval(bounds_ms: tuple[float, float] | None) -> str:
+    if bounds_ms is None:
+        return MISSING
+    low, high = (_digits(bound, 4) for bound in bounds_ms)
+    return f"{low} to {high}"
+
+
+def percent(value: float | None) -> str:
+    """A part of 1 as per cent with two decimals."""
+    return MISSING if value is None else f"{100 * value:.2f} %"
+
+
+def times(speed_up: SpeedUp | None) -> str:
+    if speed_up is None:
+        return MISSING
+    return f"{'≈ ' if speed_up.predicted else ''}{speed_up.factor:.2f}×"
+
+
+def count(value: int | None) -> str:
+    """A large count with three digits and a unit: 41234567 is "41.2 M"."""
+    if value is None:
+        return MISSING
+    for factor, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= factor:
+            return f"{_three_digits(value / factor)} {unit}"
+    return str(value)
+
+
+def byte_count(value: int | None) -> str:
+    """Bytes in binary units."""
+    if value is None:
+        return MISSING
+    for factor, unit in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
+        if value >= factor:
+            return f"{_three_digits(value / factor)} {unit}"
+    return f"{value} B"
+
+
+def age(seconds: float) -> str:
+    """How long ago, in one unit: "just now", "40 s ago", "3 min ago", "2 h ago", "5 days ago"."""
+    seconds = max(0.0, seconds)
+    if seconds < 5:
+        return "just now"
+    if seconds < 90:
+        return f"{seconds:.0f} s ago"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min ago"
+    if seconds < 36 * 3600:
+        return f"{seconds / 3600:.0f} h ago"
+    return f"{seconds / 86400:.0f} days ago"
+
+
+def span(seconds: float) -> str:
+    """How long something took: "0.8 s", "42 s", "12 min 5 s", "3 h 20 min"."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def short_id(identity: str) -> str:
+    """The prefix and the first eight digits of an identity: enough to recognise it in a list."""
+    head, mark, tail = identity.partition("_")
+    return f"{head}{mark}{tail[:8]}"
+
+
+def error(value: float | None) -> str:
+    """A small difference in powers of ten: "3.1e-06"."""
+    return MISSING if value is None else f"{value:.1e}"
+
+
+FILTERS: dict[str, Callable[..., Any]] = {
+    "age": age,
+    "bytes": byte_count,
+    "count": count,
+    "duration": duration,
+    "error": error,
+    "interval": interval,
+    "ms": ms,
+    "ms_interval": ms_interval,
+    "percent": percent,
+    "short_id": short_id,
+    "times": times,
+}
+
+
+def _ns_unit(value_ns: float) -> tuple[float, str]:
+    for factor, unit in _NS_UNITS:
+        if abs(value_ns) >= factor:
+            return factor, unit
+    return _NS_UNITS[-1]
+
+
+def _three_digits(value: float) -> str:
+    return _digits(value, 3)
+
+
+def _digits(value: float, digits: int) -> str:
+    """`digits` significant digits without an exponent; never fewer than the whole part has."""
+    whole = len(str(int(abs(value)))) if abs(value) >= 1 else 1
+    if 0 < abs(value) < 1:
+        return f"{value:.{digits}g}" if abs(value) >= 1e-4 else f"{value:.2e}"
+    return f"{value:.{max(0, digits - whole)}f}"

@@ -1,0 +1,152 @@
+"""The Pareto front of a search: rows of its table and points of its chart."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import or_, select
+from sqlalchemy.orm import Session
+
+from device_agent.contracts import Verdict, VerdictReason
+from search.domain.objective import Metric
+from server.dashboard.pages import FileLink, FrontRow, SpeedUp
+from server.dashboard.wording import VERDICT_LABELS, reason_texts
+from server.models import CandidateRow
+from server.searches.repository import RESULT, get_document, load_checkpoint
+from server.states import JobStage
+
+#: More points than this make no better picture, only a slower one.
+MAX_CLOUD_POINTS = 5000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Baseline:
+    """The unpruned network; None where it is not measured yet."""
+
+    accuracy: float | None = None
+    tflite_ms: float | None = None
+    native_ms: float | None = None
+
+
+def baseline_of(session: Session, search_id: str) -> Baseline:
+    """The unpruned network's figures, as far as the search has come: from its result, else from its checkpoints."""
+    text = get_document(session, search_id, RESULT)
+    if text is not None:
+        data = json.loads(text)["baseline"]
+        latency = data["latency_ms"]
+        return Baseline(accuracy=data["accuracy"], tflite_ms=latency["tflite_dense"], native_ms=latency["native_dense"])
+    prepared = _checkpoint(session, search_id, JobStage.PREPARING)
+    profile = _checkpoint(session, search_id, JobStage.PROFILING)
+    return Baseline(
+        accuracy=prepared.get("baseline_accuracy"),
+        tflite_ms=_ns_to_ms(profile.get("tflite_dense_ns")),
+        native_ms=_ns_to_ms(profile.get("native_dense_ns")),
+    )
+
+
+def _checkpoint(session: Session, search_id: str, stage: JobStage) -> dict[str, Any]:
+    found = load_checkpoint(session, search_id, stage)
+    data: dict[str, Any] = {} if found is None else json.loads(found.data)
+    return data
+
+
+def _ns_to_ms(value_ns: float | None) -> float | None:
+    return None if value_ns is None else value_ns / 1e6
+
+
+def front_rows(session: Session, search_id: str, baseline: Baseline) -> tuple[FrontRow, ...]:
+    """The front and what was selected from it, by predicted latency."""
+    query = select(CandidateRow).where(
+        CandidateRow.search_id == search_id, or_(CandidateRow.on_front, CandidateRow.selected)
+    )
+    rows = [_front_row(row, baseline) for row in session.scalars(query)]
+    return tuple(sorted(rows, key=lambda row: (row.predicted_latency_ms, row.candidate_id)))
+
+
+def chart_data(session: Session, search_id: str) -> dict[str, Any]:
+    """What the chart draws. Latencies in ms, accuracies as parts of 1."""
+    baseline = baseline_of(session, search_id)
+    points = [_point(row) for row in front_rows(session, search_id, baseline)]
+    lines = ((baseline.tflite_ms, "unpruned, TFLite"), (baseline.native_ms, "unpruned, native"))
+    return {
+        "evaluated": _cloud(session, search_id),
+        "front": [p for p in points if p["accuracy_estimate"] is not None],
+        "selected": [p for p in points if p["selected"] and p["accuracy_estimate"] is not None],
+        "verified": [p for p in points if p["measured_latency_ms"] is not None and p["shown_accuracy"] is not None],
+        "baselines": [
+            {"label": label, "latency_ms": latency, "accuracy": baseline.accuracy}
+            for latency, label in lines
+            if latency is not None
+        ],
+    }
+
+
+def _cloud(session: Session, search_id: str) -> list[tuple[float, float]]:
+    """(predicted latency, accuracy estimate) of the candidates, thinned evenly where there are too many."""
+    query = (
+        select(CandidateRow.metrics)
+        .where(CandidateRow.search_id == search_id)
+        .order_by(CandidateRow.generation, CandidateRow.candidate_id)
+    )
+    points = [
+        (float(metrics[Metric.LATENCY_MS]), 1.0 - float(metrics[Metric.ERROR]))
+        for metrics in session.scalars(query)
+        if Metric.LATENCY_MS in metrics and Metric.ERROR in metrics
+    ]
+    step = -(-len(points) // MAX_CLOUD_POINTS) or 1
+    return points[::step]
+
+
+def _front_row(row: CandidateRow, baseline: Baseline) -> FrontRow:
+    metrics = row.metrics
+    trained, exported, verified = (
+        row.results.get(stage.value, {}) for stage in (JobStage.TRAINING, JobStage.EXPORTING, JobStage.VERIFYING)
+    )
+    predicted = float(metrics[Metric.LATENCY_MS])
+    measured = verified.get("measured_latency_ms")
+    interval = verified.get("latency_ci95_ms")
+    verdict = verified.get("verdict")
+    return FrontRow(
+        candidate_id=row.candidate_id,
+        selected=row.selected,
+        predicted_latency_ms=predicted,
+        measured_latency_ms=measured,
+        latency_ci95_ms=None if interval is None else (interval[0], interval[1]),
+        speed_up=_speed_up(baseline, predicted, measured),
+        accuracy_estimate=1.0 - float(metrics[Metric.ERROR]) if Metric.ERROR in metrics else None,
+        accuracy=trained.get("accuracy"),
+        macs=int(metrics[Metric.MACS]) if Metric.MACS in metrics else None,
+        verdict=None if verdict is None else VERDICT_LABELS[Verdict(verdict)],
+        reasons=reason_texts(tuple(VerdictReason(r) for r in verified.get("verdict_reasons", ()))),
+        output_max_abs_error=verified.get("output_max_abs_error"),
+        failure=str(verified.get("failure") or ""),
+        files=_files(exported.get("files", {})),
+    )
+
+
+def _files(digests: Mapping[str, str]) -> tuple[FileLink, ...]:
+    return tuple(FileLink(name=name, sha256=digest) for name, digest in sorted(digests.items()))
+
+
+def _speed_up(baseline: Baseline, predicted_ms: float, measured_ms: float | None) -> SpeedUp | None:
+    if baseline.tflite_ms is None:
+        return None
+    latency = predicted_ms if measured_ms is None else measured_ms
+    return SpeedUp(factor=baseline.tflite_ms / latency, predicted=measured_ms is None)
+
+
+def _point(row: FrontRow) -> dict[str, Any]:
+    return {
+        "candidate_id": row.candidate_id,
+        "selected": row.selected,
+        "predicted_latency_ms": row.predicted_latency_ms,
+        "measured_latency_ms": row.measured_latency_ms,
+        "latency_ci95_ms": row.latency_ci95_ms,
+        "accuracy_estimate": row.accuracy_estimate,
+        "accuracy": row.accuracy,
+        "shown_accuracy": row.accuracy_estimate if row.accuracy is None else row.accuracy,
+        "verdict": None if row.verdict is None else row.verdict.text,
+    }

@@ -1,0 +1,192 @@
+"""What each page shows, as plain values: queries fill them, templates read them, and neither knows the other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from server.dashboard.wording import StateLabel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Viewer:
+    """Who looks. In the open local mode nobody signs in, and so nobody can sign out."""
+
+    name: str
+    can_sign_out: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far something is. `total` 0 means that it cannot be told."""
+
+    text: str = ""
+    done: int = 0
+    total: int = 0
+
+    @property
+    def percent(self) -> int:
+        return 0 if self.total <= 0 else min(100, 100 * self.done // self.total)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuntimeView:
+    name: str
+    version: str
+    isa: str
+    binary_sha256: str
+    unavailable: str | None
+    state: StateLabel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceView:
+    """`seen_s` is the time since the last sign of life."""
+
+    device_id: str
+    name: str
+    state: StateLabel
+    machine: str
+    cpu_model: str
+    num_cores: int
+    memory_bytes: int
+    simulated: bool
+    emulated: bool
+    runtimes: tuple[RuntimeView, ...]
+    agent_version: str
+    seen_s: float
+    open_tasks: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasurementView:
+    """One measurement. `what` says it in words, `detail` the rest of the shape; `reasons` are sentences."""
+
+    what: str
+    detail: str
+    device_id: str
+    device_name: str
+    runtime: str
+    runtime_version: str
+    source: str
+    median_ns: float
+    ci95_ns: tuple[float, float] | None
+    verdict: StateLabel
+    reasons: tuple[str, ...]
+    age_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchRow:
+    search_id: str
+    name: str
+    architecture: str
+    method: str
+    device_name: str
+    state: StateLabel
+    progress: Progress
+    error: str
+    age_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OverviewPage:
+    searches: tuple[SearchRow, ...]
+    more_searches: bool
+    devices: tuple[DeviceView, ...]
+    more_devices: bool
+    measurements: tuple[MeasurementView, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageView:
+    """`status` is done, current, failed, stopped or waiting."""
+
+    label: str
+    status: str
+    note: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tile:
+    label: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileLink:
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeedUp:
+    """Times faster than the unpruned network in TFLite; `predicted` where the latency is not measured yet."""
+
+    factor: float
+    predicted: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontRow:
+    """One candidate of the front. None where a stage has not come to it."""
+
+    candidate_id: str
+    selected: bool
+    predicted_latency_ms: float
+    measured_latency_ms: float | None
+    latency_ci95_ms: tuple[float, float] | None
+    speed_up: SpeedUp | None
+    accuracy_estimate: float | None
+    accuracy: float | None
+    macs: int | None
+    verdict: StateLabel | None
+    reasons: tuple[str, ...]
+    output_max_abs_error: float | None
+    failure: str
+    files: tuple[FileLink, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventView:
+    text: str
+    age_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchPage:
+    """`chosen` are the candidates that go through training and verification; `hidden` counts those not listed."""
+
+    search_id: str
+    name: str
+    architecture: str
+    method: str
+    seed: int
+    device_id: str
+    device_name: str
+    state: StateLabel
+    error: str
+    age_s: float
+    stages: tuple[StageView, ...]
+    progress: Progress
+    tiles: tuple[Tile, ...]
+    chosen: tuple[FrontRow, ...]
+    others: tuple[FrontRow, ...]
+    hidden: int
+    has_trained: bool
+    baseline_tflite_ms: float | None
+    events: tuple[EventView, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fact:
+    label: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DevicePage:
+    device: DeviceView
+    hardware: tuple[Fact, ...]
+    conditions: tuple[Fact, ...]
+    measurements: tuple[MeasurementView, ...]

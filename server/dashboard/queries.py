@@ -1,0 +1,98 @@
+"""Reads what the pages show. Everything is bounded: a page's cost does not grow with the size of the database."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from device_agent.contracts import KernelSpec, NetworkTask, VerdictReason, decode
+from server.columns import now_s
+from server.dashboard.devices import condition_facts, device_view, hardware_facts
+from server.dashboard.pages import DevicePage, MeasurementView, OverviewPage
+from server.dashboard.searches import search_rows
+from server.dashboard.wording import VERDICT_LABELS, kernel_words, network_words, reason_texts
+from server.fleet.repository import get_device, list_devices
+from server.models import DeviceRow, KernelRow, MeasurementRow, TaskRow
+
+#: Rows of each list: about what a reader takes in; REST has the rest.
+SHOWN_SEARCHES = 20
+SHOWN_DEVICES = 60
+SHOWN_MEASUREMENTS = 15
+SHOWN_DEVICE_MEASUREMENTS = 30
+
+
+def overview(session: Session, *, heartbeat_interval_s: float) -> OverviewPage:
+    """Searches and measurements, the latest first, and the devices by name."""
+    now = database_time_s(session)
+    searches = search_rows(session, now, limit=SHOWN_SEARCHES + 1)
+    devices = list_devices(session, after=None, limit=SHOWN_DEVICES + 1)
+    views = [device_view(status, heartbeat_interval_s) for status in devices[:SHOWN_DEVICES]]
+    return OverviewPage(
+        searches=searches[:SHOWN_SEARCHES],
+        more_searches=len(searches) > SHOWN_SEARCHES,
+        devices=tuple(sorted(views, key=lambda view: view.name.lower())),
+        more_devices=len(devices) > SHOWN_DEVICES,
+        measurements=_measurements(session, now, limit=SHOWN_MEASUREMENTS),
+    )
+
+
+def device_page(session: Session, device_id: str, *, heartbeat_interval_s: float) -> DevicePage:
+    """One device. Raises `NotFound`."""
+    status = get_device(session, device_id)
+    now = database_time_s(session)
+    return DevicePage(
+        device=device_view(status, heartbeat_interval_s),
+        hardware=hardware_facts(status.row),
+        conditions=condition_facts(status.row),
+        measurements=_measurements(session, now, limit=SHOWN_DEVICE_MEASUREMENTS, device_id=device_id),
+    )
+
+
+def database_time_s(session: Session) -> float:
+    """Ages are told by the clock that wrote the times."""
+    return float(session.execute(select(now_s())).scalar_one())
+
+
+def _measurements(
+    session: Session, now: float, *, limit: int, device_id: str | None = None
+) -> tuple[MeasurementView, ...]:
+    # Result keys are ordered by the time that the agent made them, and are the one index in the order of time.
+    query = (
+        select(MeasurementRow, DeviceRow.name, KernelRow.spec, TaskRow.task)
+        .join(DeviceRow, DeviceRow.id == MeasurementRow.device_id)
+        .join(TaskRow, TaskRow.id == MeasurementRow.task_id)
+        .outerjoin(KernelRow, KernelRow.id == MeasurementRow.kernel_id)
+        .order_by(MeasurementRow.result_key.desc())
+        .limit(limit)
+    )
+    if device_id is not None:
+        query = query.where(MeasurementRow.device_id == device_id)
+    return tuple(
+        _measurement_view(measurement, device_name, spec, task, now)
+        for measurement, device_name, spec, task in session.execute(query)
+    )
+
+
+def _measurement_view(
+    measurement: MeasurementRow, device_name: str, spec: dict[str, Any] | None, task: dict[str, Any], now: float
+) -> MeasurementView:
+    what, detail = (
+        network_words(decode(NetworkTask, task)) if spec is None else kernel_words(decode(KernelSpec, spec))
+    )
+    low, high = measurement.ci95_low_ns, measurement.ci95_high_ns
+    return MeasurementView(
+        what=what,
+        detail=detail,
+        device_id=measurement.device_id,
+        device_name=device_name,
+        runtime=measurement.runtime,
+        runtime_version=measurement.runtime_version,
+        source=measurement.source.value,
+        median_ns=measurement.median_ns,
+        ci95_ns=None if low is None or high is None else (low, high),
+        verdict=VERDICT_LABELS[measurement.verdict],
+        reasons=reason_texts(tuple(VerdictReason(reason) for reason in measurement.reasons)),
+        age_s=now - measurement.created_at,
+    )

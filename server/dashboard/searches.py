@@ -1,0 +1,202 @@
+"""Searches as the pages show them: rows of the overview, and one search with its stages and its front."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from server.dashboard import pages
+from server.dashboard.formats import count, ms, percent, span
+from server.dashboard.front import Baseline, baseline_of, front_rows
+from server.dashboard.pages import EventView, FrontRow, Progress, SearchPage, StageView, Tile
+from server.dashboard.wording import JOB_LABELS, STAGE_LABELS
+from server.errors import NotFound
+from server.models import CandidateRow, DeviceRow, EventRow, SearchRow
+from server.states import JobStage, JobState
+
+#: Rows of the front's table, and the latest events: what a reader looks through.
+SHOWN_FRONT = 200
+SHOWN_EVENTS = 12
+
+#: The stages in order, without the end that is no work.
+STAGES = tuple(stage for stage in JobStage if stage is not JobStage.DONE)
+
+
+def search_rows(session: Session, now: float, *, limit: int) -> tuple[pages.SearchRow, ...]:
+    """The newest searches. `now` is the database's time."""
+    query = (
+        select(SearchRow, DeviceRow.name)
+        .join(DeviceRow, DeviceRow.id == SearchRow.device_id)
+        .order_by(SearchRow.id.desc())
+        .limit(limit)
+    )
+    return tuple(
+        pages.SearchRow(
+            search_id=row.id,
+            name=row.name,
+            architecture=row.config["model"]["architecture"],
+            method=_method(row)["name"],
+            device_name=device_name,
+            state=JOB_LABELS[row.state],
+            progress=_progress(row, with_stage=True),
+            error=row.error or "",
+            age_s=now - (row.started_at or row.created_at),
+        )
+        for row, device_name in session.execute(query)
+    )
+
+
+def require_search(session: Session, search_id: str) -> SearchRow:
+    """The row of a search. Raises `NotFound`."""
+    row = session.get(SearchRow, search_id)
+    if row is None:
+        raise NotFound(f"there is no search {search_id!r}: the overview lists them")
+    return row
+
+
+def search_page(session: Session, search_id: str, now: float) -> SearchPage:
+    """One search. Raises `NotFound`."""
+    row = require_search(session, search_id)
+    device_name = session.execute(select(DeviceRow.name).where(DeviceRow.id == row.device_id)).scalar_one()
+    baseline = baseline_of(session, search_id)
+    front = front_rows(session, search_id, baseline)
+    chosen = tuple(point for point in front if point.selected)
+    others = tuple(point for point in front if not point.selected)
+    evaluated = session.execute(
+        select(func.count()).select_from(CandidateRow).where(CandidateRow.search_id == search_id)
+    ).scalar_one()
+    return SearchPage(
+        search_id=row.id,
+        name=row.name,
+        architecture=row.config["model"]["architecture"],
+        method=_method(row)["name"],
+        seed=_method(row)["seed"],
+        device_id=row.device_id,
+        device_name=device_name,
+        state=JOB_LABELS[row.state],
+        error=row.error or "",
+        age_s=now - (row.started_at or row.created_at),
+        stages=_stages(session, row, now),
+        progress=_progress(row, with_stage=False),
+        tiles=_tiles(baseline, front, evaluated),
+        chosen=chosen,
+        others=others[:SHOWN_FRONT],
+        hidden=max(0, len(others) - SHOWN_FRONT),
+        has_trained=any(point.accuracy is not None for point in front),
+        baseline_tflite_ms=baseline.tflite_ms,
+        events=_events(session, search_id, now),
+    )
+
+
+def _method(row: SearchRow) -> Mapping[str, Any]:
+    """The method of a stored config, whose defaults may have been left out."""
+    given = row.config.get("method") or {}
+    return {"name": given.get("name", "jcw"), "seed": given.get("seed", 0)}
+
+
+def _progress(row: SearchRow, *, with_stage: bool) -> Progress:
+    """How far the present stage is, in the words of the worker: {"done", "total", "note"}."""
+    if row.state is JobState.COMPLETED:
+        return Progress(text="all stages done" if with_stage else "")
+    if row.state is JobState.PENDING and row.epoch == 0:
+        return Progress(text="waits for a worker")
+    done, total = int(row.progress.get("done", 0)), int(row.progress.get("total", 0))
+    note = str(row.progress.get("note", ""))
+    words = ", ".join(part for part in (f"{done} of {total}" if total else "", note) if part)
+    if with_stage:
+        stage = STAGE_LABELS[row.stage]
+        words = f"{stage}: {words}" if words else stage
+    if row.state.is_terminal:
+        return Progress(text=f"ended in {words}" if with_stage else "")
+    return Progress(text=words, done=done, total=total)
+
+
+def _stages(session: Session, row: SearchRow, now: float) -> tuple[StageView, ...]:
+    """The timeline. A stage lasts from its first event to that of the next one."""
+    entered: dict[str, float] = {}
+    query = (
+        select(EventRow.data, EventRow.created_at)
+        .where(EventRow.search_id == row.id, EventRow.kind == "stage")
+        .order_by(EventRow.seq)
+    )
+    for data, created_at in session.execute(query):
+        entered.setdefault(str(data.get("stage")), created_at)
+    end = row.finished_at or now
+    reached = len(STAGES) if row.stage is JobStage.DONE else STAGES.index(row.stage)
+    views = []
+    for i, stage in enumerate(STAGES):
+        later = [entered[s.value] for s in STAGES[i + 1 :] if s.value in entered]
+        began = entered.get(stage.value)
+        lasted = "" if began is None else span(max(0.0, min([*later, end]) - began))
+        if i < reached:
+            status = "done"
+        elif i > reached or began is None:
+            status, lasted = "waiting", ""
+        elif row.state is JobState.FAILED:
+            status = "failed"
+        elif row.state.is_terminal:
+            status = "stopped"
+        else:
+            status = "current"
+        views.append(StageView(label=STAGE_LABELS[stage], status=status, note=lasted))
+    return tuple(views)
+
+
+def _tiles(baseline: Baseline, front: Sequence[FrontRow], evaluated: int) -> tuple[Tile, ...]:
+    """The figures that a reader looks for first. Unknown ones say so."""
+    accuracy = "" if baseline.accuracy is None else f"{percent(baseline.accuracy)} test accuracy"
+    tiles = [
+        Tile(label="Unpruned, TFLite", value=ms(baseline.tflite_ms), note=accuracy),
+        Tile(label="Unpruned, native", value=ms(baseline.native_ms)),
+    ]
+    verified = [(p.measured_latency_ms, p) for p in front if p.measured_latency_ms is not None]
+    if verified:
+        latency, fastest = min(verified, key=lambda pair: pair[0])
+        note = "" if fastest.speed_up is None else f"{fastest.speed_up.factor:.2f}× faster than unpruned TFLite"
+        tiles.append(Tile(label="Fastest verified", value=ms(latency), note=note))
+    elif front:
+        fastest = min(front, key=lambda p: p.predicted_latency_ms)
+        tiles.append(
+            Tile(
+                label="Fastest predicted", value=ms(fastest.predicted_latency_ms), note="not verified on the device yet"
+            )
+        )
+    note = f"{len(front)} on the front, {len(verified)} verified" if front else ""
+    tiles.append(Tile(label="Designs evaluated", value=count(evaluated), note=note))
+    return tuple(tiles)
+
+
+def _events(session: Session, search_id: str, now: float) -> tuple[EventView, ...]:
+    """The latest events, without those that only move the progress bar."""
+    query = (
+        select(EventRow)
+        .where(EventRow.search_id == search_id, EventRow.kind != "progress")
+        .order_by(EventRow.seq.desc())
+        .limit(SHOWN_EVENTS)
+    )
+    return tuple(
+        EventView(text=_event_words(event.kind, event.data), age_s=now - event.created_at)
+        for event in session.scalars(query)
+    )
+
+
+def _event_words(kind: str, data: Mapping[str, Any]) -> str:
+    if kind == "message":
+        return str(data.get("text", ""))
+    if kind == "stage":
+        name = str(data.get("stage"))
+        return f"Stage: {STAGE_LABELS[JobStage(name)] if name in set(JobStage) else name}"
+    if kind == "state":
+        name = str(data.get("state"))
+        return f"State: {JOB_LABELS[JobState(name)].text if name in set(JobState) else name}"
+    details = ", ".join(f"{key} {_short(value)}" for key, value in data.items())
+    return f"{kind.capitalize()}: {details}" if details else kind.capitalize()
+
+
+def _short(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

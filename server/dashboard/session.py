@@ -1,0 +1,115 @@
+"""Who may see the pages, and how a browser says who it is.
+
+A browser signs in with a user token and keeps it in a cookie that scripts cannot read and other sites cannot send.
+In the embedded mode (`kerf up`) the pages are open to browsers on the same machine.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any
+from urllib.parse import quote
+
+from fastapi import Depends, Request, Response
+from fastapi.responses import RedirectResponse
+from fastapi.routing import APIRoute
+from starlette.concurrency import run_in_threadpool
+
+from server.accounts.service import Scope, authenticate
+from server.context import TOKEN_COOKIE, Context, ContextDep
+from server.dashboard.pages import Viewer
+from server.dashboard.templating import render
+from server.errors import NotFound, Unauthorized
+
+LOGIN_PATH = "/login"
+
+#: Set by proxies: a request that came through one is not from this machine, whatever its address says.
+_PROXY_HEADERS = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
+
+
+class SignInNeeded(Exception):
+    """The browser has not said who it is, or its token has ended."""
+
+
+def get_viewer(request: Request, context: ContextDep) -> Viewer:
+    """Who looks at a page. Raises `SignInNeeded`."""
+    token = request.cookies.get(TOKEN_COOKIE)
+    viewer = None if token is None else viewer_of_token(context, token)
+    if viewer is not None:
+        return viewer
+    if context.settings.open_dashboard and is_local(request):
+        return Viewer(name="this machine", can_sign_out=False)
+    raise SignInNeeded
+
+
+ViewerDep = Annotated[Viewer, Depends(get_viewer)]
+
+
+def viewer_of_token(context: Context, token: str) -> Viewer | None:
+    """The user of a token; None where it is not valid, or not for reading (an agent's)."""
+    try:
+        principal = authenticate(context.database, context.hasher, token)
+    except Unauthorized:
+        return None
+    return Viewer(name=principal.name, can_sign_out=True) if principal.may(Scope.READ) else None
+
+
+def is_local(request: Request) -> bool:
+    """Whether a browser on this machine sent this, knowing that it talks to this machine.
+
+    The Host header is checked as well as the address: a page elsewhere can point a name of its own at 127.0.0.1 (DNS
+    rebinding), but it cannot make the browser send another name.
+    """
+    if any(header in request.headers for header in _PROXY_HEADERS):
+        return False
+    client = "" if request.client is None else request.client.host
+    return _is_loopback(client) and _is_loopback(request.url.hostname or "")
+
+
+def is_same_site(request: Request) -> bool:
+    """Whether a form was sent from one of our own pages. Browsers always say; other clients need no protection."""
+    return request.headers.get("sec-fetch-site", "same-origin") in ("same-origin", "none")
+
+
+def local_path(target: str) -> str:
+    """`target` if it is a path on this server, else the overview: nobody is sent elsewhere after signing in."""
+    is_ours = target.startswith("/") and not target.startswith(("//", "/\\")) and target.isprintable()
+    return target if is_ours else "/"
+
+
+class DashboardRoute(APIRoute):
+    """Turns what the pages' code raises into what a browser understands."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handle_for_browser(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except SignInNeeded:
+                return _ask_to_sign_in(request)
+            except NotFound as error:
+                detail = error.detail
+                return await run_in_threadpool(
+                    render, "problem.html", status_code=404, title="Not found", detail=detail, viewer=None, path=""
+                )
+
+        return handle_for_browser
+
+
+def _ask_to_sign_in(request: Request) -> Response:
+    if "text/html" in request.headers.get("accept", "") and "hx-request" not in request.headers:
+        target = request.url.path
+        return RedirectResponse(f"{LOGIN_PATH}?next={quote(target, safe='')}", status_code=303)
+    # htmx follows HX-Redirect; scripts see the status.
+    return Response(status_code=401, headers={"HX-Redirect": LOGIN_PATH, "Cache-Control": "no-store"})
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

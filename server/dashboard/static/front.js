@@ -1,0 +1,193 @@
+// The Pareto front as a scatter chart. Figures come from data-url; the table below the chart holds them too.
+"use strict";
+
+(() => {
+  const box = document.getElementById("chart");
+  if (!box || !window.echarts) return;
+
+  const darkScheme = window.matchMedia("(prefers-color-scheme: dark)");
+  let chart = null;
+  let front = null;
+  let loading = false;
+  let again = false;
+
+  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const percent = (value) => `${(100 * value).toFixed(2)} %`;
+  const milliseconds = (value) => `${value >= 100 ? value.toFixed(0) : value >= 1 ? value.toFixed(2) : value.toFixed(4)} ms`;
+
+  function tooltip(item) {
+    const point = item.data?.point;
+    if (!point) return "";
+    const lines = [item.seriesName];
+    if (point.candidate_id) lines.push(point.candidate_id.slice(0, 12));
+    if (point.predicted_latency_ms !== undefined) lines.push(`predicted ${milliseconds(point.predicted_latency_ms)}`);
+    if (point.measured_latency_ms != null) lines.push(`measured ${milliseconds(point.measured_latency_ms)}`);
+    if (point.latency_ci95_ms) lines.push(`95 % interval ${point.latency_ci95_ms.map(milliseconds).join(" to ")}`);
+    if (point.accuracy_estimate != null) lines.push(`accuracy estimate ${percent(point.accuracy_estimate)}`);
+    if (point.accuracy != null) lines.push(`test accuracy ${percent(point.accuracy)}`);
+    if (point.verdict) lines.push(point.verdict);
+    return lines.join("\n");
+  }
+
+  // A horizontal bar with caps from the low to the high end of a confidence interval.
+  function intervalBar(params, api) {
+    const low = api.coord([api.value(0), api.value(2)]);
+    const high = api.coord([api.value(1), api.value(2)]);
+    const line = (x1, y1, x2, y2) => ({
+      type: "line", shape: { x1, y1, x2, y2 }, style: { stroke: colour("--chart-verified"), lineWidth: 1.5 },
+    });
+    return {
+      type: "group",
+      children: [
+        line(low[0], low[1], high[0], high[1]),
+        line(low[0], low[1] - 5, low[0], low[1] + 5),
+        line(high[0], high[1] - 5, high[0], high[1] + 5),
+      ],
+    };
+  }
+
+  // The next multiple of a round step that leaves about six steps below it.
+  function roundUp(value) {
+    const power = 10 ** Math.floor(Math.log10(value / 6));
+    const step = [1, 2, 2.5, 5, 10].map((factor) => factor * power).find((candidate) => candidate * 6 >= value);
+    return Number((Math.ceil(value / step) * step).toPrecision(6));
+  }
+
+  function baselineSeries(lines) {
+    const ink = colour("--chart-baseline");
+    return {
+      name: "unpruned", type: "scatter", data: lines.filter((l) => l.accuracy != null).map((l) => ({
+        value: [l.latency_ms, 100 * l.accuracy],
+        point: { measured_latency_ms: l.latency_ms, accuracy: l.accuracy },
+      })),
+      symbol: "rect", symbolSize: 9, itemStyle: { color: ink },
+      markLine: {
+        silent: true, symbol: "none", lineStyle: { color: ink, type: "dashed", width: 1 },
+        label: { formatter: (p) => p.name, color: ink, position: "insideEndTop", distance: [4, 6], fontSize: 11 },
+        data: lines.map((l) => ({ name: l.label, xAxis: l.latency_ms })),
+      },
+    };
+  }
+
+  function options(data, narrow) {
+    const muted = colour("--muted");
+    const line = colour("--line");
+    const ink = colour("--ink");
+    const verified = data.verified.map((p) => ({ value: [p.measured_latency_ms, 100 * p.shown_accuracy], point: p }));
+    const axis = {
+      type: "value", scale: true, axisLine: { lineStyle: { color: line } }, axisLabel: { color: muted },
+      splitLine: { lineStyle: { color: line, opacity: 0.6 } }, nameTextStyle: { color: muted }, nameLocation: "middle",
+    };
+    const series = [
+      {
+        name: "evaluated", type: "scatter", symbolSize: 4, large: data.evaluated.length > 2000,
+        itemStyle: { color: colour("--chart-cloud"), opacity: 0.55 },
+        data: data.evaluated.map((p) => [p[0], 100 * p[1]]), silent: true,
+      },
+      {
+        name: "front", type: "line", symbol: "circle", symbolSize: 6, step: "end", lineStyle: { width: 1.2, opacity: 0.7 },
+        itemStyle: { color: colour("--chart-front") },
+        data: data.front.map((p) => ({ value: [p.predicted_latency_ms, 100 * p.accuracy_estimate], point: p })),
+      },
+      {
+        name: "selected", type: "scatter", symbolSize: 13,
+        itemStyle: { color: "transparent", borderColor: colour("--chart-selected"), borderWidth: 2 },
+        data: data.selected.map((p) => ({ value: [p.predicted_latency_ms, 100 * p.accuracy_estimate], point: p })),
+      },
+      {
+        name: "verified", type: "scatter", symbol: "diamond", symbolSize: 11,
+        itemStyle: { color: colour("--chart-verified") }, data: verified,
+      },
+      {
+        name: "verified", type: "custom", renderItem: intervalBar, silent: true, z: 1,
+        itemStyle: { color: colour("--chart-verified") },
+        encode: { x: [0, 1], y: 2 },
+        data: data.verified.filter((p) => p.latency_ci95_ms)
+          .map((p) => [p.latency_ci95_ms[0], p.latency_ci95_ms[1], 100 * p.shown_accuracy]),
+      },
+      baselineSeries(data.baselines),
+    ];
+    return {
+      animation: false,
+      textStyle: { fontFamily: getComputedStyle(document.body).fontFamily },
+      grid: { left: 52, right: narrow ? 12 : 24, top: narrow ? 62 : 42, bottom: 46 },
+      legend: {
+        top: 0, left: 0, itemWidth: 14, itemGap: narrow ? 10 : 18, textStyle: { color: ink },
+        inactiveColor: muted, data: ["evaluated", "front", "selected", "verified", "unpruned"],
+      },
+      tooltip: {
+        trigger: "item", renderMode: "richText", confine: true, formatter: tooltip,
+        backgroundColor: colour("--surface"), borderColor: line, textStyle: { color: ink, fontSize: 12 },
+      },
+      // From 0 to the slowest baseline, so that the distance to it is seen at its true size.
+      xAxis: {
+        ...axis, scale: false, name: "latency, ms (one image)", nameGap: 28, min: 0,
+        max: (range) => roundUp(1.02 * Math.max(range.max, ...data.baselines.map((l) => l.latency_ms))),
+      },
+      yAxis: { ...axis, name: "accuracy, %", nameGap: 36 },
+      series,
+    };
+  }
+
+  function draw() {
+    if (!front) return;
+    const nothing = !front.evaluated.length && !front.front.length;
+    if (nothing) {
+      if (chart) { chart.dispose(); chart = null; }
+      box.innerHTML = "";
+      const text = document.createElement("p");
+      text.className = "chart-empty";
+      text.textContent = "No candidate has been evaluated yet.";
+      box.append(text);
+      box.dataset.ready = "empty";
+      return;
+    }
+    if (!chart) {
+      box.innerHTML = "";
+      chart = echarts.init(box, null, { renderer: "canvas" });
+      chart.on("finished", () => { box.dataset.ready = "true"; });
+      chart.on("click", (params) => {
+        const id = params.data?.point?.candidate_id;
+        const row = id && document.getElementById(id);
+        if (!row) return;
+        const fold = row.closest("details");
+        if (fold) fold.open = true;
+        window.location.hash = id;
+      });
+    }
+    box.dataset.ready = "drawing";
+    box.dataset.evaluated = front.evaluated.length;
+    box.dataset.front = front.front.length;
+    box.dataset.verified = front.verified.length;
+    chart.setOption(options(front, box.clientWidth < 560), { notMerge: true });
+  }
+
+  async function load() {
+    if (loading) { again = true; return; }
+    loading = true;
+    try {
+      const answer = await fetch(box.dataset.url, { headers: { Accept: "application/json" } });
+      if (answer.ok) {
+        front = await answer.json();
+        draw();
+      } else {
+        box.dataset.ready = "failed";
+      }
+    } catch {
+      box.dataset.ready = "failed";
+    } finally {
+      loading = false;
+      if (again) { again = false; load(); }
+    }
+  }
+
+  document.addEventListener("changed", load);
+  darkScheme.addEventListener("change", draw);
+  let width = box.clientWidth;
+  new ResizeObserver(() => {
+    if (box.clientWidth === width) return;
+    width = box.clientWidth;
+    if (chart) { chart.resize(); draw(); }
+  }).observe(box);
+  load();
+})();

@@ -1,0 +1,195 @@
+"""The pages' addresses. A page and its fragment are the same template; htmx fetches the fragment on every change."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Annotated
+from urllib.parse import parse_qs
+
+from fastapi import APIRouter, Header, Request, Response
+from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from fastapi.staticfiles import StaticFiles
+from starlette.concurrency import run_in_threadpool
+
+from server.artifacts.repository import has_artifact
+from server.context import TOKEN_COOKIE, Context, ContextDep
+from server.dashboard import queries
+from server.dashboard.front import chart_data
+from server.dashboard.live import changes, overview_version, search_version
+from server.dashboard.pages import DevicePage, OverviewPage, SearchPage
+from server.dashboard.searches import require_search, search_page
+from server.dashboard.session import (
+    LOGIN_PATH,
+    DashboardRoute,
+    ViewerDep,
+    is_same_site,
+    local_path,
+    viewer_of_token,
+)
+from server.dashboard.templating import STATIC_DIR, STATIC_URL, render
+from server.errors import Forbidden, NotFound, PayloadTooLarge
+from server.fleet.devices import MISSED_HEARTBEATS
+
+router = APIRouter(route_class=DashboardRoute, include_in_schema=False)
+
+#: A token and a path fit many times over.
+MAX_FORM_BYTES = 8192
+#: A sign-in lasts until the browser forgets it or the token ends, at most so long.
+COOKIE_LIFETIME_S = 30 * 24 * 3600
+
+_static = StaticFiles(directory=STATIC_DIR)
+
+LastEventId = Annotated[str | None, Header(alias="Last-Event-ID")]
+
+
+@router.get("/")
+def show_overview(request: Request, context: ContextDep, viewer: ViewerDep) -> Response:
+    return render("overview.html", page=_overview(context), viewer=viewer, path="/", base_url=_base_url(request))
+
+
+@router.get("/fragments/overview")
+def overview_fragment(request: Request, context: ContextDep, viewer: ViewerDep) -> Response:
+    return render("_overview.html", page=_overview(context), base_url=_base_url(request))
+
+
+@router.get("/searches/{search_id}")
+def show_search(search_id: str, context: ContextDep, viewer: ViewerDep) -> Response:
+    return render("search.html", page=_search(context, search_id), viewer=viewer, path="")
+
+
+@router.get("/fragments/searches/{search_id}")
+def search_fragment(search_id: str, context: ContextDep, viewer: ViewerDep) -> Response:
+    return render("_search.html", page=_search(context, search_id))
+
+
+@router.get("/searches/{search_id}/front.json")
+def front_data(search_id: str, context: ContextDep, viewer: ViewerDep) -> Response:
+    with context.database.read() as session:
+        require_search(session, search_id)
+        return JSONResponse(chart_data(session, search_id), headers={"Cache-Control": "no-store"})
+
+
+@router.get("/devices/{device_id}")
+def show_device(device_id: str, context: ContextDep, viewer: ViewerDep) -> Response:
+    return render("device.html", page=_device(context, device_id), viewer=viewer, path="")
+
+
+@router.get("/fragments/devices/{device_id}")
+def device_fragment(device_id: str, context: ContextDep, viewer: ViewerDep) -> Response:
+    return render("_device.html", page=_device(context, device_id))
+
+
+@router.get("/live", response_class=EventSourceResponse)
+async def live_overview(
+    context: ContextDep, viewer: ViewerDep, last_event_id: LastEventId = None
+) -> AsyncIterator[ServerSentEvent]:
+    """Changes of what the overview and the device pages show."""
+    offline_after_s = _offline_after_s(context)
+    async for event in changes(
+        context, lambda session: overview_version(session, offline_after_s=offline_after_s), last_event_id
+    ):
+        yield event
+
+
+@router.get("/live/searches/{search_id}", response_class=EventSourceResponse)
+async def live_search(
+    search_id: str, context: ContextDep, viewer: ViewerDep, last_event_id: LastEventId = None
+) -> AsyncIterator[ServerSentEvent]:
+    """Changes of one search."""
+    async for event in changes(context, lambda session: search_version(session, search_id), last_event_id):
+        yield event
+
+
+@router.get("/files/{sha256}/{name}")
+def download(sha256: str, name: str, context: ContextDep, viewer: ViewerDep) -> Response:
+    """An artifact as a download; `name` is what the browser saves it as."""
+    path = context.store.path(sha256)
+    with context.database.read() as session:
+        is_known = has_artifact(session, sha256)
+    if not is_known or not path.is_file():
+        raise NotFound(f"There is no stored file {sha256}.")
+    headers = {"ETag": f'"{sha256}"', "Cache-Control": "private, max-age=31536000, immutable"}
+    headers |= {"X-Content-Type-Options": "nosniff"}
+    return FileResponse(path, filename=name, media_type="application/octet-stream", headers=headers)
+
+
+@router.get(LOGIN_PATH)
+def show_login(next: str = "/") -> Response:
+    return render("login.html", viewer=None, path=LOGIN_PATH, next=local_path(next), problem="")
+
+
+@router.post(LOGIN_PATH)
+async def log_in(request: Request, context: ContextDep) -> Response:
+    """Take a user's token and keep it in a cookie."""
+    _require_same_site(request)
+    form = parse_qs((await _small_body(request)).decode(errors="replace"))
+    token, target = form.get("token", [""])[0].strip(), local_path(form.get("next", ["/"])[0])
+    if await run_in_threadpool(viewer_of_token, context, token) is None:
+        problem = "This is not a valid user token: it is unknown, expired or revoked, or belongs to an agent."
+        return render("login.html", status_code=403, viewer=None, path=LOGIN_PATH, next=target, problem=problem)
+    response = RedirectResponse(target, status_code=303)
+    response.set_cookie(
+        TOKEN_COOKIE,
+        token,
+        max_age=COOKIE_LIFETIME_S,
+        httponly=True,
+        samesite="strict",
+        secure=request.url.scheme == "https",
+    )
+    return response
+
+
+@router.post("/logout")
+def log_out(request: Request) -> Response:
+    _require_same_site(request)
+    response = RedirectResponse(LOGIN_PATH, status_code=303)
+    response.delete_cookie(TOKEN_COOKIE, httponly=True, samesite="strict")
+    return response
+
+
+@router.get(STATIC_URL + "/{path:path}")
+async def static_file(path: str, request: Request) -> Response:
+    """Style, scripts and pictures: the same for everybody. With a version in the address they never change."""
+    response = await _static.get_response(path, request.scope)
+    is_versioned = "v" in request.query_params
+    response.headers["Cache-Control"] = "public, max-age=31536000, immutable" if is_versioned else "no-cache"
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    return response
+
+
+def _overview(context: Context) -> OverviewPage:
+    with context.database.read() as session:
+        return queries.overview(session, heartbeat_interval_s=context.settings.heartbeat_interval_s)
+
+
+def _search(context: Context, search_id: str) -> SearchPage:
+    with context.database.read() as session:
+        return search_page(session, search_id, queries.database_time_s(session))
+
+
+def _device(context: Context, device_id: str) -> DevicePage:
+    with context.database.read() as session:
+        return queries.device_page(session, device_id, heartbeat_interval_s=context.settings.heartbeat_interval_s)
+
+
+def _require_same_site(request: Request) -> None:
+    if not is_same_site(request):
+        raise Forbidden("this form was sent from another site: open the page itself and try again")
+
+
+def _offline_after_s(context: Context) -> float:
+    return MISSED_HEARTBEATS * context.settings.heartbeat_interval_s
+
+
+def _base_url(request: Request) -> str:
+    return str(request.base_url).rstrip("/")
+
+
+async def _small_body(request: Request) -> bytes:
+    body = b""
+    async for part in request.stream():
+        body += part
+        if len(body) > MAX_FORM_BYTES:
+            raise PayloadTooLarge(f"the form is larger than {MAX_FORM_BYTES} bytes")
+    return body
