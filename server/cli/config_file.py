@@ -1,0 +1,95 @@
+"""The YAML of a search, and the files that it names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from device_agent.contracts import ContractError, encode
+from search.domain.config import Method, SearchConfig, parse_config
+from server.client import KerfClient
+
+
+class ConfigFileError(Exception):
+    """The config file, or a file that it names, cannot be used. The text says which, and what to do."""
+
+
+def load_config(path: Path) -> SearchConfig:
+    """Read and check a search's YAML. Raises `ConfigFileError` with the place and the remedy."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigFileError(f"cannot read the config {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigFileError(f"{path} is not valid YAML: {error}") from None
+    try:
+        return parse_config(data)
+    except ContractError as error:
+        raise ConfigFileError(f"{path}: {error}") from None
+
+
+def with_overrides(
+    config: SearchConfig, *, method: str | None, seed: int | None, latency_from: str | None, device: str | None
+) -> SearchConfig:
+    """The config with what the command line says instead. Raises `ConfigFileError` on an unknown method."""
+    chosen = config.method
+    if method is not None:
+        try:
+            chosen = replace(chosen, name=Method(method))
+        except ValueError:
+            known = ", ".join(m.value for m in Method)
+            raise ConfigFileError(f"unknown method {method!r}; known are {known}") from None
+    if seed is not None:
+        chosen = replace(chosen, seed=seed)
+    return replace(
+        config,
+        method=chosen,
+        latency_from=latency_from if latency_from is not None else config.latency_from,
+        device=device if device is not None else config.device,
+    )
+
+
+def check_files(config: SearchConfig, data_dir: Path | None) -> Mapping[str, Path]:
+    """The local files that the config names, by role ("checkpoint", "train", "test").
+
+    Raises `ConfigFileError` where one is missing or no data folder was given.
+    """
+    named = {
+        "checkpoint": config.model.checkpoint,
+        "train": config.dataset.train,
+        "test": config.dataset.test,
+    }
+    wanted = {role: name for role, name in named.items() if name is not None}
+    if wanted and data_dir is None:
+        raise ConfigFileError(f"the config names {', '.join(wanted.values())}: say with --data where they are")
+    found = {}
+    for role, name in wanted.items():
+        assert data_dir is not None
+        path = data_dir / name
+        if not path.is_file():
+            raise ConfigFileError(f"{role}: there is no file {path}; check the name in the config and --data")
+        found[role] = path
+    return found
+
+
+def upload(config: SearchConfig, paths: Mapping[str, Path], client: KerfClient) -> dict[str, Any]:
+    """Upload the named files and return the request body, in which their SHA-256 stand for them.
+
+    Raises `ClientError` where the server refuses one.
+    """
+    digests = {role: client.upload_artifact(path) for role, path in paths.items()}
+    model, dataset = config.model, config.dataset
+    if "checkpoint" in digests:
+        client.register_model(
+            {"architecture": model.architecture, "name": paths["checkpoint"].name, "sha256": digests["checkpoint"]}
+        )
+        model = replace(model, checkpoint=digests["checkpoint"])
+    if "train" in digests:
+        client.register_dataset({"name": dataset.name, "train": digests["train"], "test": digests["test"]})
+        dataset = replace(dataset, train=digests["train"], test=digests["test"])
+    body: dict[str, Any] = encode(replace(config, model=model, dataset=dataset))
+    return body

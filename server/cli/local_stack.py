@@ -1,0 +1,157 @@
+"""Server, worker and one agent on this machine, as the three separate processes that they are anywhere else."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from server.accounts.service import ensure_local_admin_token
+from server.client import KerfClient
+from server.database import Database, upgrade
+from server.settings import Settings
+
+#: A first start compiles templates and opens the database; on a loaded 2-core machine it took 9 s.
+START_TIMEOUT_S = 90.0
+#: Longer than the server's own graceful time-out (5 s) and than one kernel measurement.
+STOP_TIMEOUT_S = 20.0
+
+
+class StackError(Exception):
+    """A process of the local stack did not start or died. The text names its log."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StackOptions:
+    """Where the stack lives and what runs in it. `port` 0 takes a free one."""
+
+    state_dir: Path
+    host: str = "127.0.0.1"
+    port: int = 0
+    with_agent: bool = True
+    simulated: bool = False
+
+
+@dataclass(slots=True)
+class LocalStack:
+    """A running stack. Use `running_stack`; `check` raises `StackError` when a process has died."""
+
+    url: str
+    token: str
+    state_dir: Path
+    commands: dict[str, list[str]] = field(default_factory=dict)
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def client(self) -> KerfClient:
+        return KerfClient(self.url, self.token)
+
+    def start(self, name: str) -> None:
+        """Start the process `name` ("server", "worker" or "agent"), again after it ended. Its log is appended to."""
+        environment = {**os.environ, "KERF_DATA_DIR": str(self.state_dir)}
+        with (self.state_dir / "logs" / f"{name}.log").open("ab") as log:
+            # A session of its own: Ctrl-C in the terminal reaches only us, and we stop the processes in order.
+            self.processes[name] = subprocess.Popen(
+                self.commands[name],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=environment,
+                start_new_session=True,
+            )
+
+    def check(self) -> None:
+        for name, process in self.processes.items():
+            code = process.poll()
+            if code is not None:
+                log = self.state_dir / "logs" / f"{name}.log"
+                raise StackError(f"the {name} ended with code {code}; its log is {log}\n{_tail(log)}")
+
+    def wait_for(self, what: str, condition: Callable[[], bool]) -> None:
+        """Wait until `condition` holds. Raises `StackError` after `START_TIMEOUT_S`, or when a process has died."""
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not condition():
+            self.check()
+            if time.monotonic() > deadline:
+                raise StackError(
+                    f"waited {START_TIMEOUT_S:.0f} s for {what}; see the logs in {self.state_dir / 'logs'}"
+                )
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        """Stop the agent first, so that it can hand back what it holds, and the server last."""
+        for name in ("agent", "worker", "server"):
+            process = self.processes.get(name)
+            if process is None or process.poll() is not None:
+                continue
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+@contextlib.contextmanager
+def running_stack(options: StackOptions) -> Iterator[LocalStack]:
+    """Start server, worker and agent, wait until they are ready, and stop them cleanly at the end.
+
+    Raises `StackError` where one of them does not start.
+    """
+    options.state_dir.mkdir(parents=True, exist_ok=True)
+    (options.state_dir / "logs").mkdir(exist_ok=True)
+    settings = local_settings(options.state_dir)
+    upgrade(settings)
+    database = Database.from_settings(settings)
+    try:
+        token = ensure_local_admin_token(database, settings)
+    finally:
+        database.dispose()
+    port = options.port or _free_port(options.host)
+    stack = LocalStack(url=f"http://{options.host}:{port}", token=token, state_dir=options.state_dir)
+    try:
+        _start_all(stack, options, port)
+        yield stack
+    finally:
+        stack.stop()
+
+
+def local_settings(state_dir: Path) -> Settings:
+    """The settings of a stack in `state_dir`: its database is a SQLite file there unless the environment names one."""
+    return Settings.from_env(data_dir=state_dir)
+
+
+def _start_all(stack: LocalStack, options: StackOptions, port: int) -> None:
+    # -P: a server.py in the current folder must not be taken for ours.
+    python = [sys.executable, "-P", "-m"]
+    stack.commands["server"] = [*python, "server.cli", "server", "--host", options.host, "--port", str(port)]
+    stack.commands["worker"] = [*python, "server.cli", "worker"]
+    stack.start("server")
+    with stack.client() as client:
+        stack.wait_for("the server to answer", client.ready)
+        stack.start("worker")
+        if options.with_agent:
+            agent = [*python, "device_agent", "run", "--server", stack.url, "--code", client.create_enrolment_code()]
+            agent += ["--name", "local", "--state-dir", str(options.state_dir / "agent")]
+            stack.commands["agent"] = [*agent, "--simulated"] if options.simulated else agent
+            stack.start("agent")
+            stack.wait_for("the agent to come online", lambda: any(d["state"] == "online" for d in client.devices()))
+
+
+def _free_port(host: str) -> int:
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def _tail(log: Path, lines: int = 15) -> str:
+    try:
+        return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+    except OSError:
+        return ""

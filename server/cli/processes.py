@@ -1,0 +1,77 @@
+"""`kerf up`, `kerf server`, `kerf worker` and `kerf db`: the processes of the service."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from server.cli.connection import StateOption
+from server.cli.local_stack import StackOptions, running_stack
+from server.settings import Settings, default_data_dir
+
+db_app = typer.Typer(help="The database.", no_args_is_help=True)
+
+#: uvicorn without a limit never ends while an event stream is open.
+GRACEFUL_TIMEOUT_S = 5
+
+
+def up(
+    state: StateOption = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8321,
+    agent: Annotated[bool, typer.Option(help="Also run an agent on this machine.")] = True,
+    simulated: Annotated[bool, typer.Option(help="Let the agent simulate its device.")] = False,
+) -> None:
+    """Run server, worker and a local agent together until Ctrl-C."""
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    signal.signal(signal.SIGINT, lambda *_: stop.set())
+    options = StackOptions(
+        state_dir=state or default_data_dir(), host=host, port=port, with_agent=agent, simulated=simulated
+    )
+    console = Console()
+    with running_stack(options) as stack:
+        console.print(f"Kerf runs at {stack.url} (state in {stack.state_dir}). Ctrl-C stops it.")
+        while not stop.wait(0.5):
+            stack.check()
+        console.print("stopping")
+
+
+def server(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8321,
+) -> None:
+    """Run the HTTP server alone. Migrate the database first: `kerf db upgrade`."""
+    import uvicorn
+
+    uvicorn.run(
+        "server.app:create_app",
+        factory=True,
+        host=host,
+        port=port,
+        timeout_graceful_shutdown=GRACEFUL_TIMEOUT_S,
+        log_level="warning",
+    )
+
+
+def worker() -> None:
+    """Run a worker, which carries searches from stage to stage, until SIGTERM."""
+    from server.worker.loop import run_worker
+
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    signal.signal(signal.SIGINT, lambda *_: stop.set())
+    run_worker(Settings.from_env(), stop)
+
+
+@db_app.command("upgrade")
+def db_upgrade() -> None:
+    """Bring the database to the newest schema."""
+    from server.database import upgrade
+
+    upgrade(Settings.from_env())
+    typer.echo("the database is at the newest schema")

@@ -1,0 +1,1 @@
+"""The worker: a process that carries search jobs from stage to stage."""

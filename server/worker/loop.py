@@ -1,0 +1,148 @@
+"""The worker's loop: claim a job, run its stages, settle how it ended, and claim the next."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+from collections.abc import Iterator
+
+import structlog
+
+from device_agent.contracts import ContractError
+from search.errors import SearchError
+from server.artifacts.store import ArtifactStore
+from server.database import Database
+from server.searches import repository
+from server.searches.repository import ClaimLost, JobClaim
+from server.settings import Settings
+from server.worker.pipeline import run_stages
+from server.worker.run import RunInterrupted, SearchFailed, SearchRun, signal_of
+
+log = structlog.get_logger(__name__)
+
+#: How often the table is asked for work while there is none.
+IDLE_INTERVAL_S = 0.5
+#: Heartbeats in the time after which a job counts as abandoned: one may fail without harm.
+HEARTBEATS_PER_STALE_TIME = 4
+
+
+def run_worker(settings: Settings, stop: threading.Event) -> None:
+    """Serve jobs until `stop` is set. The running job is put back with its state kept."""
+    database = Database.from_settings(settings)
+    store = ArtifactStore(settings.artifacts_dir)
+    # One worker a host and data folder holds this name, by the lock: after a crash it takes its job back at once.
+    name = f"{socket.gethostname()}:{settings.data_dir}"
+    with _sole_holder(settings) as is_sole:
+        worker = name if is_sole else f"{name}:{os.getpid()}"
+        log.info("worker_started", worker=worker)
+        first = is_sole
+        while not stop.is_set():
+            with database.write() as session:
+                claim = repository.claim_runnable_job(
+                    session, worker=worker, stale_s=settings.job_stale_s, take_over_own=first
+                )
+            if claim is None:
+                first = False
+                stop.wait(IDLE_INTERVAL_S)
+                continue
+            _serve(database, settings, store, claim, stop)
+    database.dispose()
+    log.info("worker_stopped", worker=worker)
+
+
+@contextlib.contextmanager
+def _sole_holder(settings: Settings) -> Iterator[bool]:
+    """Whether this process is the only worker of the data folder; the lock dies with the process."""
+    import fcntl
+
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    with (settings.data_dir / "worker.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
+
+
+def _serve(
+    database: Database, settings: Settings, store: ArtifactStore, claim: JobClaim, stop: threading.Event
+) -> None:
+    """Run one job as far as it goes, and leave it in the state that this calls for."""
+    run = SearchRun(
+        database=database,
+        settings=settings,
+        store=store,
+        claim=claim,
+        interrupt=threading.Event(),
+        lost=threading.Event(),
+    )
+    bound = log.bind(search_id=claim.search_id, epoch=claim.epoch)
+    bound.info("search_claimed", stage=claim.stage.value)
+    with _heartbeat(run, stop):
+        try:
+            run_stages(run)
+        except RunInterrupted:
+            _settle(run)
+        except ClaimLost as error:
+            bound.warning("search_lost", reason=str(error))
+        except (SearchFailed, SearchError, ContractError, ValueError) as error:
+            # ValueError is the root of the data, checkpoint and contract errors: all name value and remedy.
+            bound.warning("search_failed", reason=str(error))
+            _fail(run, str(error))
+        except Exception as error:
+            bound.exception("search_crashed")
+            _fail(run, f"an error in Kerf itself, please report it: {type(error).__name__}: {error}")
+        else:
+            bound.info("search_completed")
+
+
+@contextlib.contextmanager
+def _heartbeat(run: SearchRun, stop: threading.Event) -> Iterator[None]:
+    """Keep the claim alive from a thread, and turn the user's wishes and the process's end into an interruption."""
+    done = threading.Event()
+    interval_s = run.settings.job_stale_s / HEARTBEATS_PER_STALE_TIME
+
+    def beat() -> None:
+        waited_s = interval_s
+        while not done.wait(min(0.2, interval_s)):
+            if stop.is_set():
+                run.interrupt.set()
+            waited_s += 0.2
+            # Wishes are looked at more often than the claim needs it, so that a cancellation is felt at once.
+            if waited_s < min(interval_s, 1.0):
+                continue
+            waited_s = 0.0
+            try:
+                if signal_of(run) is not repository.JobSignal.CONTINUE:
+                    run.interrupt.set()
+            except ClaimLost:
+                if done.is_set():
+                    return
+                run.lost.set()
+                run.interrupt.set()
+                return
+            except Exception as error:
+                # The database may be away for a moment. If for longer, another worker takes over and fences us off.
+                log.warning("heartbeat_failed", search_id=run.search_id, error=str(error))
+
+    thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _settle(run: SearchRun) -> None:
+    """Paused, cancelled, or put back for the next worker."""
+    with contextlib.suppress(ClaimLost), run.database.write() as session:
+        repository.release_job(session, run.claim)
+
+
+def _fail(run: SearchRun, reason: str) -> None:
+    with contextlib.suppress(ClaimLost), run.database.write() as session:
+        repository.fail_job(session, run.claim, reason)

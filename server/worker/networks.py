@@ -1,0 +1,60 @@
+"""Whole networks on their way to the device: exported, stored, and described as tasks."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from device_agent.contracts import MeasuringSetup, NetworkFormat, NetworkPlan, NetworkTask
+from search.domain.space import Decisions
+from search.export import write_network
+from search.pruning.apply import PrunedModel, apply_decisions
+from search.pruning.fold import to_plan_tensors
+from server.worker.run import SearchRun
+from server.worker.stages.preparing import Prepared
+
+#: The runtime that stands for a whole device in tests: it takes every format.
+SIMULATED_RUNTIME = "simulated"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FoldedNetwork:
+    """A network as it will run: its plan and its weights with batch norm folded in."""
+
+    plan: NetworkPlan
+    tensors: dict[str, NDArray[np.float32]]
+
+
+def fold(prepared: Prepared, pruned: PrunedModel, decisions: Decisions) -> FoldedNetwork:
+    plan, tensors = to_plan_tensors(pruned, prepared.spec, decisions)
+    return FoldedNetwork(plan=plan, tensors=tensors)
+
+
+def untrained(prepared: Prepared, decisions: Decisions) -> FoldedNetwork:
+    """A candidate with inherited weights: good for timing, not for accuracy."""
+    return fold(prepared, apply_decisions(prepared.model, prepared.spec, decisions), decisions)
+
+
+def network_task(
+    run: SearchRun, network: FoldedNetwork, form: NetworkFormat, setup: MeasuringSetup, num_outputs: int = 1
+) -> NetworkTask:
+    """Store the network in `form` and describe the task of running it."""
+    data = write_network(network.plan, network.tensors, form)
+    return NetworkTask(
+        artifact_sha256=run.put_artifact(data),
+        artifact_bytes=len(data),
+        format=form,
+        input_shape=network.plan.input_shape,
+        setup=setup,
+        num_outputs=num_outputs,
+    )
+
+
+def tflite_setup(setup: MeasuringSetup) -> MeasuringSetup:
+    """The same way of measuring in the TFLite runtime; a simulated device simulates that, too."""
+    if setup.runtime == SIMULATED_RUNTIME:
+        return setup
+    return dataclasses.replace(setup, runtime="tflite")

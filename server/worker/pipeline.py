@@ -1,0 +1,39 @@
+"""The stages of a search in their order. Each reads what it finished before, so the order alone makes a job resumable."""
+
+from __future__ import annotations
+
+from sqlalchemy.orm import Session
+
+from device_agent.contracts import DeviceProfile, decode
+from server.models import DeviceRow
+from server.searches.repository import complete_job
+from server.worker.result import store_result
+from server.worker.run import SearchRun
+from server.worker.stages.exporting import export
+from server.worker.stages.preparing import prepare
+from server.worker.stages.profiling import profile
+from server.worker.stages.searching import load_front, search
+from server.worker.stages.training import train
+from server.worker.stages.verifying import verify
+
+
+def run_stages(run: SearchRun) -> None:
+    """Carry the job from where it stands to its end. Raises what the stages raise."""
+    prepared = prepare(run)
+    run.check()
+    profiled = profile(run, prepared)
+    run.check()
+    search(run, prepared, profiled)
+    for stage in (train, export, verify):
+        run.check()
+        stage(run, prepared, load_front(run))
+    with run.database.read() as session:
+        device = _device(session, run.claim.device_id)
+    store_result(run, prepared, profiled, load_front(run), device)
+    with run.database.write() as session:
+        complete_job(session, run.claim)
+
+
+def _device(session: Session, device_id: str) -> tuple[str, DeviceProfile]:
+    row = session.get_one(DeviceRow, device_id)
+    return row.name, decode(DeviceProfile, row.profile)

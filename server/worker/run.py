@@ -1,0 +1,138 @@
+"""One search job in the hands of this worker: its checkpoints, events and artifacts, all fenced by the claim."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from search.domain.config import SearchConfig
+from server.artifacts.store import ArtifactStore
+from server.database import Database
+from server.searches import repository
+from server.searches.repository import Checkpoint, ClaimLost, JobClaim, JobSignal, SearchEvent
+from server.settings import Settings
+from server.states import JobStage
+
+#: A progress line is written at most so often: watchers see it live, and the event table stays short.
+PROGRESS_INTERVAL_S = 0.5
+
+
+class SearchFailed(Exception):
+    """The search cannot be done. The text tells the user why and what to do."""
+
+
+class RunInterrupted(Exception):
+    """The run stops at this point: paused, cancelled, or the worker is going away. The checkpoints hold its state."""
+
+
+@dataclass(slots=True, kw_only=True)
+class SearchRun:
+    """What the stages of one job need of the outside world. Not shared between threads but for `interrupt`."""
+
+    database: Database
+    settings: Settings
+    store: ArtifactStore
+    claim: JobClaim
+    #: Set by the heartbeat when the job must stop, and by the loop when the process must.
+    interrupt: threading.Event
+    #: The error of the heartbeat, if the claim was lost.
+    lost: threading.Event
+    _last_progress_s: float = field(default=0.0)
+
+    @property
+    def search_id(self) -> str:
+        return self.claim.search_id
+
+    @property
+    def config(self) -> SearchConfig:
+        return self.claim.config
+
+    @property
+    def work_dir(self) -> Path:
+        """A folder for this job's large intermediate files. It may vanish: everything in it can be made again."""
+        path = self.settings.data_dir / "work" / self.search_id
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def check(self) -> None:
+        """Raise `RunInterrupted` or `ClaimLost` where the run must stop. Called between units of work."""
+        if self.lost.is_set():
+            raise ClaimLost(f"search {self.search_id} was taken over by another worker")
+        if self.interrupt.is_set():
+            raise RunInterrupted
+
+    def wait(self, seconds: float) -> None:
+        """Sleep, but not through an interruption."""
+        self.interrupt.wait(seconds)
+        self.check()
+
+    # -- checkpoints ------------------------------------------------------------------------------------------------
+
+    def load(self, stage: JobStage) -> tuple[int, Any] | None:
+        """The latest checkpoint of a stage as (step, data), or None."""
+        with self.database.read() as session:
+            found: Checkpoint | None = repository.load_checkpoint(session, self.search_id, stage)
+        return None if found is None else (found.step, json.loads(found.data))
+
+    def save(self, stage: JobStage, step: int, data: Any) -> None:
+        """Store the state of a stage after `step`."""
+        with self.database.write() as session:
+            repository.save_checkpoint(session, self.claim, stage=stage, step=step, data=json.dumps(data))
+
+    # -- what watchers see ------------------------------------------------------------------------------------------
+
+    def enter(self, stage: JobStage) -> None:
+        with self.database.write() as session:
+            repository.set_stage(session, self.claim, stage)
+
+    def progress(self, stage: JobStage, done: int, total: int, note: str = "") -> None:
+        """Tell how far a stage is; the last of a stage is always told, others at most every half second."""
+        now_s = time.monotonic()
+        if done < total and now_s - self._last_progress_s < PROGRESS_INTERVAL_S:
+            return
+        self._last_progress_s = now_s
+        data = {"stage": stage.value, "done": done, "total": total, "note": note}
+        with self.database.write() as session:
+            repository.set_progress(session, self.claim, data)
+            repository.add_events(session, self.claim, [SearchEvent(kind="progress", data=data)])
+
+    def event(self, kind: str, data: Mapping[str, Any]) -> None:
+        with self.database.write() as session:
+            repository.add_events(session, self.claim, [SearchEvent(kind=kind, data=data)])
+
+    def message(self, text: str) -> None:
+        """A line for the user."""
+        self.event("message", {"text": text})
+
+    def put_document(self, name: str, text: str) -> None:
+        with self.database.write() as session:
+            repository.put_document(session, self.claim, name, text)
+
+    def stage_seconds(self) -> dict[str, float]:
+        """Wall time from entering each stage to entering the next, over all workers, by the database's clock."""
+        with self.database.read() as session:
+            return repository.stage_seconds(session, self.search_id)
+
+    # -- artifacts --------------------------------------------------------------------------------------------------
+
+    def put_artifact(self, data: bytes) -> str:
+        """Store bytes by content and return their SHA-256."""
+        return self.store.put_bytes(self.database, data, created_by=self.search_id)
+
+    def artifact_path(self, sha256: str) -> Path:
+        """The file of an artifact. Raises `SearchFailed` where it is not stored."""
+        path = self.store.path(sha256)
+        if not path.is_file():
+            raise SearchFailed(f"the artifact {sha256} is not stored any more: upload it and submit the search again")
+        return path
+
+
+def signal_of(run: SearchRun) -> JobSignal:
+    """Send a heartbeat and return what the user wants. Raises `ClaimLost`."""
+    with run.database.write() as session:
+        return repository.heartbeat(session, run.claim)

@@ -1,0 +1,123 @@
+"""PREPARING: data, weights, the traced network with its proved groups, and the search space."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from search.data.loading import LoadedData, load_data
+from search.domain.architectures import ARCHITECTURES
+from search.domain.config import DatasetConfig
+from search.domain.network import NetworkSpec
+from search.domain.objective import Metric
+from search.domain.space import Decisions, Genome, SearchSpace
+from search.lowering import lower
+from search.models.checkpoint import load_checkpoint, save_checkpoint
+from search.models.zoo import build_model
+from search.pruning.trace import trace_network
+from search.space_builder import build_space, check_budget
+from search.training import EpochReport, evaluate, train_from_scratch
+from server.states import JobStage
+from server.worker.run import SearchRun
+
+STAGE = JobStage.PREPARING
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Prepared:
+    """The unpruned network and its problem. `baseline_accuracy` is on the test set."""
+
+    model: nn.Module
+    spec: NetworkSpec
+    space: SearchSpace
+    data: LoadedData
+    baseline_accuracy: float
+
+
+def prepare(run: SearchRun) -> Prepared:
+    """Load or train the network, trace it and build the space. What was done before is read back."""
+    config = run.config
+    found = run.load(STAGE)
+    if found is None:
+        run.enter(STAGE)
+    input_shape = ARCHITECTURES[config.model.architecture].input_shape
+    data = load_data(
+        _with_paths(run),
+        input_shape=input_shape,
+        calibration_images=config.accuracy.calibration_images,
+        cache_dir=run.settings.data_dir / "cache",
+    )
+    model = build_model(config.model.architecture, num_classes=data.split.train.num_classes, input_shape=input_shape)
+    if found is not None:
+        saved = found[1]
+        load_checkpoint(model, run.artifact_path(saved["model_sha256"]))
+        baseline_accuracy = float(saved["baseline_accuracy"])
+    else:
+        digest = _weights(run, model, data)
+        baseline_accuracy = evaluate(model, data.split.test, data.normalise).accuracy
+    spec = trace_network(model, input_shape, config.model.architecture)
+    space = build_space(spec, config.space)
+    if found is None:
+        _check_budget_before_measuring(run, spec, space)
+        _tell(run, spec, space, baseline_accuracy)
+        run.save(STAGE, 0, {"model_sha256": digest, "baseline_accuracy": baseline_accuracy})
+    return Prepared(model=model, spec=spec, space=space, data=data, baseline_accuracy=baseline_accuracy)
+
+
+def _with_paths(run: SearchRun) -> DatasetConfig:
+    """The data set's config with files in place of the digests of its zips."""
+    config = run.config.dataset
+    if config.train is None or config.test is None:
+        return config
+    train, test = run.artifact_path(config.train), run.artifact_path(config.test)
+    return dataclasses.replace(config, train=str(train), test=str(test))
+
+
+def _weights(run: SearchRun, model: nn.Module, data: LoadedData) -> str:
+    """Fill in the weights: the user's checkpoint, or trained here. Returns the artifact that holds them."""
+    checkpoint = run.config.model.checkpoint
+    if checkpoint is not None:
+        load_checkpoint(model, run.artifact_path(checkpoint))
+        return checkpoint
+    epochs = run.config.model.train_epochs
+    run.message(f"no checkpoint given: training {run.config.model.architecture} for {epochs} epochs")
+
+    def on_epoch(report: EpochReport) -> None:
+        run.progress(STAGE, report.epoch, epochs, "epochs")
+        run.check()
+
+    trained = train_from_scratch(
+        model,
+        data,
+        epochs,
+        torch.Generator().manual_seed(run.config.method.seed),
+        on_epoch=on_epoch,
+        checkpoint_path=run.work_dir / "base-training.safetensors",
+    )
+    path = run.work_dir / "base.safetensors"
+    save_checkpoint(trained, path)
+    load_checkpoint(model, path)
+    return run.put_artifact(path.read_bytes())
+
+
+def _check_budget_before_measuring(run: SearchRun, spec: NetworkSpec, space: SearchSpace) -> None:
+    """Refuse bounds on MACs and parameters that cannot be met, before the device spends time on the search."""
+
+    def counts(genome: Genome) -> dict[Metric, float]:
+        plan = lower(spec, space.decode(genome))
+        return {Metric.MACS: float(plan.macs), Metric.PARAMETERS: float(plan.parameters)}
+
+    known = [c for c in run.config.constraints if c.metric in (Metric.MACS, Metric.PARAMETERS)]
+    check_budget(space, known, counts)
+
+
+def _tell(run: SearchRun, spec: NetworkSpec, space: SearchSpace, baseline_accuracy: float) -> None:
+    dense = lower(spec, Decisions())
+    run.message(
+        f"{spec.architecture}: {dense.macs / 1e6:.1f} M MACs, {dense.parameters / 1e3:.1f} k parameters, "
+        f"{100 * baseline_accuracy:.2f} % on the test set; {len(spec.groups)} pruning groups proved, "
+        f"{len(spec.refused)} kept dense; {len(space.variables)} variables"
+    )

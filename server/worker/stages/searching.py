@@ -1,0 +1,218 @@
+"""SEARCHING: candidates proposed, estimated and predicted, generation by generation, until the front is chosen."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from device_agent.contracts import canonical_json, encode
+from search.accuracy import OneShotEstimator
+from search.algorithms.registry import make_searcher
+from search.data.dataset import ImageData
+from search.domain.candidate import EvaluatedCandidate, Evaluation, candidate_id
+from search.domain.objective import Metric
+from search.domain.space import Genome, SearchSpace
+from search.loop import SearchState, front_of, run_search, state_from_json, state_to_json, total_violation
+from search.lowering import lower
+from search.pareto import hypervolume
+from search.selection import select
+from server.searches.repository import (
+    CandidateRecord,
+    SearchEvent,
+    add_events,
+    load_candidates,
+    mark_front,
+    mark_selected,
+    save_candidates,
+    save_checkpoint,
+)
+from server.states import JobStage
+from server.worker.run import SearchFailed, SearchRun
+from server.worker.stages.preparing import Prepared
+from server.worker.stages.profiling import Profile
+
+STAGE = JobStage.SEARCHING
+
+#: The front as the search found it, before training: equal seeds and tables give equal text.
+SEARCHED_FRONT = "front"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Front:
+    """The selected candidates with what the later stages stored about them, and how many were estimated in all."""
+
+    selected: tuple[CandidateRecord, ...]
+    evaluations: int
+
+
+def search(run: SearchRun, prepared: Prepared, profile: Profile) -> None:
+    """Search from the latest generation on, then mark the front and what of it goes on."""
+    with run.database.read() as session:
+        if load_candidates(session, run.search_id, selected=True):
+            return
+    run.enter(STAGE)
+    config = run.config
+    found = run.load(STAGE)
+    state = run_search(
+        searcher=make_searcher(
+            config.method.name,
+            prepared.space,
+            population=config.method.population,
+            seed=config.method.seed,
+            objectives=config.objectives,
+        ),
+        space=prepared.space,
+        objectives=config.objectives,
+        evaluate=_Evaluator(run, prepared, profile),
+        generations=config.method.generations,
+        state=None if found is None else state_from_json(found[1]),
+        on_generation=_Recorder(run, prepared, profile, known=0 if found is None else found[0]),
+    )
+    front = front_of(state.archive, config.objectives)
+    if not front:
+        bounds = ", ".join(f"{c.metric.value} <= {c.max:g}" for c in config.constraints)
+        raise SearchFailed(
+            f"none of {len(state.archive)} candidates meets {bounds}: raise a bound, or allow more generations"
+        )
+    dense_ns = profile.summary.tflite_dense_ns
+    selected = select(front, config.selection, None if dense_ns is None else dense_ns / 1e6)
+    with run.database.write() as session:
+        mark_front(session, run.claim, [_id(c) for c in front])
+        mark_selected(session, run.claim, [_id(c) for c in selected])
+    run.put_document(SEARCHED_FRONT, searched_front(prepared.space, front))
+
+
+def load_front(run: SearchRun) -> Front:
+    """The selected candidates as stored now, fastest first."""
+    with run.database.read() as session:
+        records = load_candidates(session, run.search_id, selected=True)
+        evaluations = len(load_candidates(session, run.search_id))
+    order = sorted(records, key=lambda c: (c.metrics[Metric.LATENCY_MS.value], c.candidate_id))
+    return Front(selected=tuple(order), evaluations=evaluations)
+
+
+def searched_front(space: SearchSpace, front: Sequence[EvaluatedCandidate]) -> str:
+    """The front as canonical JSON: what was decided, and the figures that the search saw."""
+    points = [
+        {
+            "candidate_id": _id(item),
+            "decisions": encode(space.decode(item.candidate.genome)),
+            "metrics": {metric.value: value for metric, value in item.evaluation.metrics.items()},
+        }
+        for item in front
+    ]
+    return canonical_json({"front": points, "version": 1})
+
+
+class _Evaluator:
+    """Figures of new genomes: accuracy by one-shot estimate, latency from the table, counts from the plan."""
+
+    def __init__(self, run: SearchRun, prepared: Prepared, profile: Profile) -> None:
+        accuracy = run.config.accuracy
+        self._run = run
+        self._prepared = prepared
+        self._profile = profile
+        self._estimator = OneShotEstimator(
+            prepared.model,
+            prepared.spec,
+            prepared.data.split.calibration,
+            _evenly(prepared.data.split.holdout, accuracy.evaluation_images),
+            prepared.data.normalise,
+            batch_size=accuracy.batch_size,
+        )
+
+    def __call__(self, genomes: Sequence[Genome]) -> list[Evaluation]:
+        evaluations = []
+        for genome in genomes:
+            self._run.check()
+            evaluations.append(self._evaluate(genome))
+        return evaluations
+
+    def _evaluate(self, genome: Genome) -> Evaluation:
+        decisions = self._prepared.space.decode(genome)
+        plan = lower(self._prepared.spec, decisions)
+        estimate = self._estimator.estimate(decisions)
+        metrics = {
+            Metric.ERROR: 1.0 - estimate.accuracy,
+            Metric.LOSS: estimate.loss,
+            Metric.LATENCY_MS: self._profile.predict_ms(plan),
+            Metric.MACS: float(plan.macs),
+            Metric.PARAMETERS: float(plan.parameters),
+        }
+        return Evaluation(metrics=metrics, violation=total_violation(metrics, self._run.config.constraints))
+
+
+class _Recorder:
+    """Stores a generation in one transaction: its candidates, the checkpoint, and what watchers see."""
+
+    def __init__(self, run: SearchRun, prepared: Prepared, profile: Profile, known: int) -> None:
+        self._run = run
+        self._profile = profile
+        self._stored = known
+
+    def __call__(self, state: SearchState) -> None:
+        run, config = self._run, self._run.config
+        front = front_of(state.archive, config.objectives)
+        records = [_record(item, state.generation) for item in state.archive[self._stored :]]
+        figures: dict[str, Any] = {
+            "generation": state.generation,
+            "generations": config.method.generations,
+            "evaluations": len(state.archive),
+            "front": len(front),
+            "hypervolume": self._hypervolume(front),
+        }
+        progress = {
+            "stage": STAGE.value,
+            "done": state.generation,
+            "total": config.method.generations,
+            "note": f"{len(state.archive)} candidates, {len(front)} on the front",
+        }
+        with run.database.write() as session:
+            save_candidates(session, run.claim, records)
+            mark_front(session, run.claim, [_id(c) for c in front])
+            save_checkpoint(
+                session, run.claim, stage=STAGE, step=len(state.archive), data=json.dumps(state_to_json(state))
+            )
+            add_events(
+                session,
+                run.claim,
+                [SearchEvent(kind="generation", data=figures), SearchEvent(kind="progress", data=progress)],
+            )
+        self._stored = len(state.archive)
+        run.check()
+
+    def _hypervolume(self, front: Sequence[EvaluatedCandidate]) -> float | None:
+        """Of (error, latency) against (1, dense latency), as a part of the rectangle; for watching only."""
+        dense_ns = self._profile.summary.native_dense_ns
+        if dense_ns is None or not front:
+            return None
+        dense_ms = dense_ns / 1e6
+        points = np.array(
+            [[c.evaluation.metrics[Metric.ERROR], c.evaluation.metrics[Metric.LATENCY_MS] / dense_ms] for c in front]
+        )
+        return float(hypervolume(points, np.array([1.0, 1.0])))
+
+
+def _evenly(data: ImageData, count: int) -> ImageData:
+    """At most `count` images, evenly over the data set, so that classes keep their shares."""
+    if len(data) <= count:
+        return data
+    return data.subset(np.linspace(0, len(data) - 1, count).round().astype(np.int64))
+
+
+def _record(item: EvaluatedCandidate, generation: int) -> CandidateRecord:
+    return CandidateRecord(
+        candidate_id=_id(item),
+        genome=item.candidate.genome,
+        metrics={metric.value: value for metric, value in item.evaluation.metrics.items()},
+        generation=generation,
+        violation=item.evaluation.violation,
+    )
+
+
+def _id(item: EvaluatedCandidate) -> str:
+    return candidate_id(item.candidate)
