@@ -24,8 +24,9 @@ FloatArray = NDArray[np.float32]
 Ways = list[list[Step]]
 Emitter = Callable[[Placement], Ways]
 
-#: A fully connected layer with more non-zeros than this is read as a whole: indices would cost more than they save.
-_DENSE_MATVEC_DENSITY = 0.6
+#: By group size, the part of the weights above which a fully connected layer is read as a whole: indices would cost
+#: more than they save. Fixed and not tuned, because the form has an effect on rounding.
+_DENSE_MATVEC_DENSITY = {4: 0.5, 2: 0.25, 1: 0.15}
 
 _BOUNDS = {
     Activation.NONE: (-math.inf, math.inf),
@@ -147,7 +148,7 @@ def emit_matvec(
         # The grouping follows from the weights alone: here, unlike in convolutions, it has an effect on rounding.
         size = next(size for size in GROUP_SIZES if kernel.pruning.block_filters % size == 0)
         way = group_rows(rows, kernel.pruning.block_filters, size)
-        if sum(groups.values.size for groups in way) > _DENSE_MATVEC_DENSITY * rows.size:
+        if sum(groups.values.size for groups in way) > _DENSE_MATVEC_DENSITY[size] * rows.size:
             common.kind = Kind.DENSE_MATVEC
             common.weights = placement.constant(dense_blocks(rows, VECTOR))
             return [[common]]
@@ -190,7 +191,7 @@ def emit_pool(kernel: KernelSpec, source: Tensor, output: Tensor) -> Emitter:
                 stride=kernel.stride,
                 padding=kernel.padding,
                 scale=1.0 / (kernel.kernel_h * kernel.kernel_w),
-                scratch=placement.constant(np.zeros(kernel.input_w + 2 * kernel.padding, dtype=np.float32)),
+                scratch=placement.constant(np.zeros(_pool_scratch_size(kernel), dtype=np.float32)),
             ),
             kernel.activation,
         )
@@ -199,6 +200,12 @@ def emit_pool(kernel: KernelSpec, source: Tensor, output: Tensor) -> Emitter:
         return [[step]]
 
     return emit
+
+
+def _pool_scratch_size(kernel: KernelSpec) -> int:
+    """A padded row, and the same row split into phases."""
+    padded_w = kernel.input_w + 2 * kernel.padding
+    return padded_w + -(-padded_w // kernel.stride) * kernel.stride
 
 
 def emit_global_pool(kernel: KernelSpec, source: Tensor, output: Tensor) -> Emitter:

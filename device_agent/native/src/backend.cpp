@@ -87,20 +87,77 @@ typedef int32_t Lanes8 __attribute__((vector_size(32)));
 #define KERF_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (Lanes8){__VA_ARGS__})
 #endif
 
-// Every second element of `source`, from its first and from its second one.
-static void split_row_by_two(const float *__restrict source, int width, float *__restrict even, float *__restrict odd) {
+template <bool EVEN, bool ODD> KERF_INLINE void split_vector_by_two(const float *source, float *even, float *odd) {
+  const Vec<8>::Float a = load<8>(source), b = load<8>(source + 8);
+  if (EVEN) store<8>(even, KERF_SHUFFLE(a, b, 0, 2, 4, 6, 8, 10, 12, 14));
+  if (ODD) store<8>(odd, KERF_SHUFFLE(a, b, 1, 3, 5, 7, 9, 11, 13, 15));
+}
+
+// Every second element of `source`, from its first (EVEN) and from its second one (ODD).
+template <bool EVEN, bool ODD>
+KERF_INLINE void split_row_by_two(const float *__restrict source, int width, float *__restrict even,
+                                  float *__restrict odd) {
   const int num_even = (width + 1) / 2, num_odd = width / 2;
-  int x = 0;
-  for (; x + 8 <= num_odd; x += 8) {
-    const Vec<8>::Float a = load<8>(source + 2 * x), b = load<8>(source + 2 * x + 8);
-    if (even) store<8>(even + x, KERF_SHUFFLE(a, b, 0, 2, 4, 6, 8, 10, 12, 14));
-    if (odd) store<8>(odd + x, KERF_SHUFFLE(a, b, 1, 3, 5, 7, 9, 11, 13, 15));
+  if (num_odd >= 8) {
+    int x = 0;
+    for (; x + 8 <= num_odd; x += 8) split_vector_by_two<EVEN, ODD>(source + 2 * x, even + x, odd + x);
+    if (x < num_odd) {
+      // The rest in one vector that overlaps what is done already.
+      x = num_odd - 8;
+      split_vector_by_two<EVEN, ODD>(source + 2 * x, even + x, odd + x);
+    }
+  } else {
+    for (int x = 0; x < num_odd; x++) {
+      if (EVEN) even[x] = source[2 * x];
+      if (ODD) odd[x] = source[2 * x + 1];
+    }
   }
-  if (even)
-    for (int i = x; i < num_even; i++) even[i] = source[2 * i];
-  if (odd) {
-    for (int i = x; i < num_odd; i++) odd[i] = source[2 * i + 1];
-    if (num_odd < num_even) odd[num_odd] = 0.0f;
+  if (num_odd < num_even) {
+    if (EVEN) even[num_odd] = source[width - 1];
+    if (ODD) odd[num_odd] = 0.0f;
+  }
+}
+
+template <bool EVEN, bool ODD>
+static void split_rows_by_two(const float *source, int64_t source_step, int num_rows, int width, float *even,
+                              float *odd, int64_t target_row) {
+  for (int y = 0; y < num_rows; y++, source += source_step, even += target_row, odd += target_row)
+    split_row_by_two<EVEN, ODD>(source, width, even, odd);
+}
+
+static void copy_rows(const KerfStep &step, const float *in, float *out) {
+  const size_t row_bytes = (size_t)step.output_w * sizeof(float);
+  for (int y = 0; y < step.output_h; y++)
+    memcpy(out + (int64_t)y * step.output_row, in + (int64_t)y * step.input_row, row_bytes);
+}
+
+// The phases of the rows stride * y + phase_y of one channel, where the stride is 2.
+static void split_channel_by_two(const KerfStep &step, const float *in, float *out, int phase_y, int num_rows) {
+  const int32_t *phases = step.phases + phase_y * 2;
+  const float *source = in + (int64_t)phase_y * step.input_row;
+  const int64_t source_step = 2 * (int64_t)step.input_row;
+  float *const even = phases[0] < 0 ? 0 : out + phases[0] * step.output_plane;
+  float *const odd = phases[1] < 0 ? 0 : out + phases[1] * step.output_plane;
+  if (phases[0] >= 0 && phases[1] >= 0)
+    split_rows_by_two<true, true>(source, source_step, num_rows, step.input_w, even, odd, step.output_row);
+  else if (phases[0] >= 0)
+    split_rows_by_two<true, false>(source, source_step, num_rows, step.input_w, even, even, step.output_row);
+  else if (phases[1] >= 0)
+    split_rows_by_two<false, true>(source, source_step, num_rows, step.input_w, odd, odd, step.output_row);
+}
+
+static void split_channel(const KerfStep &step, const float *in, float *out, int phase_y, int num_rows) {
+  const int s = step.stride;
+  for (int phase_x = 0; phase_x < s; phase_x++) {
+    const int32_t phase = step.phases[phase_y * s + phase_x];
+    if (phase < 0) continue;
+    const int count = phase_x < step.input_w ? (step.input_w - phase_x + s - 1) / s : 0;
+    for (int y = 0; y < num_rows; y++) {
+      const float *source = in + (int64_t)(y * s + phase_y) * step.input_row + phase_x;
+      float *row = out + phase * step.output_plane + (int64_t)y * step.output_row;
+      for (int x = 0; x < count; x++) row[x] = source[x * s];
+      for (int x = count; x < step.output_w; x++) row[x] = 0.0f;
+    }
   }
 }
 
@@ -108,37 +165,22 @@ static void split_row_by_two(const float *__restrict source, int width, float *_
 // what they lack is filled with zeros.
 static void split(const KerfStep &step) {
   const int s = step.stride;
-  const size_t row_bytes = (size_t)step.output_w * sizeof(float);
   for (int c = 0; c < step.channels; c++) {
     const float *in = step.input + c * step.input_plane;
     float *out = step.output + (int64_t)c * step.num_phases * step.output_plane;
     if (s == 1) {
-      for (int y = 0; y < step.output_h; y++)
-        memcpy(out + (int64_t)y * step.output_row, in + (int64_t)y * step.input_row, row_bytes);
+      copy_rows(step, in, out);
       continue;
     }
     for (int phase_y = 0; phase_y < s; phase_y++) {
-      const int32_t *phases = step.phases + phase_y * s;
-      bool is_wanted = false;
-      for (int phase_x = 0; phase_x < s; phase_x++) is_wanted |= phases[phase_x] >= 0;
-      if (!is_wanted) continue;
-      for (int y = 0; y < step.output_h; y++) {
-        const int input_y = y * s + phase_y;
-        const float *source = in + (int64_t)input_y * step.input_row;
-        float *const target = out + (int64_t)y * step.output_row;
-        if (input_y < step.input_h && s == 2) {
-          split_row_by_two(source, step.input_w, phases[0] < 0 ? 0 : target + phases[0] * step.output_plane,
-                           phases[1] < 0 ? 0 : target + phases[1] * step.output_plane);
-          continue;
-        }
-        for (int phase_x = 0; phase_x < s; phase_x++) {
-          if (phases[phase_x] < 0) continue;
-          float *row = target + phases[phase_x] * step.output_plane;
-          int count = 0;
-          if (input_y < step.input_h && phase_x < step.input_w) count = (step.input_w - phase_x + s - 1) / s;
-          for (int x = 0; x < count; x++) row[x] = source[x * s + phase_x];
-          for (int x = count; x < step.output_w; x++) row[x] = 0.0f;
-        }
+      const int num_rows = phase_y < step.input_h ? (step.input_h - phase_y + s - 1) / s : 0;
+      if (s == 2) split_channel_by_two(step, in, out, phase_y, num_rows);
+      else split_channel(step, in, out, phase_y, num_rows);
+      for (int phase_x = 0; phase_x < s; phase_x++) {
+        const int32_t phase = step.phases[phase_y * s + phase_x];
+        for (int y = num_rows; phase >= 0 && y < step.output_h; y++)
+          memset(out + phase * step.output_plane + (int64_t)y * step.output_row, 0,
+                 (size_t)step.output_w * sizeof(float));
       }
     }
   }
@@ -176,28 +218,39 @@ KERF_INLINE float clamp_one(float v, float lower, float upper) {
   return upper < v ? upper : v;
 }
 
-// First over the rows of the window into `scratch`, then over its columns; the margins of `scratch` hold `neutral`.
+// Combines windows first over their rows, into a row with margins of `neutral`, then over their columns. The row is
+// split into `stride` phases, so that column k of all windows is a run of consecutive elements.
 template <class Combine> static void pool(const KerfStep &step, float neutral, float scale) {
-  float *row = step.scratch + step.padding;
-  for (int x = 0; x < step.padding; x++) step.scratch[x] = row[step.input_w + x] = neutral;
+  const int s = step.stride, padded_w = step.input_w + 2 * step.padding;
+  const int phase_w = (padded_w + s - 1) / s;
+  float *const row = step.scratch;
+  float *const inner = row + step.padding;
+  float *const phases = s == 1 ? row : row + padded_w;
+  for (int x = 0; x < step.padding; x++) row[x] = inner[step.input_w + x] = neutral;
   for (int c = 0; c < step.channels; c++) {
     const float *in = step.input + c * step.input_plane;
     for (int y = 0; y < step.output_h; y++) {
-      int first = y * step.stride - step.padding, last = first + step.kernel_h;
+      int first = y * s - step.padding, last = first + step.kernel_h;
       first = first < 0 ? 0 : first;
       last = last > step.input_h ? step.input_h : last;
-      memcpy(row, in + (int64_t)first * step.input_row, (size_t)step.input_w * sizeof(float));
+      memcpy(inner, in + (int64_t)first * step.input_row, (size_t)step.input_w * sizeof(float));
       for (int input_y = first + 1; input_y < last; input_y++) {
-        const float *source = in + (int64_t)input_y * step.input_row;
-        for (int x = 0; x < step.input_w; x++) row[x] = Combine::apply(row[x], source[x]);
+        const float *__restrict source = in + (int64_t)input_y * step.input_row;
+        float *__restrict target = inner;
+        for (int x = 0; x < step.input_w; x++) target[x] = Combine::apply(target[x], source[x]);
       }
-      float *out = step.output + c * step.output_plane + (int64_t)y * step.output_row;
-      for (int x = 0; x < step.output_w; x++) {
-        const float *window = step.scratch + (int64_t)x * step.stride;
-        float value = window[0];
-        for (int k = 1; k < step.kernel_w; k++) value = Combine::apply(value, window[k]);
-        out[x] = clamp_one(value * scale, step.lower, step.upper);
+      if (s == 2) {
+        split_row_by_two<true, true>(row, padded_w, phases, phases + phase_w);
+      } else if (s > 2) {
+        for (int x = 0; x < padded_w; x++) phases[(x % s) * phase_w + x / s] = row[x];
       }
+      float *__restrict out = step.output + c * step.output_plane + (int64_t)y * step.output_row;
+      memcpy(out, phases, (size_t)step.output_w * sizeof(float));
+      for (int k = 1; k < step.kernel_w; k++) {
+        const float *__restrict column = phases + (k % s) * phase_w + k / s;
+        for (int x = 0; x < step.output_w; x++) out[x] = Combine::apply(out[x], column[x]);
+      }
+      for (int x = 0; x < step.output_w; x++) out[x] = clamp_one(out[x] * scale, step.lower, step.upper);
     }
   }
 }
@@ -205,8 +258,8 @@ template <class Combine> static void pool(const KerfStep &step, float neutral, f
 template <int VL> KERF_INLINE float horizontal_sum(typename Vec<VL>::Float v) {
   float lanes[VL];
   store<VL>(lanes, v);
-  for (int width = VL / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; i++) lanes[i] += lanes[i + width];
+  KERF_UNROLL for (int width = VL / 2; width > 0; width /= 2)
+    KERF_UNROLL for (int i = 0; i < width; i++) lanes[i] += lanes[i + width];
   return lanes[0];
 }
 
@@ -248,21 +301,32 @@ static void dense_matvec(const KerfStep &step) {
   }
 }
 
+// G weights that meet the same input. One weight is a plain number: there are no vectors of one.
+template <int G> struct Weights {
+  typedef typename Vec<G>::Float Type;
+  KERF_INLINE Type read(const float *p) { return load<G>(p); }
+  KERF_INLINE void write(float *p, Type v) { store<G>(p, v); }
+};
+template <> struct Weights<1> {
+  typedef float Type;
+  KERF_INLINE float read(const float *p) { return *p; }
+  KERF_INLINE void write(float *p, float v) { *p = v; }
+};
+
 template <int G> static void sparse_matvec(const KerfStep &step) {
+  typedef Weights<G> W;
+  const float *__restrict input = step.input;
   for (int group = 0; group < step.num_groups; group++) {
-    float sum[NUM_CHAINS][G] = {};
+    typename W::Type sum[NUM_CHAINS] = {};
     const int end = step.group_starts[group + 1];
     int entry = step.group_starts[group];
-    const float *weights = step.weights + (int64_t)entry * G;
+    const float *__restrict weights = step.weights + (int64_t)entry * G;
     for (; entry + NUM_CHAINS <= end; entry += NUM_CHAINS, weights += G * NUM_CHAINS)
-      KERF_UNROLL for (int k = 0; k < NUM_CHAINS; k++) {
-        const float x = step.input[step.offsets[entry + k]];
-        KERF_UNROLL for (int g = 0; g < G; g++) sum[k][g] += weights[k * G + g] * x;
-      }
-    for (int k = 0; entry < end; entry++, k++, weights += G)
-      for (int g = 0; g < G; g++) sum[k][g] += weights[g] * step.input[step.offsets[entry]];
+      KERF_UNROLL for (int k = 0; k < NUM_CHAINS; k++)
+        sum[k] += W::read(weights + k * G) * input[step.offsets[entry + k]];
+    for (int k = 0; entry < end; entry++, k++, weights += G) sum[k] += W::read(weights) * input[step.offsets[entry]];
     float total[G];
-    for (int g = 0; g < G; g++) total[g] = (sum[0][g] + sum[1][g]) + (sum[2][g] + sum[3][g]);
+    W::write(total, (sum[0] + sum[1]) + (sum[2] + sum[3]));
     finish_outputs(step, step.group_channels[group], G, total);
   }
 }
