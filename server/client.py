@@ -70,7 +70,7 @@ class KerfClient:
         return self._json("GET", f"/v1/searches/{search_id}")
 
     def search_part(self, search_id: str, part: str) -> Any:
-        """`part` is one of candidates, front, result, config, latency-table."""
+        """`part` is one of candidates, front, searched-front, result, config, latency-table."""
         return self._json("GET", f"/v1/searches/{search_id}/{part}")
 
     def search_action(self, search_id: str, verb: str) -> dict[str, Any]:
@@ -152,8 +152,9 @@ class KerfClient:
 
     # -- plumbing ---------------------------------------------------------------------------------------------------
 
-    def _json(self, method: str, url: str, **arguments: Any) -> Any:
-        return self._send(method, url, **arguments).json()
+    def _json(self, method: str, url: str, **arguments: Any) -> dict[str, Any]:
+        answer: dict[str, Any] = self._send(method, url, **arguments).json()
+        return answer
 
     def _send(self, method: str, url: str, accept_missing: bool = False, **arguments: Any) -> httpx.Response:
         for attempt in range(1, MAX_ATTEMPTS + 1):

@@ -137,7 +137,15 @@ def _start_all(stack: LocalStack, options: StackOptions, port: int) -> None:
         stack.wait_for("the server to answer", client.ready)
         stack.start("worker")
         if options.with_agent:
-            agent = [*python, "device_agent", "run", "--server", stack.url, "--code", client.create_enrolment_code()]
+            agent = [
+                *python,
+                "device_agent.cli",
+                "run",
+                "--server",
+                stack.url,
+                "--code",
+                client.create_enrolment_code(),
+            ]
             agent += ["--name", "local", "--state-dir", str(options.state_dir / "agent")]
             stack.commands["agent"] = [*agent, "--simulated"] if options.simulated else agent
             stack.start("agent")

@@ -27,7 +27,7 @@ def write_output(client: KerfClient, search_id: str, output: Path) -> SearchResu
     output.mkdir(parents=True, exist_ok=True)
     raw = client.search_part(search_id, "result")
     result = decode(SearchResult, raw)
-    _write_json(output / "front.json", client.search_part(search_id, "front"))
+    _write_json(output / "front.json", client.search_part(search_id, "searched-front"))
     _write_json(output / "latency-table.json", client.search_part(search_id, "latency-table"))
     config = client.search_part(search_id, "config")
     (output / "config.resolved.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")

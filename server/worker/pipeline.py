@@ -1,4 +1,4 @@
-"""The stages of a search in their order. Each reads what it finished before, so the order alone makes a job resumable."""
+"""The stages of a search in their order. Each reads back what it finished before, so a job can be taken up anywhere."""
 
 from __future__ import annotations
 

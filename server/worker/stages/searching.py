@@ -38,7 +38,7 @@ from server.worker.stages.profiling import Profile
 STAGE = JobStage.SEARCHING
 
 #: The front as the search found it, before training: equal seeds and tables give equal text.
-SEARCHED_FRONT = "front"
+SEARCHED_FRONT = "searched-front"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,85 @@
+"""The main job: from a search over HTTP to verified, exported files, with real processes and a simulated device."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+from rich.console import Console
+
+from device_agent.contracts import Op, Source, Verdict
+from device_agent.formats.packed import read_packed
+from search.domain.config import SearchConfig
+from search.domain.result import SearchResult, result_schema
+from server.cli.local_stack import LocalStack
+from server.cli.searches import run_search
+from tests.end_to_end.conftest import simulated_search
+
+pytestmark = pytest.mark.xdist_group("stack")
+
+
+def run(stack: LocalStack, config: SearchConfig, output: Path, console: Console) -> SearchResult:
+    with stack.client() as client:
+        return run_search(client, config, {}, output, console)
+
+
+def test_a_search_ends_with_verified_files(simulated_stack: LocalStack, output: Path, console: Console) -> None:
+    result = run(simulated_stack, simulated_search("files"), output, console)
+
+    written = json.loads((output / "result.json").read_text())
+    jsonschema.validate(written, result_schema())
+    assert result.device.source is Source.SIMULATED
+    assert result.baseline.latency_ms.tflite_dense is not None
+    assert len(result.front) == 3
+    for point in result.front:
+        assert point.verdict is Verdict.TRUSTED
+        assert point.accuracy is not None
+        assert point.output_max_abs_error is not None
+        assert point.output_max_abs_error < 1e-4
+        assert point.measured_latency_ms == pytest.approx(point.predicted_latency_ms, rel=0.1)
+        folder = output / "candidates" / point.candidate_id
+        for name, digest in point.files.items():
+            assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
+        plan, tensors = read_packed((folder / "network.kerfnet").read_bytes())
+        assert plan.macs == point.macs
+        convolutions = [op for op in plan.ops if op.kernel.op is Op.CONV2D]
+        densities = [np.count_nonzero(tensors[f"{op.name}.weight"]) / op.kernel.num_weights for op in convolutions]
+        assert densities == pytest.approx([op.kernel.pruning.density for op in convolutions], abs=0.05)
+    assert (output / "front.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_same_table_and_seed_give_the_same_front(
+    simulated_stack: LocalStack, tmp_path: Path, console: Console
+) -> None:
+    config = simulated_search("again")
+    first = run(simulated_stack, config, tmp_path / "first", console)
+    second = run(
+        simulated_stack, dataclasses.replace(config, latency_from=first.search.id), tmp_path / "second", console
+    )
+
+    for name in ("front.json", "latency-table.json"):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
+    assert second.search.latency_from == first.search.id
+    assert [p.accuracy for p in second.front] == [p.accuracy for p in first.front]
+
+
+def test_another_seed_gives_another_front(simulated_stack: LocalStack, tmp_path: Path, console: Console) -> None:
+    config = simulated_search("seeds")
+    other = dataclasses.replace(config, method=dataclasses.replace(config.method, seed=1))
+    run(simulated_stack, config, tmp_path / "zero", console)
+    run(simulated_stack, other, tmp_path / "one", console)
+    assert (tmp_path / "zero" / "front.json").read_bytes() != (tmp_path / "one" / "front.json").read_bytes()
+
+
+def test_kernels_are_measured_once_for_all_searches(
+    simulated_stack: LocalStack, tmp_path: Path, console: Console
+) -> None:
+    config = simulated_search("reuse")
+    run(simulated_stack, config, tmp_path / "first", console)
+    again = run(simulated_stack, dataclasses.replace(config, name="reuse 2"), tmp_path / "second", console)
+    assert again.device.kernels_reused == again.device.kernels
