@@ -28,7 +28,7 @@ REFERENCE_KERNEL = KernelSpec(
     pruning=WeightPruning(scheme=PruningScheme.GROUP, block_filters=4, density=1.0),
     seed=1,
 )
-NATIVE_REFERENCE_NAME = "native conv2d 3x3 16-16 16x16"
+NATIVE_REFERENCE_NAME = "native conv2d 3x3 16-16 16x16"  # and the binary that runs it
 NUMPY_REFERENCE_NAME = "numpy multiply-add 16384"
 
 
@@ -44,10 +44,9 @@ class ReferenceKernel(Protocol):
 class NativeReference:
     """One small convolution of the native runtime. Raises `RuntimeUnavailable` where that is missing."""
 
-    name = NATIVE_REFERENCE_NAME
-
     def __init__(self) -> None:
-        make_runtime("native")
+        info = make_runtime("native").info()
+        self.name = f"{NATIVE_REFERENCE_NAME} {info.isa} {info.binary_sha256[:12]}"
         # After the check above: importing the executor is only sound where the library loads.
         from device_agent.native.executor import NativeKernel
 

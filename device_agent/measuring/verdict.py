@@ -115,7 +115,8 @@ def _frequency_reasons(before: Conditions, after: Conditions) -> set[VerdictReas
 
 def _is_contended(blocks: Sequence[Block], setup: MeasuringSetup) -> bool:
     wall = [w for block in blocks for w in block.wall_ns]
-    outliers = sum(z > OUTLIER_MODIFIED_Z for z in modified_z_scores(wall))
+    # Within a block: blocks that differ as a whole are drift.
+    outliers = sum(z > OUTLIER_MODIFIED_Z for block in blocks for z in modified_z_scores(block.wall_ns))
     if outliers > CONTENDED_OUTLIERS * len(wall):
         return True
     # With several threads the caller's CPU time is only a part of the work.
