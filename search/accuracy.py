@@ -1,0 +1,81 @@
+"""Accuracy of a candidate without training it."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from device_agent.contracts import ContractError
+from search.data.batches import Normalisation, as_tensors
+from search.data.dataset import ImageData
+from search.domain.network import NetworkSpec
+from search.domain.space import Decisions
+from search.evaluation import EVALUATION_BATCH, AccuracyEstimate, evaluate, recalibrate_batch_norm
+from search.pruning.apply import apply_decisions
+
+
+class AccuracyEstimator(Protocol):
+    """Scores decisions. Equal decisions get equal estimates on one machine."""
+
+    def estimate(self, decisions: Decisions) -> AccuracyEstimate: ...
+
+
+class OneShotEstimator:
+    """Prunes the trained network, adapts its batch norm, and tests it on held-out images.
+
+    This is AACP's pruned structure accuracy estimator with EagleEye's adaptive batch norm (arXiv 2007.02491). Unlike
+    AACP's code it averages the statistics plainly over fixed images without augmentation, and never sees the test set.
+
+    Args:
+        model: The trained, unpruned network. It is not changed, and must not change while the estimator is used.
+        spec: Its description.
+        calibration: Images for batch norm.
+        evaluation: Images for accuracy and loss; none of the test set, and none of `calibration`.
+        normalise: As in training.
+        batch_size: Images at a time, for both. Batches of calibration define the statistics and so the estimate.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        spec: NetworkSpec,
+        calibration: ImageData,
+        evaluation: ImageData,
+        normalise: Normalisation,
+        *,
+        batch_size: int = EVALUATION_BATCH,
+    ) -> None:
+        if batch_size < 1:
+            raise ContractError(f"batch_size {batch_size!r} must be at least 1")
+        normalise.check(calibration)
+        normalise.check(evaluation)
+        self._model = model
+        self._spec = spec
+        self._calibration, _ = as_tensors(calibration)
+        self._evaluation = evaluation
+        self._normalise = normalise
+        self._batch_size = batch_size
+
+    def estimate(self, decisions: Decisions) -> AccuracyEstimate:
+        """Accuracy and loss of the candidate before any fine-tuning.
+
+        Raises `ContractError` where the decisions do not fit the network.
+        """
+        pruned = apply_decisions(self._model, self._spec, decisions)
+        model = pruned.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        recalibrate_batch_norm(
+            model,
+            self._calibration,
+            self._normalise,
+            resolution=pruned.resolution,
+            batch_size=self._batch_size,
+        )
+        return evaluate(
+            model,
+            self._evaluation,
+            self._normalise,
+            resolution=pruned.resolution,
+            batch_size=self._batch_size,
+        )
