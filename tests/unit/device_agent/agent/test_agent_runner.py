@@ -1,0 +1,106 @@
+"""Real child processes on the runtimes of this machine, and signals to the agent's own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+from agent_samples import kernel_task
+
+from device_agent.contracts import FailureReason, Measurement, MeasurementFailure, RuntimeInfo, Source
+from device_agent.runner import ChildRunner
+from device_agent.stopping import PollInterrupted, StopRequest
+
+SIMULATED = RuntimeInfo(name="simulated", version="1")
+NATIVE = RuntimeInfo(name="native", version="1")
+
+
+def test_a_simulated_kernel_is_measured() -> None:
+    result = ChildRunner((SIMULATED,)).run_task(kernel_task(0, "simulated"), deadline_s=60.0)
+    assert isinstance(result, Measurement)
+    assert result.provenance.source is Source.SIMULATED
+    assert result == ChildRunner((SIMULATED,)).run_task(kernel_task(0, "simulated"), deadline_s=60.0)
+
+
+@pytest.mark.parametrize(
+    ("runtimes", "wanted"),
+    [
+        ((NATIVE,), "simulated"),
+        ((SIMULATED,), "native"),
+        ((RuntimeInfo(name="tflite", unavailable="not installed"),), "tflite"),
+        ((), "native"),
+    ],
+)
+def test_only_announced_runtimes_are_used(runtimes: tuple[RuntimeInfo, ...], wanted: str) -> None:
+    result = ChildRunner(runtimes).run_task(kernel_task(0, wanted), deadline_s=60.0)
+    assert isinstance(result, MeasurementFailure)
+    assert result.reason is FailureReason.UNSUPPORTED
+    assert repr(wanted) in result.detail
+
+
+def test_a_child_is_killed_at_its_deadline() -> None:
+    result = ChildRunner((NATIVE,)).run_task(kernel_task(0, "native"), deadline_s=0.001)
+    assert isinstance(result, MeasurementFailure)
+    assert result.reason is FailureReason.TIMED_OUT
+
+
+def test_a_child_is_killed_when_its_lease_ends() -> None:
+    interrupt = threading.Event()
+    interrupt.set()
+    result = ChildRunner((NATIVE,)).run_task(kernel_task(0, "native"), deadline_s=60.0, interrupt=interrupt)
+    assert isinstance(result, MeasurementFailure)
+    assert result.reason is FailureReason.AGENT_SHUTDOWN
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="this system cannot pin threads to cores")
+def test_the_agent_keeps_off_the_core_that_it_measures_on() -> None:
+    runner = ChildRunner((NATIVE,))
+    before = os.sched_getaffinity(0)
+    with runner.kept_off_measuring_core():
+        inside = os.sched_getaffinity(0)
+    assert os.sched_getaffinity(0) == before
+    if len(before) > 1:
+        assert inside == before - {runner.measuring_core}
+
+
+def signalled_while_waiting() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+    threading.Event().wait(30)
+
+
+def test_the_first_signal_drains_and_the_second_aborts() -> None:
+    stop, aborted = StopRequest(), threading.Event()
+    stop.on_abort(aborted.set)
+    with stop.signals_handled():
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.drain.wait(10)
+        assert not stop.abort.is_set()
+        os.kill(os.getpid(), signal.SIGINT)
+        assert aborted.wait(10)
+    assert stop.abort.is_set()
+
+
+def test_handlers_are_put_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with StopRequest().signals_handled():
+        assert signal.getsignal(signal.SIGTERM) is not before
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_interrupts_only_an_interruptible_wait() -> None:
+    stop = StopRequest()
+    with stop.signals_handled():
+        with pytest.raises(PollInterrupted), stop.interruptible():
+            signalled_while_waiting()
+        assert stop.drain.wait(10)
+        with pytest.raises(PollInterrupted), stop.interruptible():
+            pytest.fail("a wait must not begin after a signal")
+
+
+def test_a_drain_without_a_signal_lets_no_new_wait_begin() -> None:
+    stop = StopRequest()
+    stop.ask_drain()
+    with pytest.raises(PollInterrupted), stop.interruptible():
+        pytest.fail("a wait must not begin while draining")
