@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from device_agent.contracts import ContractError, PruningScheme, Source
+from device_agent.contracts import ContractError, KernelSpec, PruningScheme, Source
 from search.domain.config import ChannelsConfig, SpaceConfig, WeightsConfig
 from search.domain.space import SchemeChoice, SearchSpace, Variable, VariableKind
 from search.latency.families import coordinates_of, family_of, kernel_at
@@ -23,8 +23,13 @@ MOBILE = mobile_spec()
 CONFIG = SpaceConfig(channels=ChannelsConfig(), weights=WeightsConfig())
 
 
-def predictor_of(kernels: tuple) -> LatencyPredictor:
-    entries = tuple(KernelLatency(kernel=k, latency_ns=1000.0 + k.macs) for k in kernels)
+def latency_ns(kernel: KernelSpec) -> float:
+    """A microsecond a kernel and a nanosecond a MAC: linear in each coordinate, so that interpolation is exact."""
+    return 1000.0 + kernel.dense_macs * kernel.pruning.density
+
+
+def predictor_of(kernels: tuple[KernelSpec, ...]) -> LatencyPredictor:
+    entries = tuple(KernelLatency(kernel=k, latency_ns=latency_ns(k)) for k in kernels)
     return LatencyPredictor(
         LatencyTable(
             device_id="d", setup_id="m", runtime="r", runtime_version="1", source=Source.SIMULATED, kernels=entries
@@ -109,6 +114,4 @@ def test_every_candidate_is_predicted(name: str, data: st.DataObject) -> None:
     genome = tuple(data.draw(st.integers(0, n - 1)) for n in space.num_choices)
     plan = lower(spec, space.decode(genome))
     predicted = sum_kernels(PREDICTORS[name], plan.kernels).latency_ns
-    # the simulated latency is 1 us a kernel and 1 ns a MAC: linear in each coordinate, so that no error is left but
-    # that of rounding MACs
-    assert predicted == pytest.approx(1000 * len(plan.ops) + plan.macs, rel=1e-4)
+    assert predicted == pytest.approx(sum(map(latency_ns, plan.kernels)))

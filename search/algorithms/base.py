@@ -1,0 +1,47 @@
+"""What every search method offers, and how one is made by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from search.domain.space import Genome
+from search.pareto import FloatArray
+
+#: JSON-compatible: strings, finite numbers, None, lists and objects with string keys.
+SearcherState = dict[str, Any]
+
+
+class Searcher(Protocol):
+    """Proposes genomes and learns from their objectives. Owned by one thread.
+
+    Everything is determined by the constructor's arguments and the calls of `tell`: randomness is derived from the seed
+    and the number of the generation, so `ask` changes nothing and gives the same genomes until the next `tell`.
+    A searcher restored from `state()`, also after a trip through JSON, continues exactly as the original would.
+    """
+
+    def ask(self) -> tuple[Genome, ...]:
+        """The next generation to evaluate: genomes of the space, distinct and never told before.
+
+        At most as many as the population; fewer, and at last none, when the space is used up.
+        """
+        ...
+
+    def tell(self, genomes: Sequence[Genome], objectives: FloatArray, violations: FloatArray) -> None:
+        """Learn the figures of `genomes` and go on to the next generation.
+
+        `objectives` is (n, m), minimised; a row with a value that is not finite ranks behind all others. `violations`
+        is (n,), the sum of relative excesses over the constraints, 0 where feasible: feasible genomes always rank
+        before infeasible ones. The genomes may be others than those asked for, for example known good ones.
+
+        Raises `ContractError` on genomes outside the space, and `ValueError` on shapes that do not fit.
+        """
+        ...
+
+    def state(self) -> SearcherState:
+        """All that has been learnt, as JSON-compatible data."""
+        ...
+
+    def restore(self, state: SearcherState) -> None:
+        """Take over a state. Raises `ContractError` where it belongs to another method, seed, size or space."""
+        ...

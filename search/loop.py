@@ -1,0 +1,186 @@
+"""The search loop: ask, evaluate, tell, once a generation, from one stored state to the next.
+
+A state holds all that the rest of the search depends on. So a search that is stopped, killed or moved to another worker
+continues from its last state exactly as if nothing had happened, and ends on the same front.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from device_agent.contracts import ContractError
+from search.algorithms.base import Searcher, SearcherState
+from search.domain.candidate import Candidate, EvaluatedCandidate, Evaluation
+from search.domain.objective import Constraint, Metric, Objective
+from search.domain.space import Genome, SearchSpace, space_id
+from search.errors import SearchError
+from search.pareto import FloatArray, non_dominated_mask
+
+#: Gives the figures of new genomes, in their order. Called once a generation.
+Evaluate = Callable[[Sequence[Genome]], Sequence[Evaluation]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchState:
+    """A search between two generations. `archive` has every candidate evaluated so far, in order."""
+
+    generation: int
+    searcher: SearcherState
+    archive: tuple[EvaluatedCandidate, ...]
+
+
+def run_search(
+    *,
+    searcher: Searcher,
+    space: SearchSpace,
+    objectives: Sequence[Objective],
+    evaluate: Evaluate,
+    generations: int,
+    state: SearchState | None = None,
+    on_generation: Callable[[SearchState], None] | None = None,
+) -> SearchState:
+    """Search up to `generations`, from the start or from `state`, and return the last state.
+
+    `on_generation` gets the state after each generation, to be stored before the next one begins; what it raises ends
+    the search. Candidates that are in the archive are not evaluated again. Ends early when the space is used up.
+
+    Raises `SearchError` where `evaluate` returns other than one evaluation a genome, or leaves out an objective, and
+    `ContractError` where `state` belongs to another search.
+    """
+    space_identity = space_id(space)
+    archive: dict[Genome, EvaluatedCandidate] = {}
+    generation = 0
+    if state is not None:
+        archive = {item.candidate.genome: item for item in _checked_archive(state.archive, space_identity)}
+        generation = state.generation
+        searcher.restore(state.searcher)
+    current = state or SearchState(generation=0, searcher=searcher.state(), archive=())
+    while generation < generations:
+        genomes = searcher.ask()
+        if not genomes:
+            break
+        new = [genome for genome in genomes if genome not in archive]
+        for genome, evaluation in zip(new, _evaluated(evaluate, new, objectives), strict=True):
+            archive[genome] = EvaluatedCandidate(
+                candidate=Candidate(space_id=space_identity, genome=genome), evaluation=evaluation
+            )
+        told = [archive[genome].evaluation for genome in genomes]
+        searcher.tell(
+            genomes, objective_matrix(told, objectives), np.array([e.violation for e in told], dtype=np.float64)
+        )
+        generation += 1
+        current = SearchState(generation=generation, searcher=searcher.state(), archive=tuple(archive.values()))
+        if on_generation is not None:
+            on_generation(current)
+    return current
+
+
+def front_of(
+    archive: Sequence[EvaluatedCandidate], objectives: Sequence[Objective]
+) -> tuple[EvaluatedCandidate, ...]:
+    """The feasible candidates of `archive` that no other feasible one dominates, fastest first.
+
+    Without latency among the objectives, the first objective orders. Of candidates with equal objectives only the first
+    of the archive is kept. Candidates with an undefined objective are on no front. Empty where nothing is feasible.
+    """
+    feasible = [item for item in archive if item.evaluation.violation <= 0]
+    if not feasible:
+        return ()
+    matrix = objective_matrix([item.evaluation for item in feasible], objectives)
+    first_of: dict[tuple[float, ...], EvaluatedCandidate] = {}
+    for row, item, on_front in zip(matrix, feasible, non_dominated_mask(matrix), strict=True):
+        if on_front:
+            first_of.setdefault(tuple(float(v) for v in row), item)
+    metrics = [o.metric for o in objectives]
+    leading = metrics.index(Metric.LATENCY_MS) if Metric.LATENCY_MS in metrics else 0
+    return tuple(first_of[values] for values in sorted(first_of, key=lambda v: (v[leading], v)))
+
+
+def objective_matrix(evaluations: Sequence[Evaluation], objectives: Sequence[Objective]) -> FloatArray:
+    """The objectives of `evaluations`, shape (n, m), in the order of `objectives`."""
+    rows = [[e.metrics[o.metric] for o in objectives] for e in evaluations]
+    return np.array(rows, dtype=np.float64).reshape(len(evaluations), len(objectives))
+
+
+def total_violation(metrics: Mapping[Metric, float], constraints: Sequence[Constraint]) -> float:
+    """The sum of the relative excesses over all bounds; NaN where a bounded figure is undefined."""
+    values = [(c, metrics[c.metric]) for c in constraints]
+    return float(sum(math.nan if math.isnan(value) else bound.violation(value) for bound, value in values))
+
+
+def state_to_json(state: SearchState) -> dict[str, Any]:
+    """The state as JSON-compatible data. Figures that are not finite become None."""
+    return {
+        "generation": state.generation,
+        "searcher": state.searcher,
+        "archive": [
+            {
+                "space_id": item.candidate.space_id,
+                "genome": list(item.candidate.genome),
+                "metrics": {metric.value: _finite(v) for metric, v in sorted(item.evaluation.metrics.items())},
+                "violation": _finite(item.evaluation.violation),
+            }
+            for item in state.archive
+        ],
+    }
+
+
+def state_from_json(data: Mapping[str, Any]) -> SearchState:
+    """Read what `state_to_json` wrote; None becomes NaN. Raises `ContractError` where the data is damaged."""
+    try:
+        return SearchState(
+            generation=int(data["generation"]),
+            searcher=dict(data["searcher"]),
+            archive=tuple(
+                EvaluatedCandidate(
+                    candidate=Candidate(space_id=str(row["space_id"]), genome=tuple(int(g) for g in row["genome"])),
+                    evaluation=Evaluation(
+                        metrics={Metric(name): _number(v) for name, v in row["metrics"].items()},
+                        violation=_number(row["violation"]),
+                    ),
+                )
+                for row in data["archive"]
+            ),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ContractError(f"the stored state of the search is damaged: {error!r}") from None
+
+
+def _evaluated(
+    evaluate: Evaluate, genomes: Sequence[Genome], objectives: Sequence[Objective]
+) -> Sequence[Evaluation]:
+    if not genomes:
+        return ()
+    evaluations = evaluate(genomes)
+    if len(evaluations) != len(genomes):
+        raise SearchError(f"{len(genomes)} genomes were to be evaluated, but {len(evaluations)} evaluations came back")
+    for evaluation in evaluations:
+        missing = [o.metric.value for o in objectives if o.metric not in evaluation.metrics]
+        if missing:
+            raise SearchError(f"an evaluation lacks the objective {missing[0]!r}: it has {list(evaluation.metrics)}")
+    return evaluations
+
+
+def _checked_archive(
+    archive: Sequence[EvaluatedCandidate], space_identity: str
+) -> Sequence[EvaluatedCandidate]:
+    for item in archive:
+        if item.candidate.space_id != space_identity:
+            raise ContractError(
+                f"the stored search is over space {item.candidate.space_id}, but this one is over {space_identity}: "
+                "continue with the config that it began with"
+            )
+    return archive
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)

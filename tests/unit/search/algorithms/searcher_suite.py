@@ -1,0 +1,239 @@
+"""What every `Searcher` must do. A method's test class inherits `SearcherSuite` and says how it is made."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from device_agent.contracts import ContractError, PruningScheme
+from search.algorithms.base import Searcher
+from search.domain.candidate import Evaluation
+from search.domain.objective import Constraint, Metric, Objective
+from search.domain.space import Genome, SchemeChoice, SearchSpace, Variable, VariableKind
+from search.loop import Evaluate, front_of, objective_matrix, run_search, total_violation
+from search.pareto import hypervolume
+
+TWO = (Objective(metric=Metric.LOSS), Objective(metric=Metric.LATENCY_MS))
+THREE = (*TWO, Objective(metric=Metric.PARAMETERS))
+DENSITIES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
+SPACE = SearchSpace(
+    variables=(
+        *(Variable(kind=VariableKind.DENSITY, target=f"conv{i}", choices=DENSITIES) for i in range(12)),
+        *(Variable(kind=VariableKind.CHANNELS, target=f"group{i}", choices=(4, 8, 12, 16)) for i in range(6)),
+        Variable(kind=VariableKind.SCHEME, target="conv0", choices=("unstructured", "pattern:4x1/4", "group:4x1")),
+    ),
+    default_scheme=SchemeChoice(scheme=PruningScheme.GROUP, block_filters=4),
+)
+SMALL_SPACE = SearchSpace(
+    variables=tuple(Variable(kind=VariableKind.CHANNELS, target=f"g{i}", choices=(1, 2, 3)) for i in range(3)),
+    default_scheme=SchemeChoice(scheme=PruningScheme.DENSE),
+)
+
+
+def landscape(genome: Genome, space: SearchSpace = SPACE) -> Evaluation:
+    """Layers differ in cost and in sensitivity; the scheme that is cheaper loses more."""
+    place = np.array([g / (n - 1) for g, n in zip(genome, space.num_choices, strict=True)])
+    layers = np.arange(len(place))
+    cost, sensitivity = 1.0 + (layers * 7 % 5), 1.0 + (layers * 3 % 7)
+    latency_ms = float(cost @ (0.1 + place))
+    loss = float(sensitivity @ (1.0 - place) ** 2)
+    parameters = float(np.sum((1.0 + layers % 3) * (0.2 + place)))
+    return Evaluation(metrics={Metric.LOSS: loss, Metric.LATENCY_MS: latency_ms, Metric.PARAMETERS: parameters})
+
+
+def evaluate(genomes: Sequence[Genome]) -> list[Evaluation]:
+    return [landscape(g) for g in genomes]
+
+
+def constrained(bound_ms: float) -> Evaluate:
+    bounds = (Constraint(metric=Metric.LATENCY_MS, max=bound_ms),)
+
+    def run(genomes: Sequence[Genome]) -> list[Evaluation]:
+        found = evaluate(genomes)
+        return [Evaluation(metrics=e.metrics, violation=total_violation(e.metrics, bounds)) for e in found]
+
+    return run
+
+
+def tell_landscape(searcher: Searcher, genomes: Sequence[Genome], objectives=TWO, space: SearchSpace = SPACE) -> None:
+    told = [landscape(g, space) for g in genomes]
+    searcher.tell(genomes, objective_matrix(told, objectives), np.zeros(len(told)))
+
+
+def final_volume(searcher: Searcher, generations: int) -> float:
+    state = run_search(
+        searcher=searcher, space=SPACE, objectives=TWO, evaluate=evaluate, generations=generations
+    )
+    points = objective_matrix([i.evaluation for i in front_of(state.archive, TWO)], TWO)
+    ends = objective_matrix([landscape(SPACE.smallest), landscape(SPACE.unpruned)], TWO)
+    return hypervolume(points, ends.max(axis=0))
+
+
+class SearcherSuite:
+    """Inherit, and define `make`."""
+
+    def make(
+        self, space: SearchSpace = SPACE, *, population: int = 12, seed: int = 0, objectives: Sequence[Objective] = TWO
+    ) -> Searcher:
+        raise NotImplementedError
+
+    def trace(self, searcher: Searcher, generations: int = 6, objectives: Sequence[Objective] = TWO) -> list:
+        asked = []
+        for _ in range(generations):
+            asked.append(searcher.ask())
+            tell_landscape(searcher, asked[-1], objectives)
+        return asked
+
+    def test_seed_decides_everything(self) -> None:
+        assert self.trace(self.make(seed=3)) == self.trace(self.make(seed=3))
+        assert self.trace(self.make(seed=3)) != self.trace(self.make(seed=4))
+
+    def test_global_random_state_plays_no_part(self) -> None:
+        np.random.seed(1)
+        one = self.trace(self.make())
+        np.random.seed(2)
+        assert self.trace(self.make()) == one
+
+    def test_asking_changes_nothing(self) -> None:
+        searcher = self.make()
+        assert searcher.ask() == searcher.ask()
+        tell_landscape(searcher, searcher.ask())
+        state = searcher.state()
+        assert searcher.ask() == searcher.ask()
+        assert searcher.state() == state
+
+    def test_stays_in_the_space_and_never_repeats(self) -> None:
+        asked = self.trace(self.make(population=16), 12)
+        assert all(len(genomes) == 16 for genomes in asked)
+        flat = list(itertools.chain(*asked))
+        assert len(set(flat)) == len(flat)
+        for genome in flat:
+            SPACE.decode(genome)
+            assert all(type(gene) is int for gene in genome)
+
+    @pytest.mark.parametrize("stop", [0, 1, 4])
+    def test_continues_identically_after_json(self, stop: int) -> None:
+        undisturbed = self.make(seed=5)
+        expected = self.trace(undisturbed, 8)
+        first = self.make(seed=5)
+        self.trace(first, stop)
+        second = self.make(seed=5)
+        second.restore(json.loads(json.dumps(first.state(), allow_nan=False)))
+        assert self.trace(second, 8 - stop) == expected[stop:]
+        assert json.dumps(second.state()) == json.dumps(undisturbed.state())
+
+    def test_foreign_and_damaged_states_are_refused(self) -> None:
+        state = self.make(seed=1).state()
+        with pytest.raises(ContractError, match="seed 1, but this searcher has 2"):
+            self.make(seed=2).restore(state)
+        with pytest.raises(ContractError, match="population"):
+            self.make(seed=1, population=14).restore(state)
+        with pytest.raises(ContractError, match="space_id"):
+            self.make(SMALL_SPACE, seed=1).restore(state)
+        with pytest.raises(ContractError, match="method"):
+            self.make(seed=1).restore({**state, "method": "guessing"})
+        with pytest.raises(ContractError, match="damaged"):
+            self.make(seed=1).restore({k: v for k, v in state.items() if k != "seen"})
+
+    def test_small_space_is_used_up(self) -> None:
+        searcher = self.make(SMALL_SPACE, population=8)
+        found: list[Genome] = []
+        while genomes := searcher.ask():
+            found.extend(genomes)
+            tell_landscape(searcher, genomes, space=SMALL_SPACE)
+            assert len(found) <= 27
+        assert sorted(found) == sorted(itertools.product(range(3), repeat=3))
+
+    def test_undefined_objectives_are_survived(self) -> None:
+        searcher = self.make()
+        for _ in range(4):
+            genomes = searcher.ask()
+            values = objective_matrix([landscape(g) for g in genomes], TWO)
+            values[::3, 0] = np.nan
+            values[1, 1] = np.inf
+            searcher.tell(genomes, values, np.zeros(len(genomes)))
+        json.dumps(searcher.state(), allow_nan=False)
+        genomes = searcher.ask()
+        searcher.tell(genomes, np.full((len(genomes), 2), np.nan), np.zeros(len(genomes)))
+        assert searcher.ask()
+
+    def test_wrong_calls_are_refused(self) -> None:
+        searcher = self.make()
+        with pytest.raises(ContractError, match="not in the space"):
+            searcher.tell([(99,) * 19], np.zeros((1, 2)), np.zeros(1))
+        with pytest.raises(ContractError, match="not in the space"):
+            searcher.tell([(0,)], np.zeros((1, 2)), np.zeros(1))
+        with pytest.raises(ValueError, match="do not fit 1 genomes"):
+            searcher.tell([SPACE.smallest], np.zeros((2, 2)), np.zeros(1))
+        with pytest.raises(ContractError, match="population"):
+            self.make(population=1)
+        with pytest.raises(ContractError, match="seed"):
+            self.make(seed=-1)
+
+    def test_arguments_are_not_changed(self) -> None:
+        searcher = self.make()
+        genomes = searcher.ask()
+        values = objective_matrix([landscape(g) for g in genomes], TWO)
+        values[0, 0] = np.nan
+        before = values.copy()
+        violations = np.zeros(len(genomes))
+        searcher.tell(genomes, values, violations)
+        np.testing.assert_array_equal(values, before)
+        assert not violations.any()
+
+
+class EvolutionarySuite(SearcherSuite):
+    """What searchers that learn must do beyond."""
+
+    def test_beats_random_over_five_seeds(self) -> None:
+        from search.algorithms.random_search import RandomSearcher
+
+        for seed in range(5):
+            own = final_volume(self.make(population=16, seed=seed), 15)
+            assert own > 1.05 * final_volume(RandomSearcher(SPACE, population=16, seed=seed), 15)
+
+    def test_improves_on_its_first_generation(self) -> None:
+        assert final_volume(self.make(population=16), 15) > 1.05 * final_volume(self.make(population=16), 1)
+
+    def test_finds_and_keeps_to_the_feasible(self) -> None:
+        bound_ms = 0.35 * landscape(SPACE.unpruned).metrics[Metric.LATENCY_MS]
+        state = run_search(
+            searcher=self.make(population=16),
+            space=SPACE,
+            objectives=TWO,
+            evaluate=constrained(bound_ms),
+            generations=12,
+        )
+        late = state.archive[-48:]
+        assert sum(i.evaluation.violation == 0 for i in late) > len(late) / 2
+        assert all(i.evaluation.metrics[Metric.LATENCY_MS] <= bound_ms for i in front_of(state.archive, TWO))
+        assert len(front_of(state.archive, TWO)) >= 8
+
+    def test_works_towards_an_unreachable_bound(self) -> None:
+        state = run_search(
+            searcher=self.make(population=12), space=SPACE, objectives=TWO, evaluate=constrained(0.5), generations=8
+        )
+        assert front_of(state.archive, TWO) == ()
+        violations = [i.evaluation.violation for i in state.archive]
+        assert np.mean(violations[-12:]) < np.mean(violations[:12])
+
+    def test_three_objectives(self) -> None:
+        asked = self.trace(self.make(objectives=THREE), 6, THREE)
+        assert len(set(itertools.chain(*asked))) == 6 * 12
+
+    def test_number_of_objectives_must_not_change(self) -> None:
+        searcher = self.make()
+        tell_landscape(searcher, searcher.ask())
+        with pytest.raises(ValueError, match="3 objectives were told, but 2 before"):
+            tell_landscape(searcher, searcher.ask(), THREE)
+
+    def test_known_good_genomes_may_be_told(self) -> None:
+        searcher = self.make()
+        tell_landscape(searcher, [SPACE.smallest, SPACE.unpruned, (3,) * 18 + (1,)])
+        genomes = searcher.ask()
+        assert len(genomes) == 12
+        assert SPACE.smallest not in genomes
