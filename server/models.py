@@ -387,10 +387,12 @@ class CheckpointedModelRow(Base):
 
     __tablename__ = "model"
     id: Mapped[str] = mapped_column(Id, primary_key=True)
-    name: Mapped[str] = mapped_column(String(200), unique=True)
+    name: Mapped[str] = mapped_column(String(200))
     architecture: Mapped[str] = mapped_column(String(64))
     artifact_sha256: Mapped[str] = mapped_column(String(64), ForeignKey("artifact.sha256"))
     created_at: Mapped[float] = mapped_column(Double, default=now_s())
+
+    __table_args__ = (UniqueConstraint("name", "architecture", "artifact_sha256"),)
 
 
 class DatasetRow(Base):
@@ -398,10 +400,12 @@ class DatasetRow(Base):
 
     __tablename__ = "dataset"
     id: Mapped[str] = mapped_column(Id, primary_key=True)
-    name: Mapped[str] = mapped_column(String(200), unique=True)
+    name: Mapped[str] = mapped_column(String(200))
     train_sha256: Mapped[str] = mapped_column(String(64), ForeignKey("artifact.sha256"))
     test_sha256: Mapped[str] = mapped_column(String(64), ForeignKey("artifact.sha256"))
     class_names: Mapped[list[str]] = mapped_column(JSON)
     num_train: Mapped[int] = mapped_column(Integer)
     num_test: Mapped[int] = mapped_column(Integer)
     created_at: Mapped[float] = mapped_column(Double, default=now_s())
+
+    __table_args__ = (UniqueConstraint("name", "train_sha256", "test_sha256"),)

@@ -38,8 +38,8 @@ class Settings:
         poll_interval_s: How often waiting agents and event streams look for what other processes wrote.
         reap_interval_s: How often expired leases are collected.
         job_stale_s: A running search whose worker has not reported for so long is taken over.
-        open_dashboard: Whether browsers on the server's own machine see the dashboard without signing in. `kerf up` sets
-            it. Leave it off where several people share the machine, or where a proxy on it serves others.
+        open_dashboard: Whether browsers on the server's own machine see the dashboard without signing in. `kerf up`
+            sets it. Leave it off where several people share the machine, or where a proxy on it serves others.
         log_json: Whether log lines are JSON instead of text.
     """
 

@@ -187,7 +187,5 @@ def _decode_dataclass(cls: type, data: object, where: str) -> object:
             raise ContractError(f"{where}: the field {name!r} is missing")
     try:
         return cls(**values)
-    except ContractError:
-        raise
     except ValueError as error:
         raise ContractError(f"{where}: {error}") from None

@@ -103,7 +103,9 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["test_sha256"], ["artifact.sha256"], name=op.f("fk_dataset_test_sha256_artifact")),
         sa.ForeignKeyConstraint(["train_sha256"], ["artifact.sha256"], name=op.f("fk_dataset_train_sha256_artifact")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_dataset")),
-        sa.UniqueConstraint("name", name=op.f("uq_dataset_name")),
+        sa.UniqueConstraint(
+            "name", "train_sha256", "test_sha256", name=op.f("uq_dataset_name_train_sha256_test_sha256")
+        ),
     )
     op.create_table(
         "measurement_task",
@@ -189,7 +191,9 @@ def upgrade() -> None:
             ["artifact_sha256"], ["artifact.sha256"], name=op.f("fk_model_artifact_sha256_artifact")
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_model")),
-        sa.UniqueConstraint("name", name=op.f("uq_model_name")),
+        sa.UniqueConstraint(
+            "name", "architecture", "artifact_sha256", name=op.f("uq_model_name_architecture_artifact_sha256")
+        ),
     )
     op.create_table(
         "search_job",

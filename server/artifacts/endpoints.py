@@ -41,9 +41,8 @@ async def put_artifact(digest: str, request: Request, context: ContextDep, princ
     return Response(status_code=201, headers={"Location": f"/v1/artifacts/sha256/{digest}"})
 
 
-@router.api_route(
+@router.get(
     "/sha256/{digest}",
-    methods=["GET", "HEAD"],
     response_class=FileResponse,
     responses={
         200: {"content": {"application/octet-stream": _BINARY}, "description": "The file"},
@@ -71,6 +70,12 @@ def get_artifact(
     if if_none_match is not None and _matches(if_none_match, digest):
         return Response(status_code=304, headers=headers)
     return FileResponse(path, headers=headers, media_type="application/octet-stream")
+
+
+@router.head("/sha256/{digest}", responses={200: {"description": "It is stored"}})
+def head_artifact(digest: str, context: ContextDep, principal: ArtifactReader) -> Response:
+    """Whether an artifact is stored, and how large it is."""
+    return get_artifact(digest, context, principal)
 
 
 def _matches(if_none_match: str, digest: str) -> bool:

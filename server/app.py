@@ -1,0 +1,144 @@
+"""The application: `create_app(settings)`, for uvicorn and for tests."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from types import FrameType
+from typing import Any
+
+import structlog
+from fastapi import Depends, FastAPI, Request
+from fastapi.concurrency import run_in_threadpool
+
+from device_agent import __version__
+from server import handlers, openapi, status
+from server.accounts.tokens import SecretHasher
+from server.artifacts import endpoints as artifacts
+from server.artifacts.store import ArtifactStore
+from server.catalog import endpoints as catalog
+from server.context import Context
+from server.dashboard import views as dashboard
+from server.database import Database
+from server.errors import BadRequest
+from server.fleet import devices, leases, service
+from server.fleet import endpoints as agents
+from server.fleet.waiting import LeaseWaiters
+from server.latency import endpoints as latency
+from server.searches import endpoints as searches
+from server.searches import events
+from server.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """Build the application. The database must have the newest schema: see `server.database.upgrade`."""
+    settings = settings or Settings.from_env()
+    app = FastAPI(
+        title="Kerf",
+        version=__version__,
+        description="On-device latency profiling and search for pruned convolutional networks.",
+        lifespan=_lifespan,
+        dependencies=[Depends(_refuse_nul)],
+    )
+    app.state.settings = settings
+    for module in (status, searches, events, devices, agents, latency, artifacts, catalog):
+        app.include_router(module.router)
+    app.include_router(dashboard.router)
+    handlers.install(app)
+    openapi.install(app)
+    return app
+
+
+def _refuse_nul(request: Request) -> None:
+    """PostgreSQL cannot compare with a NUL, so no identity has one."""
+    if "\0" in request.url.path or "%00" in request.url.query:
+        raise BadRequest("the address holds a NUL character")
+
+
+@contextlib.asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    settings: Settings = app.state.settings
+    database = Database.from_settings(settings)
+    context = Context(
+        settings=settings,
+        database=database,
+        hasher=SecretHasher.from_file(settings.key_file),
+        store=ArtifactStore(settings.artifacts_dir),
+        waiters=LeaseWaiters(),
+        stopping=asyncio.Event(),
+    )
+    app.state.context = context
+    with _on_stop_signals(asyncio.get_running_loop(), lambda: _stop(context)):
+        tasks = [
+            asyncio.create_task(_watch_tasks(context), name="watch tasks"),
+            asyncio.create_task(_reap_leases(context), name="reap leases"),
+        ]
+        try:
+            yield
+        finally:
+            _stop(context)
+            await asyncio.gather(*tasks)
+            database.dispose()
+
+
+def _stop(context: Context) -> None:
+    """Send waiting agents and event streams away, so that their connections close."""
+    context.stopping.set()
+    context.waiters.close()
+
+
+async def _watch_tasks(context: Context) -> None:
+    """Wake agents for the tasks that workers, which are other processes, make."""
+
+    def ready(device_ids: list[str]) -> dict[str, int]:
+        with context.database.read() as session:
+            return leases.ready_tasks(session, device_ids)
+
+    async def ready_async(device_ids: Any) -> dict[str, int]:
+        return await run_in_threadpool(ready, list(device_ids))
+
+    await context.waiters.watch(ready_async, context.settings.poll_interval_s)
+
+
+async def _reap_leases(context: Context) -> None:
+    while not context.stopping.is_set():
+        try:
+            await run_in_threadpool(service.reap, context)
+        except Exception:
+            log.warning("reaping_failed", exc_info=True)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(context.stopping.wait(), context.settings.reap_interval_s)
+
+
+@contextlib.contextmanager
+def _on_stop_signals(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> Iterator[None]:
+    """Call `stop` on SIGTERM and SIGINT, before whoever else handles them.
+
+    uvicorn runs the end of the lifespan only after all connections have closed, which a long poll or an event stream
+    would put off until uvicorn's own time-out.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    earlier = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(stop)
+        handler = earlier[signal.Signals(number)]
+        if callable(handler):
+            handler(number, frame)
+
+    # With a default action there is nobody to hand the signal on to, and the process must still end.
+    chained = [number for number, handler in earlier.items() if callable(handler)]
+    for number in chained:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number in chained:
+            signal.signal(number, earlier[number])

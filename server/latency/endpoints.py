@@ -1,0 +1,128 @@
+"""/v1/kernels, /v1/measurements and /v1/latency:query."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Query, Response
+
+from device_agent.contracts import Op, PruningScheme, ReportStatus, Source, Verdict, kernel_id, setup_id
+from server.context import ContextDep, Reader
+from server.errors import NotFound
+from server.fleet.repository import get_device
+from server.latency import queries
+from server.latency.queries import KernelFilter, MeasurementFilter
+from server.latency.repository import raw_measurement
+from server.latency.schemas import KernelView, LatencyAnswer, LatencyQuery, kernel_view, latency, measurement_view
+from server.models import KernelRow, LatencyRow
+from server.wire import (
+    DEFAULT_PAGE,
+    MAX_PAGE,
+    PROBLEMS,
+    ContractResponse,
+    Page,
+    answer,
+    body_of,
+    body_schema,
+    decode_cursor,
+    page,
+)
+
+router = APIRouter(prefix="/v1", tags=["latency"], responses=PROBLEMS)
+
+Limit = Annotated[int, Query(ge=1, le=MAX_PAGE)]
+Channels = Annotated[int | None, Query(ge=1, le=65536)]
+
+
+@router.get("/kernels")
+def list_kernels(
+    context: ContextDep,
+    principal: Reader,
+    op: Op | None = None,
+    scheme: PruningScheme | None = None,
+    in_channels: Channels = None,
+    out_channels: Channels = None,
+    cursor: str | None = None,
+    limit: Limit = DEFAULT_PAGE,
+) -> Response:
+    """Kernels that were ever asked for."""
+    wanted = KernelFilter(op=op, scheme=scheme, in_channels=in_channels, out_channels=out_channels)
+    with context.database.read() as session:
+        rows = queries.list_kernels(session, wanted, after=decode_cursor(cursor), limit=limit + 1)
+    part = page(rows, limit, key=lambda row: row.id)
+    return ContractResponse(Page(items=tuple(kernel_view(row) for row in part.items), next=part.next))
+
+
+@router.get("/kernels/{id_}", responses=answer(KernelView))
+def get_kernel(id_: str, context: ContextDep, principal: Reader) -> Response:
+    with context.database.read() as session:
+        row = session.get(KernelRow, id_)
+    if row is None:
+        raise NotFound(f"no search ever asked for a kernel {id_!r}")
+    return ContractResponse(kernel_view(row))
+
+
+@router.get("/measurements")
+def list_measurements(
+    context: ContextDep,
+    principal: Reader,
+    device_id: str | None = None,
+    kernel_id: str | None = None,
+    task_id: str | None = None,
+    setup_id: str | None = None,
+    runtime: str | None = None,
+    verdict: Verdict | None = None,
+    source: Source | None = None,
+    status: ReportStatus | None = None,
+    cursor: str | None = None,
+    limit: Limit = DEFAULT_PAGE,
+) -> Response:
+    """Measurements, the newest first; the verdict and the provenance are beside every number."""
+    wanted = MeasurementFilter(
+        device_id=device_id,
+        kernel_id=kernel_id,
+        task_id=task_id,
+        setup_id=setup_id,
+        runtime=runtime,
+        verdict=verdict,
+        source=source,
+        status=status,
+    )
+    with context.database.read() as session:
+        rows = queries.list_measurements(session, wanted, before=decode_cursor(cursor), limit=limit + 1)
+    part = page(rows, limit, key=lambda row: row[0].result_key)
+    return ContractResponse(Page(items=tuple(measurement_view(*row) for row in part.items), next=part.next))
+
+
+@router.get("/measurements/{result_key}/raw")
+def get_raw_measurement(result_key: str, context: ContextDep, principal: Reader) -> Response:
+    """The whole measurement as the agent sent it, samples included."""
+    with context.database.read() as session:
+        text = raw_measurement(session, result_key)
+    if text is None:
+        raise NotFound(f"there is no measurement {result_key!r}")
+    return Response(text.encode(), media_type="application/json")
+
+
+@router.post("/latency:query", openapi_extra=body_schema("LatencyQuery"), responses=answer(LatencyAnswer))
+def query_latency(
+    context: ContextDep, principal: Reader, body: Annotated[LatencyQuery, Depends(body_of(LatencyQuery))]
+) -> Response:
+    """The latest usable latency of each kernel on a device. Numbers of different keys or sources are never mixed:
+    only the device's present profile counts, and each answer names its runtime version.
+    """
+    ids = [kernel_id(kernel) for kernel in body.kernels]
+    with context.database.read() as session:
+        profile_id = get_device(session, body.device_id).row.profile_id
+        rows = queries.latencies(
+            session,
+            device_id=body.device_id,
+            setup_id=setup_id(body.setup),
+            kernel_ids=sorted(set(ids)),
+            runtime_version=body.runtime_version,
+        )
+    newest: dict[str, LatencyRow] = {}
+    for row in rows:
+        if row.profile_id == profile_id:
+            newest.setdefault(row.kernel_id, row)
+    return ContractResponse(LatencyAnswer(latencies=tuple(latency(newest[i]) if i in newest else None for i in ids)))

@@ -1,0 +1,78 @@
+"""/healthz, /readyz and /v1/version."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from typing import Annotated
+
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from fastapi import APIRouter, Depends, Response
+from sqlalchemy import text
+
+from device_agent import __version__
+from device_agent.contracts import WIRE_VERSION
+from server.context import Context, ContextDep
+from server.database import alembic_config
+from server.errors import Unavailable
+from server.wire import PROBLEMS, ContractResponse, answer
+
+router = APIRouter(tags=["status"], responses={503: PROBLEMS[503]})
+
+#: Less than this, and SQLite or an upload will soon fail.
+MIN_FREE_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Health:
+    status: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version:
+    """`wire` is the version of the agents' messages; agents of another one are refused."""
+
+    version: str
+    wire: int
+    schema: str
+
+
+@router.get("/healthz", responses=answer(Health))
+async def healthz() -> Response:
+    """Whether the process answers; nothing else is asked."""
+    return ContractResponse(Health(status="ok"))
+
+
+def ready(context: ContextDep) -> Context:
+    """Raises `Unavailable` unless the database answers, has the newest schema, and the disk has room."""
+    found, expected = _schema(context), _expected_schema()
+    if found != expected:
+        raise Unavailable(
+            f"the database has schema {found}, the code needs {expected}: run `kerf db upgrade`", code="not_ready"
+        )
+    free_bytes = shutil.disk_usage(context.settings.data_dir).free
+    if free_bytes < MIN_FREE_BYTES:
+        raise Unavailable(f"{free_bytes >> 20} MiB are free under the data directory: make room", code="disk_full")
+    return context
+
+
+@router.get("/readyz", responses=answer(Health))
+def readyz(context: Annotated[Context, Depends(ready)]) -> Response:
+    """Whether requests can be served."""
+    return ContractResponse(Health(status="ready"))
+
+
+@router.get("/v1/version", responses=answer(Version))
+def version(context: ContextDep) -> Response:
+    return ContractResponse(Version(version=__version__, wire=WIRE_VERSION, schema=_schema(context) or "none"))
+
+
+def _schema(context: Context) -> str | None:
+    with context.database.read() as session:
+        session.execute(text("SELECT 1"))
+        return MigrationContext.configure(session.connection()).get_current_revision()
+
+
+def _expected_schema() -> str | None:
+    return ScriptDirectory.from_config(alembic_config()).get_current_head()
