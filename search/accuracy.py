@@ -25,8 +25,9 @@ class AccuracyEstimator(Protocol):
 class OneShotEstimator:
     """Prunes the trained network, adapts its batch norm, and tests it on held-out images.
 
-    This is AACP's pruned structure accuracy estimator with EagleEye's adaptive batch norm (arXiv 2007.02491). Unlike
-    AACP's code it averages the statistics plainly over fixed images without augmentation, and never sees the test set.
+    This is AACP's pruned structure accuracy estimator (arXiv 2102.00390) with EagleEye's adaptive batch norm (arXiv
+    2007.02491). Unlike AACP's code it averages the statistics plainly over fixed images without augmentation, and never
+    sees the test set.
 
     Args:
         model: The trained, unpruned network. It is not changed, and must not change while the estimator is used.

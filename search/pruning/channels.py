@@ -21,9 +21,9 @@ IndexArray = NDArray[np.int64]
 def importance(model: nn.Module, spec: NetworkSpec, group: PruningGroup, *, order: int = 1) -> NDArray[np.float64]:
     """How much each channel of a group matters, (channels,): the norm of the filters that write it.
 
-    The filters of all members are ranked together, so that an add never meets two different choices of channels (AACP,
-    section 3.2, ranks each layer by itself). Each member's norms are divided by their mean, as layers differ in scale;
-    batch norm's factor counts, as it is part of the filter that will run.
+    The filters of all members are ranked together, so that an add never meets two different choices of channels (AACP's
+    code, arXiv 2102.00390, ranks each layer by itself). Each member's norms are divided by their mean, as layers differ
+    in scale; batch norm's factor counts, as it is part of the filter that will run.
 
     Args:
         model: The unpruned network.
