@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,6 +36,8 @@ EXIT_USAGE = 2
 EXIT_REFUSED = 77
 #: Stopped at once by a second signal (128 + SIGTERM).
 EXIT_ABORTED = 143
+#: After the second signal the orderly way out (kill the child, close the files) takes a fraction of this.
+ABORT_GRACE_S = 2.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(settings: AgentSettings, options: argparse.Namespace) -> int:
     stop = StopRequest()
+    stop.on_abort(_exit_soon)
     with stop.signals_handled(), locked_state(settings.state_dir):
         try:
             run_service(settings, stop)
@@ -78,6 +82,13 @@ def _run(settings: AgentSettings, options: argparse.Namespace) -> int:
             if not stop.drain.is_set():
                 raise
     return EXIT_ABORTED if stop.abort.is_set() else 0
+
+
+def _exit_soon() -> None:
+    """End the process even if its main thread hangs in a request or a probe: whatever counts is on the disk."""
+    timer = threading.Timer(ABORT_GRACE_S, os._exit, (EXIT_ABORTED,))
+    timer.daemon = True
+    timer.start()
 
 
 def _enrol(settings: AgentSettings, options: argparse.Namespace) -> int:

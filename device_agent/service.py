@@ -26,7 +26,7 @@ from device_agent.probe import probe_device
 from device_agent.retry import Backoff, BackoffPolicy
 from device_agent.runner import ChildRunner
 from device_agent.settings import AgentSettings, is_loopback
-from device_agent.stopping import StopRequest
+from device_agent.stopping import PollInterrupted, StopRequest
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +72,11 @@ def enrol(
     with ServerClient(settings.server_url) as client:
         while True:
             try:
-                answer = client.enrol(request)
+                with stop.interruptible():
+                    answer = client.enrol(request)
                 break
+            except PollInterrupted:
+                raise TryAgainLater("stopped while enrolling: start again with the same code") from None
             except TryAgainLater as error:
                 pause_s = backoff.next_pause_s(error)
                 log_event(logger, logging.WARNING, "not_enrolled_yet", pause_s=pause_s, error=error)

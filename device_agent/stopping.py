@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+from device_agent.log import log_event
+
+logger = logging.getLogger(__name__)
 
 
 class PollInterrupted(BaseException):
@@ -77,8 +82,10 @@ class StopRequest:
         def watch() -> None:
             while os.read(read_end, 1) == b"s":
                 if self.drain.is_set():
+                    log_event(logger, logging.WARNING, "stopping_at_once")
                     self.ask_abort()
                 else:
+                    log_event(logger, logging.INFO, "draining", hint="a second signal stops at once")
                     self.ask_drain()
 
         watcher = threading.Thread(target=watch, name="stop-signals", daemon=True)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,7 +16,7 @@ import pytest
 from agent_samples import kernel_task
 from fake_kerf_server import CODE, FakeServer
 
-from device_agent.contracts import Measurement, TaskReport, loads
+from device_agent.contracts import Measurement, MeasuringSetup, TaskReport, loads
 
 ROOT = Path(__file__).resolve().parents[4]
 #: The promise of the issue.
@@ -33,6 +36,7 @@ def start(server: FakeServer, tmp_path: Path) -> Iterator[Start]:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("KERF_")}
         command = [sys.executable, "-m", "device_agent.cli", "run", "--state-dir", str(tmp_path / "state")]
         command += ["--server", server.url, *(["--simulated"] if simulated else []), *flags]
+        # argparse takes the last --server.
         with log.open("ab") as file:
             process = subprocess.Popen(
                 command, cwd=ROOT, stderr=file, stdout=file, env={**environment, "KERF_AGENT_CODE": CODE}
@@ -78,6 +82,79 @@ def test_sigterm_ends_an_idle_long_poll_at_once(server: FakeServer, start: Start
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 0
     assert server.requests.count("/v1/leases") <= polls + 1
+
+
+def silent_server() -> socket.socket:
+    """Accepts connections and never answers."""
+    return socket.create_server(("127.0.0.1", 0))
+
+
+def test_sigterm_ends_an_agent_whose_server_hangs(start: Start) -> None:
+    with silent_server() as silent:
+        process = start("--server", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        connection, _ = silent.accept()
+        connection.recv(1)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+
+
+def test_a_second_signal_stops_at_once_in_the_middle_of_a_task(
+    server: FakeServer, start: Start, tmp_path: Path
+) -> None:
+    setup = MeasuringSetup(runtime="native", budget_s=600.0, min_warmup_s=500.0)
+    server.add_task(dataclasses.replace(kernel_task(), setup=setup))
+    process = start(simulated=False)
+    server.wait_until(lambda: server.tasks["t0000"].state == "LEASED", 60)
+    children = wait_for_children(process.pid)
+    process.send_signal(signal.SIGTERM)
+    wait_for_line(tmp_path / "agent.log", "event=draining")  # Two pending signals of one kind are one.
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 143
+    assert not any(alive(child) for child in children)
+
+
+def test_kill_9_leaves_no_measuring_child_behind(server: FakeServer, start: Start) -> None:
+    setup = MeasuringSetup(runtime="native", budget_s=600.0, min_warmup_s=500.0)
+    server.add_task(dataclasses.replace(kernel_task(), setup=setup))
+    process = start(simulated=False)
+    server.wait_until(lambda: server.tasks["t0000"].state == "LEASED", 60)
+    (child,) = wait_for_children(process.pid)
+    wait_until_armed(child)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 30
+    while alive(child) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not alive(child)
+
+
+def wait_for_line(log: Path, text: str) -> None:
+    deadline = time.monotonic() + 30
+    while text not in log.read_text() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def wait_for_children(pid: int) -> list[int]:
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    deadline = time.monotonic() + 30
+    while not (children := path.read_text().split()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert children, "the agent started no child"
+    return [int(child) for child in children]
+
+
+def wait_until_armed(child: int) -> None:
+    """Until the child has read its job and loaded numpy: from before that, it dies with its parent."""
+    deadline = time.monotonic() + 30
+    while "numpy" not in Path(f"/proc/{child}/maps").read_text() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 @pytest.mark.parametrize("kills", [3])
