@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fakes import FakeClock, FakeKernel
+from measuring_fakes import FakeClock, FakeKernel
 
 from device_agent.contracts import Clock, MeasuringSetup
 from device_agent.measuring.benchmark import Samples, Stopwatch, prepare, take_samples, warm_up
