@@ -14,7 +14,8 @@ from device_agent.contracts import NETWORK_INPUT, NETWORK_RESIDUAL, ContractErro
 from device_agent.formats.packed import check_tensors
 from device_agent.native.errors import NativeError, UnsupportedKernelError
 from device_agent.native.library import BackendInfo, Library, Step, load_library
-from device_agent.native.planner import Phase, Program, Work, make_program
+from device_agent.native.planner import Phase, Work, make_program
+from device_agent.native.steps import Way
 from device_agent.native.tuner import choose_ways
 from device_agent.synthesis import kernel_plan, kernel_plan_tensors
 
@@ -24,11 +25,13 @@ FloatArray = NDArray[np.float32]
 class _StepArray:
     """Consecutive steps in C memory, with the call that runs them prepared.
 
-    Holds the program whose memory the steps point into, so that a bound `run` is safe on its own.
+    `held` is the memory that the steps point into: with it, a bound `run` is safe on its own.
     """
 
-    def __init__(self, library: Library, backend: BackendInfo, program: Program, steps: Sequence[Step]) -> None:
-        self._program = program
+    def __init__(
+        self, library: Library, backend: BackendInfo, steps: Sequence[Step], held: Sequence[NDArray[Any]]
+    ) -> None:
+        self._held = held
         self._array = (Step * len(steps))(*steps)
         self.count = len(steps)
         self._call: Callable[[], int] = functools.partial(
@@ -57,21 +60,23 @@ class _Executor:
         self._library = load_library()
         self._backend = self._library.backend(isa)
         self._plan = plan
-        self._program: Program = make_program(plan, check_tensors(plan, tensors), inputs_in_place=inputs_in_place)
-        chosen = choose_ways(self._program, self._library, self._backend, tune=tune)
-        pairs = list(zip(self._program.work, chosen, strict=True))
+        program = make_program(plan, check_tensors(plan, tensors), inputs_in_place=inputs_in_place)
+        ways = choose_ways(program, self._library, self._backend, tune=tune)
+        self._inputs, self._output = program.inputs, program.output
+        self._held = (*program.held, *(array for way in ways for array in way.held))
+        pairs = list(zip(program.work, ways, strict=True))
         self._load = self._steps(pairs, Phase.LOAD)
         self._run = self._steps(pairs, Phase.RUN)
         self._store = self._steps(pairs, Phase.STORE)
         self._op_of_step = np.array(
-            [work.op_index for work, way in pairs if work.phase is Phase.RUN for _ in way], dtype=np.int64
+            [work.op_index for work, way in pairs if work.phase is Phase.RUN for _ in way.steps], dtype=np.int64
         )
         #: Runs once on the inputs that are set, and nothing else: this is what is timed.
         self.invoke: Callable[[], None] = self._run.run
 
-    def _steps(self, pairs: Sequence[tuple[Work, tuple[Step, ...]]], phase: Phase) -> _StepArray:
-        steps = [step for work, way in pairs if work.phase is phase for step in way]
-        return _StepArray(self._library, self._backend, self._program, steps)
+    def _steps(self, pairs: Sequence[tuple[Work, Way]], phase: Phase) -> _StepArray:
+        steps = [step for work, way in pairs if work.phase is phase for step in way.steps]
+        return _StepArray(self._library, self._backend, steps, self._held)
 
     @property
     def isa(self) -> str:
@@ -86,7 +91,7 @@ class _Executor:
     @property
     def memory_bytes(self) -> int:
         """Weights, index lists, masks and buffers."""
-        return self._program.memory_bytes
+        return sum(array.nbytes for array in self._held)
 
     def repeat(self, count: int) -> None:
         """Run `count` times on the inputs that are set. The loop is in C: a call from Python costs as much as a small
@@ -115,10 +120,10 @@ class _Executor:
     def output(self) -> FloatArray:
         """A copy of the output of the last run, float32 (c, h, w)."""
         self._store.run()
-        return self._program.output.copy()
+        return self._output.copy()
 
     def _set(self, name: str, values: NDArray[Any]) -> None:
-        target = self._program.inputs[name]
+        target = self._inputs[name]
         if values.shape != target.shape:
             raise ContractError(f"{name} has shape {values.shape}, but the plan reads {target.shape}")
         np.copyto(target, values, casting="same_kind")

@@ -16,6 +16,8 @@ FloatArray = NDArray[np.float32]
 _ENTRY_COST = {1: 1.6, 2: 2.3, 4: 4.0}
 #: Groupings within this factor of the cheapest are left to the tuner.
 _WORTH_TRYING = 1.35
+#: A grouping that stores this little more than the non-zeros fits their structure.
+_EXACT = 1.03
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +42,14 @@ def groupings(rows: FloatArray, block_filters: int) -> list[list[RowGroups]]:
     Each way is one `RowGroups` for each group size that it uses: output channels that do not fill the largest group
     go to smaller ones.
     """
-    ways = [(_cost(way), way) for way in (group_rows(rows, block_filters, size) for size in GROUP_SIZES)]
+    num_weights = int(np.count_nonzero(rows))
+    ways: list[tuple[float, list[RowGroups]]] = []
+    for size in GROUP_SIZES:
+        way = group_rows(rows, block_filters, size)
+        ways.append((_cost(way), way))
+        if sum(groups.values.size for groups in way) <= num_weights * _EXACT:
+            # The zeros have this structure: smaller groups would store no less.
+            break
     cheapest = min(cost for cost, _ in ways)
     kept = [(cost, way) for cost, way in ways if cost <= cheapest * _WORTH_TRYING]
     return [way for _, way in sorted(kept, key=lambda item: item[0])]

@@ -50,11 +50,11 @@ class Placement:
             self._masks[key] = self.constant(position_mask(layout))
         return self._masks[key]
 
-    def constant(self, values: NDArray[Any]) -> int:
-        """The address of an aligned copy of `values` that lives as long as the program."""
+    def constant(self, values: NDArray[Any], held: list[NDArray[Any]] | None = None) -> int:
+        """The address of an aligned copy of `values`, which lives as long as the program, or as `held` if given."""
         copy = _aligned(values.size, values.dtype)
         copy[: values.size] = values.reshape(-1)
-        self.held.append(copy)
+        (self.held if held is None else held).append(copy)
         return copy.ctypes.data
 
     def _new(self, size: int) -> FloatArray:

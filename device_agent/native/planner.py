@@ -19,10 +19,9 @@ from device_agent.contracts import NETWORK_INPUT, NETWORK_RESIDUAL, KernelSpec, 
 from device_agent.native import steps
 from device_agent.native.errors import UnsupportedKernelError
 from device_agent.native.layout import Form, PhaseTensor, Tensor
-from device_agent.native.library import Step
 from device_agent.native.packing import depthwise_rows, groupings
 from device_agent.native.placement import Placement
-from device_agent.native.steps import Emitter
+from device_agent.native.steps import Emitter, Ways
 
 FloatArray = NDArray[np.float32]
 
@@ -41,23 +40,19 @@ class Work:
 
     op_index: int
     phase: Phase
-    ways: tuple[tuple[Step, ...], ...]
+    ways: Ways
     #: Nodes with the same key have the same best tile.
     tuning_key: object = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
-    """Everything that execution needs. `held` keeps the memory alive that the steps point into."""
+    """Everything that execution needs. `held` keeps the memory alive that all ways point into."""
 
     work: tuple[Work, ...]
     inputs: dict[str, FloatArray]
     output: FloatArray
     held: tuple[NDArray[Any], ...]
-
-    @property
-    def memory_bytes(self) -> int:
-        return sum(array.nbytes for array in self.held)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,7 +244,7 @@ class _Lowering:
                 Work(
                     op_index=node.op_index,
                     phase=node.phase,
-                    ways=tuple(tuple(way) for way in ways),
+                    ways=ways,
                     tuning_key=None if node.tuning_key is None else (node.tuning_key, layouts),
                 )
             )

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,17 @@ from device_agent.native.packing import RowGroups, dense_blocks, group_rows
 from device_agent.native.placement import Placement
 
 FloatArray = NDArray[np.float32]
-Ways = list[list[Step]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """One way to do a node's work. `held` keeps the constants alive that only this way needs."""
+
+    steps: tuple[Step, ...]
+    held: tuple[NDArray[Any], ...] = ()
+
+
+Ways = tuple[Way, ...]
 Emitter = Callable[[Placement], Ways]
 
 #: By group size, the part of the weights above which a fully connected layer is read as a whole: indices would cost
@@ -59,7 +70,7 @@ def emit_copy(source: Tensor, target: Tensor) -> Emitter:
         step = Step(kind=Kind.SPLIT, stride=1, channels=source.channels, num_phases=1)
         _set_input(step, placement, source)
         _set_output(step, placement, target)
-        return [[step]]
+        return (Way(steps=(step,)),)
 
     return emit
 
@@ -75,7 +86,7 @@ def emit_phases(phases: PhaseTensor) -> Emitter:
         )
         _set_input(step, placement, phases.source)
         _set_output(step, placement, phases)
-        return [[step]]
+        return (Way(steps=(step,)),)
 
     return emit
 
@@ -96,7 +107,7 @@ def emit_conv(
         common.positions, common.mask = layout.positions, placement.mask(layout)
         if residual is not None:
             common.second, common.second_plane = placement.address(residual), residual.layout().plane
-        return [[_conv_step(common, groups, offsets, placement) for groups in way] for way in ways]
+        return tuple(_grouped_way(common, way, offsets, placement) for way in ways)
 
     return emit
 
@@ -119,14 +130,18 @@ def _tap_offsets(kernel: KernelSpec, source: Tensor) -> NDArray[np.int32]:
     return (channels[:, None, None] + taps).reshape(-1).astype(np.int32)
 
 
-def _conv_step(common: Step, groups: RowGroups, offsets: NDArray[np.int32], placement: Placement) -> Step:
-    step = Step.from_buffer_copy(common)
-    step.group_size, step.num_groups = groups.group_size, len(groups.channels)
-    step.group_channels = placement.constant(groups.channels)
-    step.group_starts = placement.constant(groups.starts)
-    step.offsets = placement.constant(offsets[groups.columns])
-    step.weights = placement.constant(groups.values)
-    return step
+def _grouped_way(common: Step, row_groups: list[RowGroups], offsets: NDArray[np.int32], placement: Placement) -> Way:
+    """`common` once for each group size, with `offsets` by column."""
+    steps, held = [], list[NDArray[Any]]()
+    for groups in row_groups:
+        step = Step.from_buffer_copy(common)
+        step.group_size, step.num_groups = groups.group_size, len(groups.channels)
+        step.group_channels = placement.constant(groups.channels, held)
+        step.group_starts = placement.constant(groups.starts, held)
+        step.offsets = placement.constant(offsets[groups.columns], held)
+        step.weights = placement.constant(groups.values, held)
+        steps.append(step)
+    return Way(steps=tuple(steps), held=tuple(held))
 
 
 def emit_matvec(
@@ -151,17 +166,17 @@ def emit_matvec(
         if sum(groups.values.size for groups in way) > _DENSE_MATVEC_DENSITY[size] * rows.size:
             common.kind = Kind.DENSE_MATVEC
             common.weights = placement.constant(dense_blocks(rows, VECTOR))
-            return [[common]]
+            return (Way(steps=(common,)),)
         common.kind = Kind.SPARSE_MATVEC
         inputs = np.arange(rows.shape[1], dtype=np.int32)
-        return [[_conv_step(common, groups, inputs, placement) for groups in way]]
+        return (_grouped_way(common, way, inputs, placement),)
 
     return emit
 
 
 def emit_elementwise(kernel: KernelSpec, first: Tensor, second: Tensor | None, output: Tensor) -> Emitter:
     def emit(placement: Placement) -> Ways:
-        return [[_elementwise_step(kernel, first, second, output, placement)]]
+        return (Way(steps=(_elementwise_step(kernel, first, second, output, placement),)),)
 
     return emit
 
@@ -197,7 +212,7 @@ def emit_pool(kernel: KernelSpec, source: Tensor, output: Tensor) -> Emitter:
         )
         _set_input(step, placement, source)
         _set_output(step, placement, output)
-        return [[step]]
+        return (Way(steps=(step,)),)
 
     return emit
 
@@ -220,7 +235,7 @@ def emit_global_pool(kernel: KernelSpec, source: Tensor, output: Tensor) -> Emit
         )
         step.positions = _set_input(step, placement, source).positions
         _set_output(step, placement, output)
-        return [[step]]
+        return (Way(steps=(step,)),)
 
     return emit
 
@@ -252,6 +267,6 @@ def emit_shortcut(kernel: KernelSpec, source: Tensor, output: Tensor) -> Emitter
                 steps.append(clear)
         if kernel.activation is not Activation.NONE:
             steps.append(_elementwise_step(kernel, output, None, output, placement))
-        return [steps]
+        return (Way(steps=tuple(steps)),)
 
     return emit

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from device_agent.native.errors import NativeError
 from device_agent.native.library import VECTOR_LENGTHS, BackendInfo, Kind, Library, Step
 from device_agent.native.planner import Program, Work
+from device_agent.native.steps import Way
 
 #: A timing sample lasts at least this long, for the clock's resolution.
 _MIN_SAMPLE_NS = 15_000
@@ -36,8 +37,8 @@ class Tile:
     groups_outer: bool
 
 
-def choose_ways(program: Program, library: Library, backend: BackendInfo, *, tune: bool) -> list[tuple[Step, ...]]:
-    """The steps of each piece of the program's work, with all tiles set.
+def choose_ways(program: Program, library: Library, backend: BackendInfo, *, tune: bool) -> list[Way]:
+    """One way for each piece of the program's work, with all tiles set.
 
     Without `tune`, the tile that wastes least is taken and nothing is run.
     """
@@ -45,13 +46,13 @@ def choose_ways(program: Program, library: Library, backend: BackendInfo, *, tun
     chosen = []
     remembered: dict[object, tuple[int, list[Tile]]] = {}
     for work in program.work:
-        if not any(step.kind == Kind.CONV for way in work.ways for step in way):
+        if not any(step.kind == Kind.CONV for way in work.ways for step in way.steps):
             chosen.append(work.ways[0])
             continue
         known = remembered.get(work.tuning_key) if work.tuning_key is not None else None
-        if known is not None and known[0] < len(work.ways) and len(known[1]) == len(work.ways[known[0]]):
+        if known is not None and known[0] < len(work.ways) and len(known[1]) == len(work.ways[known[0]].steps):
             way = work.ways[known[0]]
-            for step, tile in zip(way, known[1], strict=True):
+            for step, tile in zip(way.steps, known[1], strict=True):
                 _set_tile(step, tile)
         else:
             index, tiles = tuner.tune(work) if tune else tuner.guess(work)
@@ -68,8 +69,8 @@ class _Tuner:
 
     def guess(self, work: Work) -> tuple[int, list[Tile]]:
         way = work.ways[0]
-        tiles = [min(self._tiles(step), key=functools.partial(_waste, step)) for step in way]
-        for step, tile in zip(way, tiles, strict=True):
+        tiles = [min(self._tiles(step), key=functools.partial(_waste, step)) for step in way.steps]
+        for step, tile in zip(way.steps, tiles, strict=True):
             _set_tile(step, tile)
         return 0, tiles
 
@@ -77,7 +78,7 @@ class _Tuner:
         best: tuple[float, int, list[Tile]] = (math.inf, 0, [])
         for index, way in enumerate(work.ways):
             tiles, total_ns = [], 0.0
-            for step in way:
+            for step in way.steps:
                 tile, time_ns = self._best_tile(step)
                 _set_tile(step, tile)
                 tiles.append(tile)

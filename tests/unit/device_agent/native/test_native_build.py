@@ -1,0 +1,97 @@
+"""Building and loading the library: what a machine without a compiler, or with a broken one, is told."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from device_agent.native import build, library
+from device_agent.native.errors import NativeBuildError, NativeError
+
+
+@pytest.fixture
+def empty_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No library anywhere and nothing on the path."""
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(library, "library_name", lambda: "libkerf_native-test.so")
+    return tmp_path
+
+
+def load_again() -> library.Library:
+    return library.load_library.__wrapped__()
+
+
+def test_no_compiler_is_said_with_a_remedy(empty_machine: Path) -> None:
+    with pytest.raises(NativeBuildError, match=r"no C\+\+ compiler.*apt install g\+\+"):
+        load_again()
+
+
+def test_a_failing_compiler_is_quoted(empty_machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = empty_machine / "broken"
+    script.write_text(f"#!{sys.executable}\nimport sys\nsys.exit('kerf_native.h: everything is wrong')\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("CXX", str(script))
+    with pytest.raises(NativeBuildError, match="everything is wrong"):
+        load_again()
+
+
+def test_a_file_that_is_no_library_is_refused(empty_machine: Path) -> None:
+    folder = empty_machine / "cache" / "kerf"
+    folder.mkdir(parents=True)
+    (folder / "libkerf_native-test.so").write_bytes(b"not a library")
+    with pytest.raises(NativeError, match="cannot be loaded"):
+        load_again()
+
+
+def test_the_name_changes_with_the_sources_and_the_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {build.library_name("x86_64"), build.library_name("aarch64")}
+    monkeypatch.setenv("CXX", "some-compiler")
+    names.add(build.library_name("x86_64"))
+    for path in build.SOURCE_DIR.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "tile.h").write_text("// changed\n")
+    monkeypatch.setattr(build, "SOURCE_DIR", tmp_path)
+    names.add(build.library_name("x86_64"))
+    assert len(names) == 4
+
+
+def test_every_architecture_has_a_backend() -> None:
+    for machine in ("x86_64", "aarch64", "armv7l", "riscv64"):
+        assert build.backends_for(machine)
+    assert [b.name for b in build.backends_for("x86_64")] == ["avx512", "avx2", "sse2"]
+
+
+def test_the_loaded_library_describes_itself() -> None:
+    loaded = library.load_library()
+    assert loaded is library.load_library()
+    assert len(loaded.sha256) == 64
+    assert loaded.compiler
+    assert loaded.backends[-1].is_supported, "the last backend is the one that every machine runs"
+    assert loaded.backend(None) == next(b for b in loaded.backends if b.is_supported)
+    with pytest.raises(NativeError, match="no backend 'avx1024'"):
+        loaded.backend("avx1024")
+
+
+def test_a_step_of_unknown_kind_is_refused_and_not_run() -> None:
+    loaded = library.load_library()
+    step = library.Step(kind=99)
+    backend = loaded.backend()
+    assert loaded.run(backend.index, ctypes.addressof(step), 1) == 1
+    assert loaded.time(backend.index, ctypes.addressof(step), 1, 1) == -1
+
+
+def test_the_fallback_backend_compiles_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine whose architecture has no backend of its own."""
+    if build.find_compiler() is None:
+        pytest.skip("no C++ compiler here")
+    monkeypatch.setattr(build, "backends_for", lambda machine: build._OTHER_BACKENDS)
+    target = tmp_path / "sub" / "libkerf_native-test.so"
+    build.build_library(target)
+    assert os.listdir(target.parent) == [target.name]
+    assert [b.name for b in library.Library(target).backends] == ["baseline"]

@@ -1,0 +1,188 @@
+"""Single kernels against torch, and the promise that tiles and instruction sets leave the bits alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from native_samples import convolutions, other_kernels, torch_kernel
+
+from device_agent.contracts import Activation, ContractError, KernelSpec, Op, PruningScheme, WeightPruning
+from device_agent.native.errors import UnsupportedKernelError
+from device_agent.native.executor import NativeKernel
+from device_agent.native.library import Kind, load_library
+from device_agent.synthesis import kernel_inputs, synthesize_weights
+
+ISAS = [backend.name for backend in load_library().backends if backend.is_supported]
+FMA_ISAS = [backend.name for backend in load_library().backends if backend.is_supported and backend.has_fma]
+
+
+def check_against_torch(kernel: KernelSpec) -> None:
+    x, second = kernel_inputs(kernel)
+    expected = torch_kernel(kernel, synthesize_weights(kernel), x, second)
+    outputs = {}
+    for isa in ISAS:
+        outputs[isa] = NativeKernel(kernel, isa=isa, tune=False).run(x, second)
+        assert outputs[isa].dtype == np.float32
+        np.testing.assert_allclose(outputs[isa], expected, rtol=1e-5, atol=1e-5, err_msg=isa)
+    assert len({outputs[isa].tobytes() for isa in FMA_ISAS}) <= 1
+
+
+@settings(max_examples=250, deadline=None)
+@given(kernel=convolutions())
+def test_convolutions_equal_torch(kernel: KernelSpec) -> None:
+    check_against_torch(kernel)
+
+
+@settings(max_examples=150, deadline=None)
+@given(kernel=other_kernels())
+def test_other_operators_equal_torch(kernel: KernelSpec) -> None:
+    check_against_torch(kernel)
+
+
+@settings(max_examples=40, deadline=None)
+@given(kernel=convolutions())
+def test_tuning_leaves_the_bits_alone(kernel: KernelSpec) -> None:
+    x, second = kernel_inputs(kernel)
+    outputs = {
+        NativeKernel(kernel, isa=isa, tune=tune).run(x, second).tobytes() for isa in FMA_ISAS for tune in (False, True)
+    }
+    assert len(outputs) <= 1
+
+
+def conv(channels: int = 16, extent: int = 8, **changes: object) -> KernelSpec:
+    values: dict[str, object] = {
+        "op": Op.CONV2D,
+        "in_channels": channels,
+        "out_channels": channels,
+        "input_h": extent,
+        "input_w": extent,
+        "kernel_h": 3,
+        "kernel_w": 3,
+        "padding": 1,
+        **changes,
+    }
+    return KernelSpec(**values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_tile_of_every_backend_gives_the_same_bits(isa: str) -> None:
+    """Each vector length, tile width and loop order, where group sizes 4, 2 and 1 all occur (7 = 4 + 2 + 1)."""
+    kernel = conv(7, 11, residual=True, pruning=WeightPruning(scheme=PruningScheme.GROUP, block_filters=7, density=0.5))
+    library = load_library()
+    backend = library.backend(isa)
+    native = NativeKernel(kernel, isa=isa, tune=False)
+    x, second = kernel_inputs(kernel)
+    expected = native.run(x, second).tobytes()
+    steps = [step for step in native._run._array if step.kind == Kind.CONV]
+    assert {step.group_size for step in steps} == {4, 2, 1}
+    tried = 0
+    for vector_length in (4, 8, 16):
+        for step in steps:
+            for width in range(1, library.max_vectors(backend, vector_length, step.group_size) + 1):
+                for order in (0, 1):
+                    step.vector_length, step.max_vectors, step.groups_outer = vector_length, width, order
+                    native.invoke()
+                    assert native.output().tobytes() == expected
+                    tried += 1
+    assert tried >= 32
+
+
+def test_a_filter_without_weights_gives_its_bias() -> None:
+    kernel = conv(4, 5, pruning=WeightPruning(scheme=PruningScheme.UNSTRUCTURED, density=0.5))
+    tensors = {"weight": np.zeros(kernel.weight_shape, np.float32), "bias": np.arange(4, dtype=np.float32)}
+    output = NativeKernel(kernel, tensors).run(kernel_inputs(kernel)[0])
+    np.testing.assert_array_equal(output, np.broadcast_to(np.arange(4)[:, None, None], (4, 5, 5)))
+
+
+def test_an_infinite_value_stays_where_it_is() -> None:
+    """Padding is cleared by a mask of bits: a product with zero would turn infinity into NaN."""
+    kernel = conv(1, 6, activation=Activation.NONE)
+    tensors = {"weight": np.zeros((1, 1, 3, 3), np.float32), "bias": np.zeros(1, np.float32)}
+    tensors["weight"][0, 0, 1, 1] = 1.0
+    x = np.zeros((1, 6, 6), np.float32)
+    x[0, 2, 5] = np.inf
+    output = NativeKernel(kernel, tensors).run(x)
+    assert np.isinf(output[0, 2, 5])
+    assert not np.isnan(output[:, :, :4]).any()
+
+
+def test_runs_are_repeatable_and_inputs_can_change() -> None:
+    kernel = conv(12, 9, stride=2)
+    native = NativeKernel(kernel)
+    x, _ = kernel_inputs(kernel)
+    first = native.run(x)
+    other = native.run(-x)
+    assert not np.array_equal(first, other)
+    np.testing.assert_array_equal(native.run(x), first)
+    native.invoke()
+    np.testing.assert_array_equal(native.output(), first)
+
+
+def test_a_bound_invoke_outlives_its_kernel() -> None:
+    kernel = conv()
+    native = NativeKernel(kernel, tune=False)
+    native.set_inputs(*kernel_inputs(kernel))
+    invoke = native.invoke
+    del native
+    ballast = [np.ones(100_000, np.float32) for _ in range(8)]
+    invoke()
+    assert all((array == 1).all() for array in ballast)
+
+
+def test_times_and_memory_are_reported() -> None:
+    kernel = conv(stride=2)
+    native = NativeKernel(kernel)
+    native.set_inputs(*kernel_inputs(kernel))
+    times_ns = native.op_ns(rounds=3)
+    assert len(times_ns) == 1
+    assert times_ns[0] > 0
+    assert native.memory_bytes > 4 * kernel.num_weights
+    assert native.isa == ISAS[0]
+    with pytest.raises(ValueError, match="rounds 0"):
+        native.op_ns(rounds=0)
+
+
+def test_the_split_into_phases_is_part_of_the_timed_run() -> None:
+    """A stride-2 kernel follows its input: what is timed starts from the planes that an earlier kernel wrote."""
+    native = NativeKernel(conv(stride=2), tune=False)
+    assert [step.kind for step in native._run._array] == [Kind.SPLIT, Kind.CONV]
+    native = NativeKernel(conv(stride=1), tune=False)
+    assert [step.kind for step in native._run._array] == [Kind.CONV]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "message"),
+    [
+        (KernelSpec(op=Op.FULLY_CONNECTED, in_channels=4, out_channels=4, input_h=2, input_w=2), "2x2"),
+        (
+            KernelSpec(
+                op=Op.MAX_POOL, in_channels=4, out_channels=4, input_h=9, input_w=9, kernel_h=1, kernel_w=5, padding=2
+            ),
+            "padding 2",
+        ),
+        (
+            KernelSpec(
+                op=Op.ADD, in_channels=4, out_channels=4, input_h=9, input_w=9, kernel_h=3, kernel_w=3, padding=1
+            ),
+            "no window",
+        ),
+    ],
+)
+def test_what_cannot_be_run_is_refused_by_name(kernel: KernelSpec, message: str) -> None:
+    with pytest.raises(UnsupportedKernelError, match=message):
+        NativeKernel(kernel)
+
+
+def test_inputs_that_do_not_fit_are_refused() -> None:
+    native = NativeKernel(conv(residual=True), tune=False)
+    x, second = kernel_inputs(native.kernel)
+    with pytest.raises(ContractError, match="takes 2 inputs"):
+        native.run(x)
+    with pytest.raises(ContractError, match=r"\(16, 8, 7\)"):
+        native.run(x[:, :, :7], second)
+
+
+def test_tensors_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ContractError, match=r"kernel.weight has shape \(1,\)"):
+        NativeKernel(conv(), {"weight": np.zeros(1, np.float32), "bias": np.zeros(16, np.float32)})
