@@ -33,7 +33,7 @@ from device_agent.measuring.verdict import judge
 from device_agent.runtimes import Runtime, RuntimeUnavailable, UnsupportedTask, make_runtime
 from device_agent.runtimes.base import Executable, FloatArray
 from device_agent.runtimes.reference import output_agrees
-from device_agent.runtimes.simulated import SimulatedExecutable
+from device_agent.runtimes.simulated import SimulatedExecutable, SimulatedRuntime
 from device_agent.synthesis import kernel_inputs, synthesize_input, synthesize_weights
 
 #: Outputs travel as JSON: a task may ask for this many numbers (ImageNet: 4000 images).
@@ -104,6 +104,9 @@ def _measure(task: KernelTask | NetworkTask, artifact: Path | None, around: Surr
     setup = task.setup
     total = Stopwatch(around.clock, setup.budget_s)
     runtime = around.make_runtime(setup.runtime)
+    if isinstance(runtime, SimulatedRuntime):
+        # No pinning and no conditions: the state of the host has nothing to do with it.
+        return _simulated_measurement(setup, _load(task, artifact, runtime), runtime.info())
     cores = choose_cores(setup.threads, around.root) if around.cores is None else around.cores
     # Pinned from here on: the native runtime tunes its tiles while loading, and that must be on the core that is timed.
     with pinned(cores) as affinity:
@@ -111,10 +114,7 @@ def _measure(task: KernelTask | NetworkTask, artifact: Path | None, around: Surr
         not_ready = why_not_ready(reader.read())
         if not_ready is not None:
             raise TaskFailure(FailureReason.DEVICE_NOT_READY, not_ready)
-        loaded = _load_kernel(task, runtime) if isinstance(task, KernelTask) else _load_network(task, artifact, runtime)
-        if isinstance(loaded.executable, SimulatedExecutable):
-            return _simulated_measurement(setup, loaded, loaded.executable, runtime.info())
-
+        loaded = _load(task, artifact, runtime)
         reference = around.make_reference_kernel()
         watch = Stopwatch(around.clock, setup.budget_s)
         prepared = prepare(loaded.executable, reference, setup, around.clock, watch)
@@ -141,6 +141,10 @@ def _measure(task: KernelTask | NetworkTask, artifact: Path | None, around: Surr
         memory_bytes=loaded.executable.memory_bytes,
         duration_s=total.elapsed_s,
     )
+
+
+def _load(task: KernelTask | NetworkTask, artifact: Path | None, runtime: Runtime) -> _Loaded:
+    return _load_kernel(task, runtime) if isinstance(task, KernelTask) else _load_network(task, artifact, runtime)
 
 
 def _load_kernel(task: KernelTask, runtime: Runtime) -> _Loaded:
@@ -211,10 +215,10 @@ def _profile(loaded: _Loaded, setup: MeasuringSetup, median_ns: float) -> tuple[
     return loaded.executable.op_ns(int(min(max(affordable, MIN_PROFILE_ROUNDS), MAX_PROFILE_ROUNDS)))
 
 
-def _simulated_measurement(
-    setup: MeasuringSetup, loaded: _Loaded, executable: SimulatedExecutable, info: RuntimeInfo
-) -> Measurement:
+def _simulated_measurement(setup: MeasuringSetup, loaded: _Loaded, info: RuntimeInfo) -> Measurement:
     """Blocks of equal samples. Nothing of the host is in it, so the same task always gives the same measurement."""
+    executable = loaded.executable
+    assert isinstance(executable, SimulatedExecutable)
     times = (executable.latency_ns,) * setup.samples_per_block
     blocks = (Block(thread_cpu_ns=times, wall_ns=times),) * max(setup.min_blocks, _SIMULATED_BLOCKS)
     samples = Samples(blocks=blocks, iterations_per_sample=1, warmup_runs=0)

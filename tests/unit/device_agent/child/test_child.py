@@ -144,7 +144,7 @@ def test_a_lack_of_memory_is_a_failure_of_the_device() -> None:
     task = KernelTask(kernel=kernel, setup=MeasuringSetup(runtime="native", budget_s=0.2))
     result = run_task(task, deadline_s=LONG_S, memory_limit_bytes=400 << 20)
     assert isinstance(result, MeasurementFailure)
-    assert result.reason in (FailureReason.RESOURCE_EXHAUSTED, FailureReason.CRASHED, FailureReason.UNSUPPORTED)
+    assert result.reason is FailureReason.RESOURCE_EXHAUSTED
 
 
 def test_runtimes_are_probed_in_a_child() -> None:

@@ -275,6 +275,14 @@ def test_a_simulated_kernel_is_the_same_every_time() -> None:
     assert first.statistics.mad_ns == 0
 
 
+def test_a_simulated_device_does_not_feel_the_heat_of_its_host(tmp_path: Path) -> None:
+    zone = tmp_path / "sys/class/thermal/thermal_zone0"
+    zone.mkdir(parents=True)
+    (zone / "temp").write_text("91000\n")
+    task = KernelTask(kernel=SPARSE, setup=MeasuringSetup(runtime="simulated"))
+    assert measure_task(task, surroundings=Surroundings(root=tmp_path)) == measure_task(task)
+
+
 @pytest.mark.parametrize(
     ("network_format", "write"), [(NetworkFormat.PACKED, write_packed), (NetworkFormat.TFLITE, plan_to_tflite)]
 )
