@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 from sqlalchemy.orm import Session
 
-from device_agent.contracts import DeviceProfile, decode
+from device_agent.contracts import DeviceProfile, decode, encode
 from server.models import DeviceRow
-from server.searches.repository import complete_job
+from server.searches.repository import RESOLVED_CONFIG, complete_job
 from server.worker.result import store_result
 from server.worker.run import SearchRun
 from server.worker.stages.exporting import export
@@ -19,6 +22,8 @@ from server.worker.stages.verifying import verify
 
 def run_stages(run: SearchRun) -> None:
     """Carry the job from where it stands to its end. Raises what the stages raise."""
+    resolved = replace(run.config, device=run.claim.device_id)
+    run.put_document(RESOLVED_CONFIG, json.dumps(encode(resolved)))
     prepared = prepare(run)
     run.check()
     profiled = profile(run, prepared)

@@ -21,6 +21,7 @@ from search.lowering import lower
 from search.pareto import hypervolume
 from search.selection import select
 from server.searches.repository import (
+    SEARCHED_FRONT,
     CandidateRecord,
     SearchEvent,
     add_events,
@@ -36,9 +37,6 @@ from server.worker.stages.preparing import Prepared
 from server.worker.stages.profiling import Profile
 
 STAGE = JobStage.SEARCHING
-
-#: The front as the search found it, before training: equal seeds and tables give equal text.
-SEARCHED_FRONT = "searched-front"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
