@@ -10,17 +10,14 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
-import tempfile
 import threading
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
+from device_agent.child_process import converse, shorten
 from device_agent.contracts.codec import ContractError, dumps, loads
 from device_agent.contracts.device import RuntimeInfo
 from device_agent.contracts.lease import KernelTask, NetworkTask
@@ -31,13 +28,11 @@ SIMULATED_RUNTIME = "simulated"
 #: The first probe may compile the native kernels on a slow board.
 PROBE_DEADLINE_S = 300.0
 
-#: How often the parent looks whether it should give up. Results are noticed at once.
-_INTERRUPT_INTERVAL_S = 0.2
 #: A child whose parent died by SIGKILL ends by itself, at the latest after this much CPU time beyond its deadline.
 _CPU_GRACE_S = 30
 #: The most that a child may write into any file.
 _MAX_FILE_BYTES = 256 << 20
-_DETAIL_CHARACTERS = 2000
+_COMMAND = (sys.executable, "-m", "device_agent.child")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +94,8 @@ def run_task(
         try:
             return measure_task(task, artifact)
         except Exception as error:
-            return _agent_error(error)
+            detail = shorten(f"{type(error).__name__}: {error}")
+            return MeasurementFailure(reason=FailureReason.AGENT_ERROR, detail=detail)
     return run_in_child(
         task,
         artifact,
@@ -131,14 +127,14 @@ def run_in_child(
         deadline_s=deadline_s,
         memory_limit_bytes=memory_limit_bytes,
     )
-    answer = _converse(job, interrupt, command)
+    answer = converse(command or _COMMAND, dumps(job).encode(), deadline_s=deadline_s, interrupt=interrupt)
     if isinstance(answer, MeasurementFailure):
         return answer
     try:
-        return loads(ChildResult, answer.output).result
+        return loads(ChildResult, answer).result
     except ContractError as error:
         return MeasurementFailure(
-            reason=FailureReason.AGENT_ERROR, detail=_shorten(f"the child's answer is malformed: {error}")
+            reason=FailureReason.AGENT_ERROR, detail=shorten(f"the child's answer is malformed: {error}")
         )
 
 
@@ -147,138 +143,11 @@ def probe_in_child(*, simulated: bool = False, deadline_s: float = PROBE_DEADLIN
 
     Raises `RuntimeError` when the probe itself fails; a runtime that cannot run is listed with its reason instead.
     """
-    answer = _converse(ChildJob(task=None, deadline_s=deadline_s, simulated=simulated), None, None)
+    job = ChildJob(task=None, deadline_s=deadline_s, simulated=simulated)
+    answer = converse(_COMMAND, dumps(job).encode(), deadline_s=deadline_s)
     if isinstance(answer, MeasurementFailure):
         raise RuntimeError(f"probing the runtimes failed ({answer.reason}): {answer.detail}")
-    return loads(ProbeResult, answer.output).runtimes
-
-
-# --- the parent's side ----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    output: bytes
-
-
-def _converse(
-    job: ChildJob, interrupt: threading.Event | None, command: Sequence[str] | None
-) -> _Answer | MeasurementFailure:
-    """Start the child, give it its job, and wait for its answer, its death, the deadline or an interruption."""
-    with tempfile.TemporaryFile() as errors:
-        try:
-            process = subprocess.Popen(
-                command or [sys.executable, "-m", "device_agent.child"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                env=_child_environment(os.environ),
-                # A session of its own: it can be killed with all it started, and Ctrl-C reaches the agent only.
-                start_new_session=True,
-            )
-        except OSError as error:
-            return MeasurementFailure(
-                reason=FailureReason.RESOURCE_EXHAUSTED, detail=f"the child process cannot be started: {error}"
-            )
-        try:
-            ending = _wait(process, dumps(job).encode(), job.deadline_s, interrupt)
-        finally:
-            _kill(process)
-        if isinstance(ending, MeasurementFailure):
-            return ending
-        if process.returncode != 0:
-            return _failure_of(process.returncode, job.deadline_s, _tail(errors))
-        return _Answer(ending)
-
-
-def _wait(
-    process: subprocess.Popen[bytes], message: bytes, deadline_s: float, interrupt: threading.Event | None
-) -> bytes | MeasurementFailure:
-    ends_at = time.monotonic() + deadline_s
-    pending: bytes | None = message
-    while True:
-        left_s = ends_at - time.monotonic()
-        step_s = left_s if interrupt is None else min(left_s, _INTERRUPT_INTERVAL_S)
-        try:
-            return process.communicate(pending, timeout=max(step_s, 0.0))[0]
-        except subprocess.TimeoutExpired:
-            pending = None  # `communicate` keeps what is still to be written.
-        if interrupt is not None and interrupt.is_set():
-            return MeasurementFailure(
-                reason=FailureReason.AGENT_SHUTDOWN, detail="the measurement was interrupted by the agent"
-            )
-        if time.monotonic() >= ends_at:
-            return MeasurementFailure(
-                reason=FailureReason.TIMED_OUT, detail=f"killed after its deadline of {deadline_s:g} s"
-            )
-
-
-def _kill(process: subprocess.Popen[bytes]) -> None:
-    """Kill the child's whole group if it still runs, and collect it."""
-    if process.poll() is None:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    for pipe in (process.stdin, process.stdout):
-        if pipe is not None:
-            with suppress(OSError):
-                pipe.close()
-
-
-def _failure_of(returncode: int, deadline_s: float, stderr: str) -> MeasurementFailure:
-    said = f"; it said: {stderr}" if stderr else ""
-    if returncode > 0:
-        detail = f"the child ended with status {returncode}{said}"
-        return MeasurementFailure(reason=FailureReason.AGENT_ERROR, detail=_shorten(detail))
-    name = _signal_name(-returncode)
-    if -returncode == signal.SIGXCPU:
-        reason = FailureReason.TIMED_OUT
-        detail = f"it used far more CPU time than its deadline of {deadline_s:g} s"
-    elif -returncode == signal.SIGKILL:
-        # Nobody here killed it: on Linux that is the memory killer.
-        reason = FailureReason.RESOURCE_EXHAUSTED
-        detail = f"killed by {name} from outside, most likely because the device ran out of memory{said}"
-    else:
-        reason = FailureReason.CRASHED
-        detail = f"died by {name}{said}"
-    return MeasurementFailure(reason=reason, detail=_shorten(detail))
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
-
-
-def _child_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The parent's environment without the agent's settings (its token among them), single-threaded numpy."""
-    kept = {name: value for name, value in environment.items() if not name.startswith("KERF_AGENT_")}
-    for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        kept[name] = "1"
-    # Outside an installation (a source tree) the child would not find this package.
-    root = str(Path(__file__).resolve().parent.parent)
-    if Path(root).name not in ("site-packages", "dist-packages"):
-        kept["PYTHONPATH"] = os.pathsep.join(p for p in (root, kept.get("PYTHONPATH", "")) if p)
-    return kept
-
-
-def _tail(file: IO[bytes]) -> str:
-    size = file.seek(0, os.SEEK_END)
-    file.seek(max(0, size - _DETAIL_CHARACTERS))
-    return file.read().decode(errors="replace").strip()
-
-
-def _shorten(text: str) -> str:
-    """The beginning and the end of a long text: a traceback's last line says what happened."""
-    if len(text) <= _DETAIL_CHARACTERS:
-        return text
-    half = _DETAIL_CHARACTERS // 2 - 3
-    return f"{text[:half]} ... {text[-half:]}"
-
-
-def _agent_error(error: Exception) -> MeasurementFailure:
-    return MeasurementFailure(reason=FailureReason.AGENT_ERROR, detail=_shorten(f"{type(error).__name__}: {error}"))
+    return loads(ProbeResult, answer).runtimes
 
 
 # --- the child's side -----------------------------------------------------------------------------------------------

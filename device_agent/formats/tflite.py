@@ -22,8 +22,8 @@ from device_agent.formats.tflite_graph import (
     Options,
     Padding,
     Slot,
-    read_metadata,
 )
+from device_agent.formats.tflite_reader import read_metadata
 
 PLAN_METADATA = "kerf.plan"
 

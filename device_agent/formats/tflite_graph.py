@@ -7,15 +7,11 @@ ai-edge-litert ships.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
 import flatbuffers
-import flatbuffers.encode
-import flatbuffers.packer
-import flatbuffers.table
 import numpy as np
 from numpy.typing import NDArray
 
@@ -189,45 +185,6 @@ class GraphWriter:
     def _add_tensor(self, name: str, shape: tuple[int, ...], kind: TensorType, buffer: int) -> int:
         self._tensors.append(_Tensor(name=name, shape=shape, type=kind, buffer=buffer))
         return len(self._tensors) - 1
-
-
-def read_metadata(model: bytes, name: str) -> bytes | None:
-    """The blob that `GraphWriter.metadata` stored under `name`; None when there is none.
-
-    Raises `ContractError` when `model` is no TFLite file.
-    """
-    if len(model) < 8 or model[4:8] != FILE_IDENTIFIER:
-        raise ContractError("this is no TFLite file: the identifier TFL3 is missing at byte 4")
-    try:
-        root = flatbuffers.encode.Get(flatbuffers.packer.uoffset, model, 0)
-        table = flatbuffers.table.Table(model, root)
-        for entry in _read_tables(table, 6):
-            if _read_bytes(entry, 0) == name.encode():
-                index_at = entry.Offset(6)
-                index = entry.Get(flatbuffers.number_types.Uint32Flags, entry.Pos + index_at) if index_at else 0
-                return _read_bytes(_read_tables(table, 4)[index], 0)
-    except (IndexError, ValueError, TypeError, OverflowError, struct.error) as error:
-        raise ContractError(f"the TFLite file is damaged: {error}") from None
-    return None
-
-
-def _read_tables(table: flatbuffers.table.Table, slot: int) -> list[flatbuffers.table.Table]:
-    offset = table.Offset(4 + 2 * slot)
-    if not offset:
-        return []
-    start = table.Vector(offset)
-    length = table.VectorLen(offset)
-    if length * 4 > len(table.Bytes):
-        raise ValueError(f"a vector claims {length} entries")
-    return [flatbuffers.table.Table(table.Bytes, table.Indirect(start + 4 * i)) for i in range(length)]
-
-
-def _read_bytes(table: flatbuffers.table.Table, slot: int) -> bytes:
-    offset = table.Offset(4 + 2 * slot)
-    if not offset:
-        return b""
-    start = table.Vector(offset)
-    return bytes(table.Bytes[start : start + table.VectorLen(offset)])
 
 
 def _write_table(builder: flatbuffers.Builder, num_slots: int, *fields: Callable[[], None] | _OffsetField) -> int:
