@@ -224,7 +224,8 @@ def main() -> None:
     else:
         from resnet20_landscape import resnet20_landscape
 
-        landscape = resnet20_landscape(shared_data, arguments.table)
+        note, space, evaluate = resnet20_landscape(shared_data, arguments.table)
+        landscape = Landscape(name="resnet20", note=note, space=space, evaluate=evaluate)
     methods = [*(m.value for m in SEARCHERS), SPREAD_BASELINE]
     results = []
     for generations in arguments.generations:

@@ -8,7 +8,7 @@ that takes: 3 x 3 x 4 cells a layer reproduce the rest of it to 1.4 % on average
 from __future__ import annotations
 
 import dataclasses
-import math
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -20,8 +20,11 @@ from search.domain.space import Decisions, SchemeChoice, SearchSpace, Variable, 
 from search.latency.families import KernelFamily, coordinates_of, family_of, kernel_at, without_seed
 from search.lowering import lower
 
-#: Measured values along each axis, where `max_kernels` leaves room: 4 keep the error near the noise of measuring.
+#: Measured values along an axis, where `max_kernels` leaves room: 4 keep the error near the noise of measuring.
 KNOTS_PER_AXIS = 4
+
+#: The same for channels where input and output vary together: latency is nearly linear in each, and the grid is large.
+_KNOTS_PER_JOINT_CHANNELS = 3
 
 #: The two ends: with fewer, candidates would lie outside of the measured range.
 _MIN_KNOTS = 2
@@ -32,20 +35,35 @@ _TIED_AXES = 2
 
 @dataclass(slots=True)
 class _Grid:
-    """The region of one family that a space reaches, and how many knots each axis gets."""
+    """The region of one family that a space reaches, and how many knots each axis gets. The last axis is density."""
 
     like: KernelSpec
     values: list[set[float]]
+    #: The kernels of the dense network in this family, measured whether they are on the grid or not.
+    dense: dict[KernelSpec, None] = field(default_factory=dict)
     knots: list[int] = field(default_factory=list)
+    kernels: dict[KernelSpec, None] = field(default_factory=dict)
+
+    def start(self) -> None:
+        joint = sum(len(values) > 1 for values in self.values[:-1]) > 1
+        channels = _KNOTS_PER_JOINT_CHANNELS if joint else KNOTS_PER_AXIS
+        limits = [channels] * (len(self.values) - 1) + [KNOTS_PER_AXIS]
+        self.knots = [min(limit, len(values)) for limit, values in zip(limits, self.values, strict=True)]
+        self._fill()
 
     @property
-    def size(self) -> int:
-        return math.prod(self.knots)
+    def can_coarsen(self) -> bool:
+        return any(count > _MIN_KNOTS for count in self.knots)
 
-    def kernels(self) -> Iterable[KernelSpec]:
+    def coarsen(self) -> None:
+        """Take one knot from the longest axis. On ties the channels give way first: density is less linear."""
+        longest = max(range(len(self.knots)), key=lambda axis: (self.knots[axis], -axis))
+        self.knots[longest] -= 1
+        self._fill()
+
+    def _fill(self) -> None:
         axes = [even_knots(sorted(v), n) for v, n in zip(self.values, self.knots, strict=True)]
-        for coordinates in np.ndindex(*(len(a) for a in axes)):
-            yield kernel_at(self.like, tuple(axis[i] for axis, i in zip(axes, coordinates, strict=True)))
+        self.kernels = dict.fromkeys(kernel_at(self.like, point) for point in itertools.product(*axes)) | self.dense
 
 
 def knots_for(spec: NetworkSpec, space: SearchSpace, max_kernels: int) -> tuple[KernelSpec, ...]:
@@ -56,23 +74,19 @@ def knots_for(spec: NetworkSpec, space: SearchSpace, max_kernels: int) -> tuple[
 
     Raises `ContractError` where even the coarsest grids exceed `max_kernels`.
     """
-    dense = dict.fromkeys(
-        without_seed(k)
-        for size in _resolutions(space)
-        for k in lower(spec, Decisions(resolution=size)).kernels
-    )
-    grids = _regions(spec, space)
-    for grid in grids.values():
-        grid.knots = [min(KNOTS_PER_AXIS, len(values)) for values in grid.values]
-    while True:
-        chosen = dict.fromkeys(kernel for grid in grids.values() for kernel in grid.kernels()) | dense
-        if len(chosen) <= max_kernels:
-            return tuple(chosen)
-        if not _coarsen(grids.values()):
+    grids = list(_regions(spec, space).values())
+    for grid in grids:
+        grid.start()
+    # Families share no kernel, so the sizes add up.
+    while (total := sum(len(grid.kernels) for grid in grids)) > max_kernels:
+        sparing = [grid for grid in grids if grid.can_coarsen]
+        if not sparing:
             raise ContractError(
-                f"{len(grids)} kernel families of {spec.architecture} need at least {len(chosen)} kernels, but "
+                f"{len(grids)} kernel families of {spec.architecture} need at least {total} kernels, but "
                 f"max_kernels is {max_kernels}: raise measuring.max_kernels, or open fewer schemes"
             )
+        max(sparing, key=lambda grid: len(grid.kernels)).coarsen()
+    return tuple(kernel for grid in grids for kernel in grid.kernels)
 
 
 def even_knots(values: Sequence[float], count: int) -> tuple[float, ...]:
@@ -84,20 +98,6 @@ def even_knots(values: Sequence[float], count: int) -> tuple[float, ...]:
         left = [v for v in values if v not in chosen]
         chosen.append(left[int(np.argmin(np.abs(np.array(left) - target)))])
     return tuple(sorted(chosen))
-
-
-def _coarsen(grids: Iterable[_Grid]) -> bool:
-    """Take one knot from the longest axis of the largest grid that can spare one; False where none can.
-
-    On ties the channels give way first: latency is close to linear in them, and less so in density.
-    """
-    sparing = [grid for grid in grids if any(n > _MIN_KNOTS for n in grid.knots)]
-    if not sparing:
-        return False
-    largest = max(sparing, key=lambda grid: grid.size)
-    axis = max(range(len(largest.knots)), key=lambda i: (largest.knots[i], -i))
-    largest.knots[axis] -= 1
-    return True
 
 
 def _regions(spec: NetworkSpec, space: SearchSpace) -> dict[KernelFamily, _Grid]:
@@ -121,6 +121,14 @@ def _regions(spec: NetworkSpec, space: SearchSpace) -> dict[KernelFamily, _Grid]
                 grid.values[-2].update(out_channels)
                 if len(point) > _TIED_AXES:
                     grid.values[0].update(in_channels)
+    for size in _resolutions(space):
+        for kernel in map(without_seed, lower(spec, Decisions(resolution=size)).kernels):
+            if family_of(kernel) in grids:
+                grids[family_of(kernel)].dense[kernel] = None
+            else:  # every scheme that the space offers here is sparse, at any density
+                grids[family_of(kernel)] = _Grid(
+                    like=kernel, values=[{v} for v in coordinates_of(kernel)], dense={kernel: None}
+                )
     return grids
 
 
@@ -149,8 +157,7 @@ def _reachable_prunings(space: SearchSpace) -> dict[str, tuple[WeightPruning, ..
     """For each operator with a density or scheme variable: all prunings that it can get."""
     densities = {v.target: tuple(float(c) for c in v.choices) for v in _variables(space, VariableKind.DENSITY)}
     schemes = {
-        v.target: tuple(SchemeChoice.parse(str(c)) for c in v.choices)
-        for v in _variables(space, VariableKind.SCHEME)
+        v.target: tuple(SchemeChoice.parse(str(c)) for c in v.choices) for v in _variables(space, VariableKind.SCHEME)
     }
     return {
         target: tuple(

@@ -35,9 +35,7 @@ PREDICTOR = LatencyPredictor(
 
 
 def networks(sizes: list[int], latencies_ns: list[float]) -> list[NetworkLatency]:
-    return [
-        NetworkLatency(kernels=(linear(n),), latency_ns=t) for n, t in zip(sizes, latencies_ns, strict=True)
-    ]
+    return [NetworkLatency(kernels=(linear(n),), latency_ns=t) for n, t in zip(sizes, latencies_ns, strict=True)]
 
 
 def test_recovers_an_affine_correction() -> None:

@@ -39,10 +39,7 @@ def predictor_of(*entries: tuple[KernelSpec, float, float]) -> LatencyPredictor:
 
 
 GRID = predictor_of(
-    *(
-        (conv(i, o, d), 100.0 + i * o * d, 1.0)
-        for i, o, d in itertools.product((8, 16, 32), (8, 32), (0.2, 0.8))
-    ),
+    *((conv(i, o, d), 100.0 + i * o * d, 1.0) for i, o, d in itertools.product((8, 16, 32), (8, 32), (0.2, 0.8))),
     (conv(32, 32), 900.0, 2.0),
     (conv(8, 32), 300.0, 2.0),
 )
