@@ -51,9 +51,7 @@ def resnet20_landscape(
     )
     generator = torch.Generator().manual_seed(0)
     chosen = torch.randperm(len(data.split.holdout.labels), generator=generator)[:_EVALUATION_IMAGES].numpy()
-    estimator = OneShotEstimator(
-        model, spec, data.split.calibration, data.split.holdout.subset(chosen), data.normalise
-    )
+    estimator = OneShotEstimator(model, spec, data.split.calibration, data.split.holdout.subset(chosen), data.normalise)
     latency_ms: Callable[[NetworkPlan], float]
     if table is None:
         note = "loss one-shot on held-out CIFAR-10, MACs in place of latency"

@@ -1,9 +1,9 @@
 """The exceptions of the search package, by what the caller must do.
 
-    SearchError
-    |-- InfeasibleBudget       correct the constraints: no candidate of the space can meet them
-    |-- KernelNotMeasured      measure the kernel, or stay inside the measured range
-    `-- LatencyModelError      the whole-network measurements do not support a fit: measure again or more
+SearchError
+|-- InfeasibleBudget       correct the constraints: no candidate of the space can meet them
+|-- KernelNotMeasured      measure the kernel, or stay inside the measured range
+`-- LatencyModelError      the whole-network measurements do not support a fit: measure again or more
 """
 
 from __future__ import annotations

@@ -80,9 +80,7 @@ def run_search(
     return current
 
 
-def front_of(
-    archive: Sequence[EvaluatedCandidate], objectives: Sequence[Objective]
-) -> tuple[EvaluatedCandidate, ...]:
+def front_of(archive: Sequence[EvaluatedCandidate], objectives: Sequence[Objective]) -> tuple[EvaluatedCandidate, ...]:
     """The feasible candidates of `archive` that no other feasible one dominates, fastest first.
 
     Without latency among the objectives, the first objective orders. Of candidates with equal objectives only the first
@@ -151,9 +149,7 @@ def state_from_json(data: Mapping[str, Any]) -> SearchState:
         raise ContractError(f"the stored state of the search is damaged: {error!r}") from None
 
 
-def _evaluated(
-    evaluate: Evaluate, genomes: Sequence[Genome], objectives: Sequence[Objective]
-) -> Sequence[Evaluation]:
+def _evaluated(evaluate: Evaluate, genomes: Sequence[Genome], objectives: Sequence[Objective]) -> Sequence[Evaluation]:
     if not genomes:
         return ()
     evaluations = evaluate(genomes)
@@ -166,9 +162,7 @@ def _evaluated(
     return evaluations
 
 
-def _checked_archive(
-    archive: Sequence[EvaluatedCandidate], space_identity: str
-) -> Sequence[EvaluatedCandidate]:
+def _checked_archive(archive: Sequence[EvaluatedCandidate], space_identity: str) -> Sequence[EvaluatedCandidate]:
     for item in archive:
         if item.candidate.space_id != space_identity:
             raise ContractError(

@@ -60,7 +60,5 @@ def spread_over(values: FloatArray, count: int) -> tuple[int, ...]:
 def _latency_ms(item: EvaluatedCandidate) -> float:
     latency_ms = item.evaluation.metrics.get(Metric.LATENCY_MS)
     if latency_ms is None:
-        raise ContractError(
-            f"candidate {item.candidate.genome} has no predicted latency to spread the selection over"
-        )
+        raise ContractError(f"candidate {item.candidate.genome} has no predicted latency to spread the selection over")
     return latency_ms

@@ -73,9 +73,7 @@ class JcwSearcher(EvolutionarySearcher):
         return mutate(rng, children, self._num_choices, self._ordered)
 
     def _survivors(self, rng: np.random.Generator, pool: Population, count: int) -> IntArray:
-        targets = latency_targets(
-            pool.objectives[:, self._latency_index], pool.violations, self._num_targets
-        )
+        targets = latency_targets(pool.objectives[:, self._latency_index], pool.violations, self._num_targets)
         return uniform_selection(pool.objectives, pool.violations, self._latency_index, targets, count)
 
 
@@ -101,10 +99,7 @@ def uniform_selection(
     latencies = objectives[:, latency_index]
     others = np.delete(objectives, latency_index, axis=1)
     ranks = np.array(
-        [
-            non_domination_rank(np.column_stack((others, np.abs(latencies - target))), violations)
-            for target in targets
-        ]
+        [non_domination_rank(np.column_stack((others, np.abs(latencies - target))), violations) for target in targets]
     )
     # A row joins in the first stage in which any target has it.
     stages = ranks.min(axis=0)

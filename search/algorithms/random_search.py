@@ -26,9 +26,7 @@ class RandomSearcher:
 
     def ask(self) -> tuple[Genome, ...]:
         rng = np.random.default_rng([self._seed, self._history.generation])
-        return draw_new(
-            rng, self._space, self._population, self._history.seen, lambda: draw_uniform(rng, self._space)
-        )
+        return draw_new(rng, self._space, self._population, self._history.seen, lambda: draw_uniform(rng, self._space))
 
     def tell(self, genomes: Sequence[Genome], objectives: FloatArray, violations: FloatArray) -> None:
         check_told(self._space, genomes, objectives, violations)

@@ -35,8 +35,7 @@ def measured_table() -> LatencyTable:
         return latency_ns * float(1 + 0.01 * rng.standard_normal())
 
     kernels = tuple(
-        KernelLatency(kernel=k, latency_ns=noisy(2000 + k.macs / 20), std_ns=20.0)
-        for k in knots_for(SPEC, SPACE, 200)
+        KernelLatency(kernel=k, latency_ns=noisy(2000 + k.macs / 20), std_ns=20.0) for k in knots_for(SPEC, SPACE, 200)
     )
     networks = []
     for _ in range(5):

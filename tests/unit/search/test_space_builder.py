@@ -112,11 +112,7 @@ def test_smallest_value_leaves_a_bad_corner() -> None:
     # Sparse kernels may be slower than dense ones: here every density below 1 costs three times as much.
     def latency(genome: Genome) -> float:
         plan = lower(RESNET, SPACE.decode(genome))
-        return sum(
-            k.dense_macs * (1.0 if k.pruning.density == 1.0 else 3.0) for k in plan.kernels if k.op is Op.CONV2D
-        )
+        return sum(k.dense_macs * (1.0 if k.pruning.density == 1.0 else 3.0) for k in plan.kernels if k.op is Op.CONV2D)
 
-    dense_smallest = tuple(
-        0 if v.kind is VariableKind.CHANNELS else len(v.choices) - 1 for v in SPACE.variables
-    )
+    dense_smallest = tuple(0 if v.kind is VariableKind.CHANNELS else len(v.choices) - 1 for v in SPACE.variables)
     assert smallest_value(SPACE, latency) == latency(dense_smallest)

@@ -65,9 +65,7 @@ def tell_landscape(searcher: Searcher, genomes: Sequence[Genome], objectives=TWO
 
 
 def final_volume(searcher: Searcher, generations: int) -> float:
-    state = run_search(
-        searcher=searcher, space=SPACE, objectives=TWO, evaluate=evaluate, generations=generations
-    )
+    state = run_search(searcher=searcher, space=SPACE, objectives=TWO, evaluate=evaluate, generations=generations)
     points = objective_matrix([i.evaluation for i in front_of(state.archive, TWO)], TWO)
     ends = objective_matrix([landscape(SPACE.smallest), landscape(SPACE.unpruned)], TWO)
     return hypervolume(points, ends.max(axis=0))
