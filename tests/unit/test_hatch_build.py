@@ -1,0 +1,104 @@
+"""The build hook on a copy of the sources: with a compiler, without one, and told to skip."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from device_agent.native import build
+
+pytest.importorskip("hatchling", reason="hatchling builds the package; pip fetches it for that only")
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class RecordingApp:
+    """What hatchling hands to a hook for its messages."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def display_warning(self, message: str) -> None:
+        self.warnings.append(message)
+
+
+@pytest.fixture
+def source_tree(tmp_path: Path) -> Path:
+    native = tmp_path / "device_agent" / "native"
+    shutil.copytree(build.SOURCE_DIR, native / "src")
+    shutil.copy(ROOT / "device_agent" / "native" / "build.py", native)
+    return tmp_path
+
+
+def load_hook_module() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("kerf_hatch_build", ROOT / "hatch_build.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_hook(root: Path, version: str = "standard", target: str = "wheel") -> tuple[dict[str, Any], list[str]]:
+    app = RecordingApp()
+    hook = load_hook_module().NativeBuildHook(str(root), {}, None, None, str(root / "dist"), target, app)
+    build_data: dict[str, Any] = {"artifacts": [], "pure_python": True}
+    hook.initialize(version, build_data)
+    return build_data, app.warnings
+
+
+def libraries(root: Path) -> list[str]:
+    return sorted(path.name for path in (root / "device_agent" / "native").glob("*.so"))
+
+
+def test_a_wheel_holds_the_library_and_names_its_platform(source_tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if build.find_compiler() is None:
+        pytest.skip("no C++ compiler here")
+    if not sys.platform.startswith("linux"):
+        pytest.skip("built at install time on Linux only")
+    monkeypatch.setenv("KERF_NATIVE_BUILD", "require")
+    stale = source_tree / "device_agent" / "native" / "libkerf_native-0000000000000000.so"
+    stale.write_bytes(b"of older sources")
+    build_data, warnings = run_hook(source_tree)
+    assert warnings == []
+    assert libraries(source_tree) == [build.library_name()]
+    assert build_data["artifacts"] == [f"/device_agent/native/{build.library_name()}"]
+    assert build_data["pure_python"] is False
+    assert build_data["tag"].startswith("py3-none-linux_")
+    editable, _ = run_hook(source_tree, version="editable")
+    assert editable == {"artifacts": [], "pure_python": True}
+
+
+def test_without_a_compiler_the_wheel_is_pure(source_tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.delenv("KERF_NATIVE_BUILD", raising=False)
+    build_data, warnings = run_hook(source_tree)
+    assert build_data == {"artifacts": [], "pure_python": True}
+    assert libraries(source_tree) == []
+    assert len(warnings) == 1
+    assert "no C++ compiler" in warnings[0]
+
+
+def test_a_required_library_that_cannot_be_built_is_an_error(
+    source_tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("KERF_NATIVE_BUILD", "require")
+    with pytest.raises(RuntimeError, match=r"no C\+\+ compiler"):
+        run_hook(source_tree)
+
+
+def test_skip_builds_nothing_and_other_words_are_refused(source_tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KERF_NATIVE_BUILD", "skip")
+    assert run_hook(source_tree) == ({"artifacts": [], "pure_python": True}, [])
+    monkeypatch.setenv("KERF_NATIVE_BUILD", "yes")
+    with pytest.raises(ValueError, match="'yes'"):
+        run_hook(source_tree)
+    assert run_hook(source_tree, target="sdist") == ({"artifacts": [], "pure_python": True}, [])
+    assert libraries(source_tree) == []
