@@ -1,0 +1,308 @@
+"""The real agent against the real server: processes of their own, HTTP between them, kill -9 at will.
+
+This test plays the worker: it asks for measurements through the database, as searches do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from sqlalchemy import func, insert, select, update
+
+from device_agent.contracts import (
+    Activation,
+    KernelSpec,
+    KernelTask,
+    MeasuringSetup,
+    NetworkFormat,
+    NetworkTask,
+    Op,
+    ReportStatus,
+    Source,
+)
+from device_agent.formats.packed import write_packed
+from device_agent.synthesis import kernel_plan, kernel_plan_tensors
+from server.accounts.service import mint_enrolment_code
+from server.accounts.tokens import SecretHasher
+from server.artifacts.store import ArtifactStore
+from server.database import Database, upgrade
+from server.fleet.repository import set_enabled
+from server.ids import new_id
+from server.latency.source import MeasurementSummary, SqlLatencySource
+from server.models import DeviceRow, ReportRow, SearchRow, TaskRow, TokenRow
+from server.settings import Settings
+from server.states import JobState, TaskState
+
+ROOT = Path(__file__).resolve().parents[2]
+SETUP = MeasuringSetup(runtime="simulated")
+TIMEOUT_S = 60.0
+
+
+def kernel_task(seed: int, setup: MeasuringSetup = SETUP) -> KernelTask:
+    kernel = KernelSpec(
+        op=Op.CONV2D, in_channels=8, out_channels=8, input_h=8, input_w=8, kernel_h=3, kernel_w=3, padding=1,
+        activation=Activation.RELU, seed=seed,
+    )  # fmt: skip
+    return KernelTask(kernel=kernel, setup=setup)
+
+
+def wait_until(condition: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not condition():
+        assert time.monotonic() < deadline, f"{what}: not within {TIMEOUT_S:g} s"
+        time.sleep(0.02)
+
+
+class Site:
+    """A server and an agent as processes, and the database between."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self._port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self._port}"
+        self.settings = Settings(data_dir=directory / "data")
+        self.settings.data_dir.mkdir(parents=True)
+        upgrade(self.settings)
+        self.database = Database.from_settings(self.settings)
+        self.source = SqlLatencySource(self.database)
+        self.hasher = SecretHasher.from_file(self.settings.key_file)
+        with self.database.write() as session:
+            self.code = mint_enrolment_code(session, self.hasher)[0]
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self.server: subprocess.Popen[bytes] | None = None
+        self.agent: subprocess.Popen[bytes] | None = None
+
+    def start_server(self, **environment: str) -> None:
+        self.server = self._start(
+            ["uvicorn", "--factory", "server.app:create_app", "--port", str(self._port), "--log-level", "warning",
+             "--timeout-graceful-shutdown", "5"],
+            {
+                "KERF_DATA_DIR": str(self.settings.data_dir),
+                "KERF_LEASE_WAIT_S": "1",
+                "KERF_POLL_INTERVAL_S": "0.05",
+                "KERF_HEARTBEAT_INTERVAL_S": "1",
+                **environment,
+            },
+            "server",
+        )  # fmt: skip
+
+    def start_agent(self, *flags: str) -> None:
+        self.agent = self._start(
+            ["device_agent", "run", "--server", self.url, "--state-dir", str(self._directory / "agent"), *flags],
+            {"KERF_AGENT_CODE": self.code},
+            "agent",
+        )
+
+    def start_simulated_agent(self) -> None:
+        self.start_agent("--simulated", "--max-leases", "4")
+
+    def kill(self, process: subprocess.Popen[bytes] | None) -> None:
+        assert process is not None
+        process.kill()
+        process.wait()
+
+    def log(self, name: str) -> str:
+        return (self._directory / f"{name}.log").read_text()
+
+    @property
+    def device_id(self) -> str:
+        with self.database.read() as session:
+            return str(session.execute(select(DeviceRow.id)).scalar_one())
+
+    def has_device(self) -> bool:
+        with self.database.read() as session:
+            return session.scalar(select(func.count()).select_from(DeviceRow)) == 1
+
+    def ask(self, tasks: Sequence[KernelTask | NetworkTask]) -> list[str]:
+        """Ask for measurements as a search does."""
+        wait_until(self.has_device, "the agent enrols")
+        search_id = new_id("search")
+        with self.database.write() as session:
+            session.execute(
+                insert(SearchRow).values(
+                    id=search_id, name="test", device_id=self.device_id, config={}, created_by="test"
+                )
+            )
+        return self.source.request(self.device_id, tasks, search_id)
+
+    def done(self, task_ids: Sequence[str]) -> int:
+        return self.source.progress(task_ids).done
+
+    def wait_for(self, task_ids: Sequence[str], count: int | None = None) -> None:
+        wanted = len(task_ids) if count is None else count
+        wait_until(lambda: self.done(task_ids) >= wanted, f"{wanted} tasks")
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.wait()
+        self.database.dispose()
+
+    def _start(self, module: list[str], environment: dict[str, str], name: str) -> subprocess.Popen[bytes]:
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("KERF_")}
+        with (self._directory / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", *module], cwd=ROOT, env=inherited | environment, stdout=log, stderr=log
+            )
+        self._processes.append(process)
+        return process
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    running = Site(tmp_path)
+    yield running
+    running.close()
+
+
+def test_kernels_and_networks_are_measured(site: Site) -> None:
+    site.start_server()
+    site.start_simulated_agent()
+    kernel = kernel_task(99).kernel
+    network = write_packed(kernel_plan(kernel), kernel_plan_tensors(kernel))
+    sha256 = ArtifactStore(site.settings.artifacts_dir).put_bytes(site.database, network, created_by="test")
+    assert sha256 == hashlib.sha256(network).hexdigest()
+    network_task = NetworkTask(
+        artifact_sha256=sha256,
+        artifact_bytes=len(network),
+        format=NetworkFormat.PACKED,
+        input_shape=(8, 8, 8),
+        setup=SETUP,
+    )
+    task_ids = site.ask([*(kernel_task(seed) for seed in range(6)), network_task])
+    site.wait_for(task_ids)
+    results = site.source.results(task_ids)
+    assert len(results) == 7
+    for result in results.values():
+        assert isinstance(result, MeasurementSummary), result
+        assert result.source is Source.SIMULATED
+        assert result.median_ns > 0
+    whole = site.source.measurement(task_ids[-1])
+    assert len(whole.outputs) == 1
+    assert len(whole.outputs[0]) == 8 * 8 * 8
+    assert site.agent is not None
+    site.agent.send_signal(signal.SIGTERM)
+    assert site.agent.wait(TIMEOUT_S) == 0
+
+
+def test_kill_9_of_agent_and_server_loses_and_doubles_nothing(site: Site) -> None:
+    site.start_server()
+    site.start_simulated_agent()
+    task_ids = site.ask([kernel_task(seed) for seed in range(60)])
+    for count in (5, 15, 25):
+        site.wait_for(task_ids, count)
+        site.kill(site.agent)
+        site.start_simulated_agent()
+        site.wait_for(task_ids, count + 5)
+        site.kill(site.server)
+        site.start_server()
+    site.wait_for(task_ids)
+    results = site.source.results(task_ids)
+    assert all(isinstance(result, MeasurementSummary) for result in results.values())
+    with site.database.read() as session:
+        statuses = session.execute(select(ReportRow.task_id, ReportRow.status)).all()
+        states = set(session.scalars(select(TaskRow.state)))
+        devices = session.scalar(select(func.count()).select_from(DeviceRow))
+    accepted = Counter(task_id for task_id, status in statuses if status is ReportStatus.ACCEPTED)
+    assert accepted == Counter(task_ids), "each task has exactly one accepted report"
+    assert states == {TaskState.SUCCEEDED}
+    assert devices == 1
+
+
+def test_what_was_measured_while_the_server_was_away_arrives_later(site: Site) -> None:
+    """The agent holds leases when the server dies: it measures them, keeps the results, and delivers."""
+    site.start_server()
+    site.start_simulated_agent()
+    task_ids = site.ask([kernel_task(seed) for seed in range(200)])
+    site.wait_for(task_ids, 20)
+    site.kill(site.server)
+    wait_until(lambda: "event=server_not_available" in site.log("agent"), "the agent notices")
+    site.start_server()
+    site.wait_for(task_ids)
+    assert len(site.source.results(task_ids)) == 200
+
+
+def test_a_real_kernel_is_timed_in_a_child(site: Site) -> None:
+    site.start_server()
+    site.start_agent()
+    setup = MeasuringSetup(runtime="native", budget_s=0.2, ci_half_width=0.5)
+    wait_until(site.has_device, "the agent enrols")
+    with site.database.read() as session:
+        runtimes = session.execute(select(DeviceRow.runtimes)).scalar_one()
+    native = next(runtime for runtime in runtimes if runtime["name"] == "native")
+    if native["unavailable"]:
+        pytest.skip(f"the native runtime is not there: {native['unavailable']}")
+    (task_id,) = site.ask([kernel_task(1, setup)])
+    site.wait_for([task_id])
+    result = site.source.results([task_id])[task_id]
+    assert isinstance(result, MeasurementSummary), result
+    assert result.source is Source.MEASURED
+    assert result.runtime == "native"
+    assert site.source.measurement(task_id).blocks
+
+
+def test_a_disabled_device_gets_no_work(site: Site) -> None:
+    site.start_server()
+    site.start_simulated_agent()
+    wait_until(site.has_device, "the agent enrols")
+    with site.database.write() as session:
+        set_enabled(session, site.device_id, False)
+    wait_until(lambda: "event=paused_by_server" in site.log("agent"), "the agent pauses")
+    task_ids = site.ask([kernel_task(seed) for seed in range(3)])
+    with site.database.write() as session:
+        set_enabled(session, site.device_id, True)
+    assert site.done(task_ids) == 0
+    site.wait_for(task_ids)
+
+
+def test_a_revoked_token_ends_the_agent(site: Site) -> None:
+    site.start_server()
+    site.start_simulated_agent()
+    wait_until(lambda: "event=started" in site.log("agent"), "the agent starts")
+    site.kill(site.agent)
+    with site.database.write() as session:
+        session.execute(update(TokenRow).values(revoked_at=1.0))
+    site.code = ""
+    site.start_simulated_agent()
+    assert site.agent is not None
+    assert site.agent.wait(TIMEOUT_S) == 77
+    assert "enrol it again" in site.log("agent")
+
+
+def test_a_new_code_brings_a_device_back_as_itself(site: Site) -> None:
+    site.start_server()
+    site.start_simulated_agent()
+    wait_until(lambda: "event=started" in site.log("agent"), "the agent starts")
+    with site.database.write() as session:
+        session.execute(update(TokenRow).values(revoked_at=1.0))
+    assert site.agent is not None
+    assert site.agent.wait(TIMEOUT_S) == 77
+    site.start_simulated_agent()
+    wait_until(lambda: site.log("agent").count("event=enrolled") == 2, "the agent enrols again")
+    task_ids = site.ask([kernel_task(1)])
+    site.wait_for(task_ids)
+
+
+def test_a_task_that_nobody_wants_any_more_is_stopped(site: Site) -> None:
+    """The agent learns it when it renews the lease, and is free for other work."""
+    site.start_server(KERF_LEASE_DURATION_S="2")
+    site.start_agent()
+    long = MeasuringSetup(runtime="native", budget_s=600.0, min_warmup_s=500.0)
+    (task_id,) = site.ask([kernel_task(1, long)])
+    wait_until(lambda: site.source.progress([task_id]).leased == 1, "the task is leased")
+    with site.database.write() as session:
+        session.execute(update(SearchRow).values(state=JobState.CANCELLED))
+    wait_until(lambda: site.source.progress([task_id]).cancelled == 1, "the agent gives the task back")
+    task_ids = site.ask([kernel_task(2, MeasuringSetup(runtime="native", budget_s=0.1))])
+    site.wait_for(task_ids)
