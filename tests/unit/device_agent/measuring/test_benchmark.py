@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from measuring_fakes import FakeClock, FakeKernel
 
 from device_agent.contracts import Clock, MeasuringSetup
 from device_agent.measuring.benchmark import Samples, Stopwatch, prepare, take_samples, warm_up
+from tests.unit.device_agent.measuring.measuring_fakes import FakeClock, FakeKernel
 
 
 def measure(

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from measuring_fakes import FakeClock, FakeKernel
 
 from device_agent.contracts import (
     FailureReason,
@@ -38,6 +37,7 @@ from device_agent.measuring.task import Surroundings, measure_task
 from device_agent.runtimes import RuntimeUnavailable, UnsupportedTask, make_runtime
 from device_agent.runtimes.reference import run_kernel
 from device_agent.synthesis import kernel_inputs, synthesize_input, synthesize_weights
+from tests.unit.device_agent.measuring.measuring_fakes import FakeClock, FakeKernel
 
 TREES = Path(__file__).parents[3] / "fixtures" / "sysfs"
 KERNEL = KernelSpec(

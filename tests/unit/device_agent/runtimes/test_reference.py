@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from runtime_samples import KERNELS, small_network
 
 from device_agent.contracts import Activation, KernelSpec, Op
 from device_agent.runtimes.reference import output_agrees, run_kernel, run_network
 from device_agent.synthesis import kernel_inputs, synthesize_input, synthesize_weights
+from tests.unit.device_agent.runtimes.runtime_samples import KERNELS, small_network
 
 
 def torch_output(kernel: KernelSpec) -> np.ndarray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from runtime_samples import GROUP, KERNELS, conv, same, small_network
 
 from device_agent.contracts import ContractError, NetworkFormat, Op, VerdictReason
 from device_agent.formats.packed import write_packed
@@ -20,6 +19,7 @@ from device_agent.runtimes import (
 from device_agent.runtimes.reference import output_agrees, run_network
 from device_agent.runtimes.simulated import kernel_latency_ns, network_latency_ns
 from device_agent.synthesis import kernel_inputs, synthesize_input, synthesize_weights
+from tests.unit.device_agent.runtimes.runtime_samples import GROUP, KERNELS, conv, same, small_network
 
 
 def runtime_or_skip(name: str) -> Runtime:
