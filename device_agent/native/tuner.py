@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ from device_agent.native.steps import Way
 
 #: A timing sample lasts at least this long, for the clock's resolution.
 _MIN_SAMPLE_NS = 15_000
+#: Rounds after the first end when this is spent: kernels of many milliseconds need few samples.
+_BUDGET_NS = 100_000_000
 _FIRST_ROUNDS = 2
 _FINAL_ROUNDS = 6
 #: After the first rounds, tiles slower than this times the best are given up.
@@ -99,11 +102,17 @@ class _Tuner:
     def _time(self, step: Step, tiles: Sequence[Tile], rounds: int) -> list[float]:
         """The shortest time of each tile. Rounds are interleaved, so that a disturbance hits all tiles alike."""
         best = [math.inf] * len(tiles)
-        for _ in range(rounds):
+        end_ns = time.perf_counter_ns() + _BUDGET_NS
+        for round_index in range(rounds):
+            if round_index > 0 and time.perf_counter_ns() > end_ns:
+                break
             for index, tile in enumerate(tiles):
                 _set_tile(step, tile)
-                expected_ns = best[index] if best[index] < math.inf else self._run(step, 1)
-                repeats = max(1, math.ceil(_MIN_SAMPLE_NS / max(expected_ns, 100.0)))
+                if best[index] == math.inf:
+                    best[index] = self._run(step, 1)
+                    if best[index] >= _MIN_SAMPLE_NS:
+                        continue
+                repeats = max(1, math.ceil(_MIN_SAMPLE_NS / max(best[index], 100.0)))
                 best[index] = min(best[index], self._run(step, repeats) / repeats)
         return best
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from native_samples import convolutions, other_kernels, torch_kernel
 
 from device_agent.contracts import Activation, ContractError, KernelSpec, Op, PruningScheme, WeightPruning
 from device_agent.native.errors import UnsupportedKernelError
 from device_agent.native.executor import NativeKernel
 from device_agent.native.library import Kind, load_library
 from device_agent.synthesis import kernel_inputs, synthesize_weights
+from tests.unit.device_agent.native.native_samples import convolutions, other_kernels, torch_kernel
 
 ISAS = [backend.name for backend in load_library().backends if backend.is_supported]
 FMA_ISAS = [backend.name for backend in load_library().backends if backend.is_supported and backend.has_fma]
@@ -116,6 +116,8 @@ def test_runs_are_repeatable_and_inputs_can_change() -> None:
     assert not np.array_equal(first, other)
     np.testing.assert_array_equal(native.run(x), first)
     native.invoke()
+    np.testing.assert_array_equal(native.output(), first)
+    native.repeat(3)
     np.testing.assert_array_equal(native.output(), first)
 
 

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native_samples import convolutions, prunings, torch_network
 
 from device_agent.contracts import (
     Activation,
@@ -25,6 +24,7 @@ from device_agent.native.errors import UnsupportedKernelError
 from device_agent.native.executor import NativeNetwork
 from device_agent.native.library import load_library
 from device_agent.synthesis import kernel_plan, synthesize_input, synthesize_weights
+from tests.unit.device_agent.native.native_samples import convolutions, prunings, torch_network
 
 Tensors = dict[str, np.ndarray]
 
