@@ -199,8 +199,8 @@ def test_kernels_and_networks_are_measured(site: Site) -> None:
 def test_kill_9_of_agent_and_server_loses_and_doubles_nothing(site: Site) -> None:
     site.start_server()
     site.start_simulated_agent()
-    task_ids = site.ask([kernel_task(seed) for seed in range(60)])
-    for count in (5, 15, 25):
+    task_ids = site.ask([kernel_task(seed) for seed in range(40)])
+    for count in (5, 18):
         site.wait_for(task_ids, count)
         site.kill(site.agent)
         site.start_simulated_agent()

@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from agent_samples import kernel, kernel_task
-from fake_kerf_server import CODE, FakeServer
 
 from device_agent import cli
 from device_agent.contracts import dumps
+from tests.unit.device_agent.agent.agent_samples import kernel, kernel_task
+from tests.unit.device_agent.agent.fake_kerf_server import CODE, FakeServer
 
 
 @pytest.fixture(autouse=True)

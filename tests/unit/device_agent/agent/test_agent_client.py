@@ -4,13 +4,13 @@ import socket
 import threading
 
 import pytest
-from agent_samples import kernel_task, report
-from fake_kerf_server import FakeServer
 
 from device_agent import client as client_module
 from device_agent.client import ServerClient
 from device_agent.contracts import LeaseRequest, ReportBatch, ReportStatus
 from device_agent.errors import CredentialsRefused, LeaseLost, RequestRefused, TryAgainLater
+from tests.unit.device_agent.agent.agent_samples import kernel_task, report
+from tests.unit.device_agent.agent.fake_kerf_server import FakeServer
 
 
 def test_lease_renew_report_and_release(server: FakeServer, client: ServerClient) -> None:

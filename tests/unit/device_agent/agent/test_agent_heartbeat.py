@@ -5,14 +5,14 @@ from __future__ import annotations
 import random
 
 import pytest
-from agent_samples import PROFILE, RUNTIMES, kernel_task, lease
-from conftest import ManualClock
-from fake_kerf_server import FakeServer
 
 from device_agent.client import ServerClient
 from device_agent.contracts import Conditions, LeaseRequest
 from device_agent.heartbeat import Announcement, Heartbeat
 from device_agent.held import HeldLeases, LeaseEnd
+from tests.unit.device_agent.agent.agent_samples import PROFILE, RUNTIMES, kernel_task, lease
+from tests.unit.device_agent.agent.fake_kerf_server import FakeServer
+from tests.unit.device_agent.agent.running_agent import ManualClock
 
 
 @pytest.fixture

@@ -7,14 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from agent_samples import failure, kernel_task, measurement, network_task, report
-from conftest import RunningAgent
-from fake_kerf_server import FakeServer
 
 from device_agent.contracts import FailureReason, Measurement, MeasurementFailure
 from device_agent.errors import CredentialsRefused, RequestRefused
 from device_agent.held import HeldLease
 from device_agent.outbox import Outbox
+from tests.unit.device_agent.agent.agent_samples import failure, kernel_task, measurement, network_task, report
+from tests.unit.device_agent.agent.fake_kerf_server import FakeServer
+from tests.unit.device_agent.agent.running_agent import RunningAgent
 
 StartAgent = Callable[..., RunningAgent]
 

@@ -5,11 +5,11 @@ import os
 from pathlib import Path
 
 import pytest
-from agent_samples import report
 
 from device_agent import files
 from device_agent.contracts import Measurement
 from device_agent.outbox import Outbox
+from tests.unit.device_agent.agent.agent_samples import report
 
 
 def test_reports_survive_the_process(tmp_path: Path) -> None:

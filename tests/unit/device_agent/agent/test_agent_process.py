@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from agent_samples import kernel_task
-from fake_kerf_server import CODE, FakeServer
 
 from device_agent.contracts import Measurement, MeasuringSetup, TaskReport, loads
+from tests.unit.device_agent.agent.agent_samples import kernel_task
+from tests.unit.device_agent.agent.fake_kerf_server import CODE, FakeServer
 
 ROOT = Path(__file__).resolve().parents[4]
 #: The promise of the issue.

@@ -7,11 +7,11 @@ import signal
 import threading
 
 import pytest
-from agent_samples import kernel_task
 
 from device_agent.contracts import FailureReason, Measurement, MeasurementFailure, RuntimeInfo, Source
 from device_agent.runner import ChildRunner
 from device_agent.stopping import PollInterrupted, StopRequest
+from tests.unit.device_agent.agent.agent_samples import kernel_task
 
 SIMULATED = RuntimeInfo(name="simulated", version="1")
 NATIVE = RuntimeInfo(name="native", version="1")
