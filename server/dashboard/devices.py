@@ -12,23 +12,25 @@ from server.models import DeviceRow
 
 _STATE_LABELS = {
     DeviceState.ONLINE: StateLabel(text="online", tone="good"),
-    DeviceState.BUSY: StateLabel(text="measuring", tone="busy"),
     DeviceState.OFFLINE: StateLabel(text="offline", tone="idle"),
     DeviceState.DISABLED: StateLabel(text="disabled", tone="warn"),
 }
 
+_MEASURING = StateLabel(text="measuring", tone="busy")
 _READY = StateLabel(text="ready", tone="good")
 _UNAVAILABLE = StateLabel(text="not available", tone="idle")
 
 
 def device_view(status: DeviceStatus, heartbeat_interval_s: float) -> DeviceView:
-    """A device, with its state as REST tells it."""
+    """A device, with its state as REST tells it; "measuring" says that it has work in hand."""
     row = status.row
     profile = decode(DeviceProfile, row.profile)
+    state = device_state(status, heartbeat_interval_s)
+    is_measuring = state is DeviceState.ONLINE and status.num_leased > 0
     return DeviceView(
         device_id=row.id,
         name=row.name,
-        state=_STATE_LABELS[device_state(status, heartbeat_interval_s)],
+        state=_MEASURING if is_measuring else _STATE_LABELS[state],
         machine=profile.machine,
         cpu_model=profile.cpu_model,
         num_cores=sum(len(cluster.core_ids) for cluster in profile.clusters),

@@ -78,9 +78,7 @@ def _measurements(
 def _measurement_view(
     measurement: MeasurementRow, device_name: str, spec: dict[str, Any] | None, task: dict[str, Any], now: float
 ) -> MeasurementView:
-    what, detail = (
-        network_words(decode(NetworkTask, task)) if spec is None else kernel_words(decode(KernelSpec, spec))
-    )
+    what, detail = network_words(decode(NetworkTask, task)) if spec is None else kernel_words(decode(KernelSpec, spec))
     low, high = measurement.ci95_low_ns, measurement.ci95_high_ns
     return MeasurementView(
         what=what,

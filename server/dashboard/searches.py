@@ -14,8 +14,8 @@ from server.dashboard.formats import count, ms, percent, span
 from server.dashboard.front import Baseline, baseline_of, front_rows
 from server.dashboard.pages import EventView, FrontRow, Progress, SearchPage, StageView, Tile
 from server.dashboard.wording import JOB_LABELS, STAGE_LABELS
-from server.errors import NotFound
 from server.models import CandidateRow, DeviceRow, EventRow, SearchRow
+from server.searches.queries import get_search
 from server.states import JobStage, JobState
 
 #: Rows of the front's table, and the latest events: what a reader looks through.
@@ -39,7 +39,7 @@ def search_rows(session: Session, now: float, *, limit: int) -> tuple[pages.Sear
             search_id=row.id,
             name=row.name,
             architecture=row.config["model"]["architecture"],
-            method=_method(row)["name"],
+            method=row.config["method"]["name"],
             device_name=device_name,
             state=JOB_LABELS[row.state],
             progress=_progress(row, with_stage=True),
@@ -50,17 +50,9 @@ def search_rows(session: Session, now: float, *, limit: int) -> tuple[pages.Sear
     )
 
 
-def require_search(session: Session, search_id: str) -> SearchRow:
-    """The row of a search. Raises `NotFound`."""
-    row = session.get(SearchRow, search_id)
-    if row is None:
-        raise NotFound(f"there is no search {search_id!r}: the overview lists them")
-    return row
-
-
 def search_page(session: Session, search_id: str, now: float) -> SearchPage:
     """One search. Raises `NotFound`."""
-    row = require_search(session, search_id)
+    row = get_search(session, search_id)
     device_name = session.execute(select(DeviceRow.name).where(DeviceRow.id == row.device_id)).scalar_one()
     baseline = baseline_of(session, search_id)
     front = front_rows(session, search_id, baseline)
@@ -73,8 +65,8 @@ def search_page(session: Session, search_id: str, now: float) -> SearchPage:
         search_id=row.id,
         name=row.name,
         architecture=row.config["model"]["architecture"],
-        method=_method(row)["name"],
-        seed=_method(row)["seed"],
+        method=row.config["method"]["name"],
+        seed=row.config["method"]["seed"],
         device_id=row.device_id,
         device_name=device_name,
         state=JOB_LABELS[row.state],
@@ -90,12 +82,6 @@ def search_page(session: Session, search_id: str, now: float) -> SearchPage:
         baseline_tflite_ms=baseline.tflite_ms,
         events=_events(session, search_id, now),
     )
-
-
-def _method(row: SearchRow) -> Mapping[str, Any]:
-    """The method of a stored config, whose defaults may have been left out."""
-    given = row.config.get("method") or {}
-    return {"name": given.get("name", "jcw"), "seed": given.get("seed", 0)}
 
 
 def _progress(row: SearchRow, *, with_stage: bool) -> Progress:
@@ -190,6 +176,9 @@ def _event_words(kind: str, data: Mapping[str, Any]) -> str:
     if kind == "stage":
         name = str(data.get("stage"))
         return f"Stage: {STAGE_LABELS[JobStage(name)] if name in set(JobStage) else name}"
+    if kind == "generation":
+        figures = f"{data.get('evaluations')} designs evaluated, {data.get('front')} on the front"
+        return f"Generation {data.get('generation')} of {data.get('generations')}: {figures}"
     if kind == "state":
         name = str(data.get("state"))
         return f"State: {JOB_LABELS[JobState(name)].text if name in set(JobState) else name}"

@@ -18,7 +18,7 @@ from server.dashboard import queries
 from server.dashboard.front import chart_data
 from server.dashboard.live import changes, overview_version, search_version
 from server.dashboard.pages import DevicePage, OverviewPage, SearchPage
-from server.dashboard.searches import require_search, search_page
+from server.dashboard.searches import search_page
 from server.dashboard.session import (
     LOGIN_PATH,
     DashboardRoute,
@@ -30,6 +30,7 @@ from server.dashboard.session import (
 from server.dashboard.templating import STATIC_DIR, STATIC_URL, render
 from server.errors import Forbidden, NotFound, PayloadTooLarge
 from server.fleet.devices import MISSED_HEARTBEATS
+from server.searches.queries import get_search
 
 router = APIRouter(route_class=DashboardRoute, include_in_schema=False)
 
@@ -66,7 +67,7 @@ def search_fragment(search_id: str, context: ContextDep, viewer: ViewerDep) -> R
 @router.get("/searches/{search_id}/front.json")
 def front_data(search_id: str, context: ContextDep, viewer: ViewerDep) -> Response:
     with context.database.read() as session:
-        require_search(session, search_id)
+        get_search(session, search_id)
         return JSONResponse(chart_data(session, search_id), headers={"Cache-Control": "no-store"})
 
 

@@ -63,7 +63,7 @@
       symbol: "rect", symbolSize: 9, itemStyle: { color: ink },
       markLine: {
         silent: true, symbol: "none", lineStyle: { color: ink, type: "dashed", width: 1 },
-        label: { formatter: (p) => p.name, color: ink, position: "insideEndTop", distance: [4, 6], fontSize: 11 },
+        label: { formatter: (p) => p.name, color: ink, position: "insideStartTop", distance: [6, 5], fontSize: 11 },
         data: lines.map((l) => ({ name: l.label, xAxis: l.latency_ms })),
       },
     };

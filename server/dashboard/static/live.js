@@ -4,7 +4,7 @@
 
 (() => {
   const texts = {
-    connecting: "connecting", live: "live", lost: "connection lost, trying again", ended: "nothing more will change",
+    connecting: "connecting", live: "live", lost: "connection lost, trying again", ended: "final",
   };
 
   function show(state) {

@@ -1,0 +1,221 @@
+"""The pages over HTTP, with what a seeded database holds."""
+
+from __future__ import annotations
+
+import html
+import re
+from html.parser import HTMLParser
+
+from fastapi.testclient import TestClient
+
+from server.context import Context
+from server.searches import repository
+from tests.unit.server.dashboard import seed
+from tests.unit.server.dashboard.seed import HOSTILE, Seeded
+
+
+def text_of(page: str) -> str:
+    """What a reader sees: without tags, with entities and white space resolved."""
+    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]*>", " ", page)))
+
+
+class _Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.found.append((tag, {name: value or "" for name, value in attrs}))
+
+
+def tags_of(page: str) -> list[tuple[str, dict[str, str]]]:
+    """The tags that a browser sees, with their attributes."""
+    parser = _Tags()
+    parser.feed(page)
+    return parser.found
+
+
+def test_overview_shows_devices_searches_and_measurements(local: TestClient, seeded: Seeded) -> None:
+    answer = local.get("/")
+    assert answer.status_code == 200
+    text = text_of(answer.text)
+    for expected in (
+        "pi5-lab", "Cortex-A76", "native 0.1.0", "ncnn (not available)", "cifar10-resnet20", "resnet20 by jcw",
+        "Training: 5 of 8", "depthwise conv 3×3, 96 channels", "group 4×1 at 20 %",
+        "the clock frequency moved while measuring", "smallest reachable value is 0.42",
+    ):  # fmt: skip
+        assert expected in text
+    assert f'href="/searches/{seeded.running.search_id}"' in answer.text
+    assert "No device yet" not in text
+
+
+def test_simulated_figures_say_so(local: TestClient, seeded: Seeded) -> None:
+    rows = re.findall(r"<tr>.*?</tr>", local.get("/").text, re.DOTALL)
+    simulated = [row for row in rows if "What was timed" not in row and "simulated-board" in row and "Median" in row]
+    assert len(simulated) == 3
+    assert all('class="tag tone-warn">simulated<' in row for row in simulated)
+    assert "are simulated" in text_of(local.get(f"/devices/{seeded.simulated_id}").text)
+    assert "are simulated" not in text_of(local.get(f"/devices/{seeded.device_id}").text)
+
+
+def test_hostile_names_are_text(local: TestClient, seeded: Seeded) -> None:
+    for path in ("/", f"/searches/{seeded.failed_id}", f"/fragments/searches/{seeded.failed_id}"):
+        page = local.get(path).text
+        assert all("src" in attributes for tag, attributes in tags_of(page) if tag == "script")
+        assert "<script>alert" not in page
+    for path in ("/", f"/searches/{seeded.failed_id}"):
+        # The braces are there too: a name is never taken for a template.
+        assert HOSTILE in html.unescape(local.get(path).text)
+
+
+def test_hostile_device_name_error_and_file_name(local: TestClient, context: Context, seeded: Seeded) -> None:
+    device_id = seed.enrol(context, '"><img src=x onerror=alert(2)>', seed.profile("<b>cpu</b>", 1))
+    claim = seed.submit(context, "hostile error", device_id)
+    with context.database.write() as session:
+        repository.fail_job(session, claim, "<iframe src=javascript:alert(3)>")
+    for path in ("/", f"/devices/{device_id}", f"/searches/{claim.search_id}"):
+        page = local.get(path).text
+        assert not {"iframe", "b"} & {tag for tag, _ in tags_of(page)}
+        assert not [a for _, a in tags_of(page) if "onerror" in a]
+    answer = local.get(f"/files/{'0' * 64}/x%22%0d%0aSet-Cookie:%20a=b")
+    assert answer.status_code == 404
+    assert "set-cookie" not in answer.headers
+
+
+def test_search_page_in_training(local: TestClient, seeded: Seeded) -> None:
+    text = text_of(local.get(f"/searches/{seeded.running.search_id}").text)
+    for expected in (
+        "Unpruned, TFLite 17.9 ms 91.72 % test accuracy", "Unpruned, native 13.4 ms", "Designs evaluated 240",
+        "Fastest predicted", "5 of 8, candidate", "Generation 10 of 10: 240 designs evaluated",
+    ):  # fmt: skip
+        assert expected in text
+    page = local.get(f"/searches/{seeded.running.search_id}").text
+    statuses = re.findall(r'<li class="stage (\w+)"', page)
+    assert statuses == ["done", "done", "done", "current", "waiting", "waiting"]
+    assert page.count('aria-current="step"') == 1
+    assert re.search(r'<progress value="5" max="8"', page)
+
+
+def test_search_page_when_completed(local: TestClient, context: Context, seeded: Seeded) -> None:
+    page = local.get(f"/searches/{seeded.completed_id}").text
+    text = text_of(page)
+    assert "8 verified" in text
+    assert "Fastest verified" in text
+    assert "other processes took the core" in text
+    assert "outputs within 3.1e-06 of torch" in text
+    assert re.findall(r'<li class="stage (\w+)"', page) == ["done"] * 6
+    with context.database.read() as session:
+        chosen = repository.load_candidates(session, seeded.completed_id, selected=True)
+    measured = min(c.results["verifying"]["measured_latency_ms"] for c in chosen)
+    assert f"{17.9 / measured:.2f}× faster than unpruned TFLite" in text
+    for candidate in chosen:
+        assert f'id="{candidate.candidate_id}"' in page
+    links = re.findall(r'href="(/files/[^"]+)"', page)
+    assert len(links) == 8 * 4
+    answer = local.get(links[0])
+    assert answer.status_code == 200
+    assert answer.content.startswith(b"packed c_")
+    assert answer.headers["content-disposition"].startswith("attachment")
+    assert answer.headers["content-type"] == "application/octet-stream"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_failed_search_says_why(local: TestClient, seeded: Seeded) -> None:
+    page = local.get(f"/searches/{seeded.failed_id}").text
+    assert 'role="alert"' in page
+    assert "Raise the bound" in text_of(page)
+    assert "No candidate yet" in text_of(page)
+
+
+def test_front_data_for_the_chart(local: TestClient, seeded: Seeded) -> None:
+    data = local.get(f"/searches/{seeded.completed_id}/front.json").json()
+    assert len(data["evaluated"]) == 240
+    assert len(data["selected"]) == len(data["verified"]) == 8
+    assert {line["label"] for line in data["baselines"]} == {"unpruned, TFLite", "unpruned, native"}
+    front = [(p["predicted_latency_ms"], p["accuracy_estimate"]) for p in data["front"]]
+    assert front == sorted(front)
+    assert [accuracy for _, accuracy in front] == sorted(accuracy for _, accuracy in front)
+    for point in data["verified"]:
+        low, high = point["latency_ci95_ms"]
+        assert low < point["measured_latency_ms"] < high
+        assert point["shown_accuracy"] == point["accuracy"]
+
+
+def test_front_data_before_the_first_candidate(local: TestClient, seeded: Seeded) -> None:
+    data = local.get(f"/searches/{seeded.failed_id}/front.json").json()
+    assert data == {"evaluated": [], "front": [], "selected": [], "verified": [], "baselines": []}
+
+
+def test_device_page(local: TestClient, seeded: Seeded) -> None:
+    text = text_of(local.get(f"/devices/{seeded.device_id}").text)
+    for expected in (
+        "4 × Cortex-A76 up to 2.40 GHz", "8.00 GiB", "51.2 °C", "performance", "the module ncnn is not installed",
+        "conv 3×3, 3 → 16 channels", "the processor was throttled",
+    ):  # fmt: skip
+        assert expected in text
+    assert "simulated-board" not in text
+
+
+def test_fragments_are_parts_of_their_pages(local: TestClient, seeded: Seeded) -> None:
+    for page, fragment in (
+        ("/", "/fragments/overview"),
+        (f"/searches/{seeded.completed_id}", f"/fragments/searches/{seeded.completed_id}"),
+        (f"/devices/{seeded.device_id}", f"/fragments/devices/{seeded.device_id}"),
+    ):
+        whole, part = local.get(page).text, local.get(fragment).text
+        assert "<html" in whole
+        assert "<html" not in part
+        headings = re.findall(r'<h2 id="([\w-]+)"', part)
+        assert headings
+        assert headings == re.findall(r'<h2 id="([\w-]+)"', whole)
+
+
+def test_empty_pages_say_what_to_do_next(empty: TestClient) -> None:
+    text = text_of(empty.get("/").text)
+    for expected in (
+        "No search yet",
+        "kerf search run --config",
+        "No device yet",
+        "kerf enrol-code",
+        "Nothing measured",
+    ):
+        assert expected in text
+    assert "kerf-agent run --server http://127.0.0.1:8321 --code CODE" in text
+
+
+def test_missing_things_are_404_pages(local: TestClient) -> None:
+    for path in ("/searches/none", "/devices/none", "/fragments/searches/none", "/searches/none/front.json"):
+        answer = local.get(path)
+        assert answer.status_code == 404
+        assert "Not found" in answer.text
+        assert "&#39;none&#39;" in answer.text
+
+
+def test_pages_forbid_what_they_do_not_need(local: TestClient, seeded: Seeded) -> None:
+    for path in ("/", f"/searches/{seeded.running.search_id}", f"/devices/{seeded.device_id}", "/login"):
+        answer = local.get(path)
+        policy = answer.headers["content-security-policy"]
+        assert "default-src 'self'" in policy
+        assert "frame-ancestors 'none'" in policy
+        assert "unsafe" not in policy
+        assert answer.headers["cache-control"] == "no-store"
+        tags = tags_of(answer.text)
+        assert "style" not in {name for name, _ in tags}
+        assert all("src" in attributes for name, attributes in tags if name == "script")
+        used = {name for _, attributes in tags for name in attributes}
+        assert not [name for name in used if name.startswith("on") or name == "style"]
+        sources = [a[key] for _, a in tags for key in ("src", "href", "action") if key in a]
+        assert sources
+        assert all(source.startswith(("/", "#")) for source in sources)
+
+
+def test_static_files_are_served_with_their_licences(local: TestClient) -> None:
+    page = local.get("/login").text
+    for source in re.findall(r'"(/static/[^"]+)"', page):
+        answer = local.get(source)
+        assert answer.status_code == 200
+        assert "immutable" in answer.headers["cache-control"]
+    for licence in ("htmx-4.0.1/LICENSE", "echarts-6.1.0/LICENSE", "echarts-6.1.0/NOTICE"):
+        assert local.get(f"/static/vendor/{licence}").status_code == 200
+    for escape in ("/static/../views.py", "/static/%2e%2e/views.py", "/static/..%2fviews.py"):
+        assert local.get(escape).status_code == 404
