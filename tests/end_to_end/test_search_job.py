@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import io
 import json
 from pathlib import Path
 
@@ -18,9 +19,14 @@ from search.domain.config import SearchConfig
 from search.domain.result import SearchResult, result_schema
 from server.cli.local_stack import LocalStack
 from server.cli.searches import run_search
-from tests.end_to_end.conftest import simulated_search
+from tests.end_to_end.stacks import simulated_search
 
 pytestmark = pytest.mark.xdist_group("stack")
+
+
+@pytest.fixture
+def console() -> Console:
+    return Console(file=io.StringIO(), width=200)
 
 
 def run(stack: LocalStack, config: SearchConfig, output: Path, console: Console) -> SearchResult:
@@ -28,7 +34,8 @@ def run(stack: LocalStack, config: SearchConfig, output: Path, console: Console)
         return run_search(client, config, {}, output, console)
 
 
-def test_a_search_ends_with_verified_files(simulated_stack: LocalStack, output: Path, console: Console) -> None:
+def test_a_search_ends_with_verified_files(simulated_stack: LocalStack, tmp_path: Path, console: Console) -> None:
+    output = tmp_path / "out"
     result = run(simulated_stack, simulated_search("files"), output, console)
 
     written = json.loads((output / "result.json").read_text())

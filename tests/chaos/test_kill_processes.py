@@ -1,0 +1,108 @@
+"""`kill -9` of worker, agent and server while a search runs: it ends as if nothing had happened.
+
+Real processes, a simulated device (the same latency for the same kernel), kills drawn from a seed.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import func, select
+
+from device_agent.contracts import ReportStatus, encode
+from server.cli.local_stack import LocalStack, StackOptions, local_settings, running_stack
+from server.database import Database
+from server.models import MeasurementRow, ReportRow, TaskRow
+from server.states import TaskState
+from tests.end_to_end.stacks import simulated_search
+
+pytestmark = pytest.mark.xdist_group("stack")
+
+#: No undisturbed search here takes a tenth of this; a search that hangs must not hang the tests.
+SEARCH_TIMEOUT_S = 400.0
+
+
+def finished(stack: LocalStack, search_id: str) -> bool:
+    with stack.client() as client:
+        state = client.search(search_id)["state"]
+    assert state not in ("failed", "cancelled")
+    return bool(state == "completed")
+
+
+def run_disturbed(stack: LocalStack, generator: random.Random, kills: tuple[str, ...]) -> str:
+    """Submit the search, kill one process after the other at random moments, restart each, and wait for the end."""
+    with stack.client() as client:
+        search_id = str(client.submit_search(encode(simulated_search("kill")), str(uuid.uuid4()))["id"])
+    deadline = time.monotonic() + SEARCH_TIMEOUT_S
+    for name in kills:
+        time.sleep(generator.uniform(0.2, 4.0))
+        stack.processes[name].kill()
+        stack.processes[name].wait()
+        stack.start(name)
+        if name == "server":
+            with stack.client() as client:
+                stack.wait_for("the server to answer again", client.ready)
+        if finished(stack, search_id):
+            break
+    while not finished(stack, search_id):
+        assert time.monotonic() < deadline, "the search did not end"
+        stack.check()
+        time.sleep(0.3)
+    return search_id
+
+
+def outcome(stack: LocalStack, search_id: str) -> tuple[Any, list[Any]]:
+    """The front as searched, and of the trained and verified front what does not depend on this run's identities."""
+    with stack.client() as client:
+        result = client.search_part(search_id, "result")
+        return client.search_part(search_id, "searched-front"), result["front"]
+
+
+def assert_counted_once(state_dir: Path) -> None:
+    """Every finished task has one accepted report, and that report one measurement."""
+    database = Database.from_settings(local_settings(state_dir))
+    try:
+        with database.read() as session:
+            tasks = session.scalars(select(TaskRow)).all()
+            accepted = dict(
+                session.execute(
+                    select(ReportRow.task_id, func.count())
+                    .where(ReportRow.status == ReportStatus.ACCEPTED)
+                    .group_by(ReportRow.task_id)
+                ).all()
+            )
+            measured = dict(
+                session.execute(
+                    select(MeasurementRow.task_id, func.count())
+                    .where(MeasurementRow.status == ReportStatus.ACCEPTED)
+                    .group_by(MeasurementRow.task_id)
+                ).all()
+            )
+        assert tasks
+        assert {task.state for task in tasks} == {TaskState.SUCCEEDED}
+        assert accepted == {task.id: 1 for task in tasks}
+        assert measured == accepted
+    finally:
+        database.dispose()
+
+
+@pytest.mark.parametrize("seed", [0])
+def test_a_search_survives_kills(simulated_stack: LocalStack, tmp_path: Path, seed: int) -> None:
+    undisturbed = outcome(simulated_stack, run_disturbed(simulated_stack, random.Random(seed), kills=()))
+
+    generator = random.Random(seed)
+    kills = ["worker", "agent", "server"] * 3
+    generator.shuffle(kills)
+    with running_stack(StackOptions(state_dir=tmp_path / "state", simulated=True)) as stack:
+        search_id = run_disturbed(stack, generator, tuple(kills))
+        disturbed = outcome(stack, search_id)
+
+    assert json.dumps(disturbed[0]) == json.dumps(undisturbed[0])
+    assert disturbed[1] == undisturbed[1]
+    assert_counted_once(tmp_path / "state")
