@@ -79,6 +79,7 @@ class Agent:
         lease_wait_s: float,
         clock: Clock,
         rng: random.Random,
+        backoff_policy: BackoffPolicy | None = None,
     ) -> None:
         self._client = client
         self._outbox = outbox
@@ -93,7 +94,8 @@ class Agent:
         self._rng = rng
         self._not_ready: str | None = None
         self._delivery = Delivery(client, outbox, held)
-        self._delivery_backoff = Backoff(rng)
+        self._backoff = Backoff(rng, backoff_policy)
+        self._delivery_backoff = Backoff(rng, backoff_policy)
         self._deliver_at = clock.monotonic()
 
     def run(self) -> None:
@@ -109,7 +111,7 @@ class Agent:
         log_event(logger, logging.INFO, "stopped", spooled_reports=len(self._outbox))
 
     def _loop(self) -> None:
-        backoff = Backoff(self._rng)
+        backoff = self._backoff
         while not self._stop.drain.is_set():
             try:
                 self._delivery.flush()

@@ -18,7 +18,7 @@ from device_agent.contracts import Conditions, DeviceProfile, HeartbeatRequest, 
 from device_agent.errors import LeaseLost, RequestRefused, TryAgainLater
 from device_agent.held import HeldLeases, LeaseEnd
 from device_agent.log import log_event
-from device_agent.retry import Backoff
+from device_agent.retry import Backoff, BackoffPolicy
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +54,7 @@ class Heartbeat:
         interval_s: float,
         clock: Clock,
         rng: random.Random,
+        backoff_policy: BackoffPolicy | None = None,
     ) -> None:
         self._client = client
         self._held = held
@@ -63,8 +64,8 @@ class Heartbeat:
         self._interval_s = max(MIN_INTERVAL_S, interval_s)
         self._clock = clock
         self._rng = rng
-        self._beat_backoff = Backoff(rng)
-        self._renewal_backoff = Backoff(rng)
+        self._beat_backoff = Backoff(rng, backoff_policy)
+        self._renewal_backoff = Backoff(rng, backoff_policy)
         self._next_beat_at = clock.monotonic()
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None

@@ -33,6 +33,10 @@ class BackoffPolicy:
     cap_s: float = 60.0
 
 
+#: On this machine's own server no crowd has to be spread out, and a restart takes seconds.
+LOOPBACK_POLICY = BackoffPolicy(cap_s=5.0)
+
+
 class Backoff:
     """The pauses of one series of failures. Not thread-safe: each loop has its own."""
 

@@ -23,7 +23,7 @@ from device_agent.log import bind_fields, log_event
 from device_agent.measuring.conditions import ConditionsReader, why_not_ready
 from device_agent.outbox import Outbox
 from device_agent.probe import probe_device
-from device_agent.retry import Backoff, BackoffPolicy
+from device_agent.retry import LOOPBACK_POLICY, Backoff, BackoffPolicy
 from device_agent.runner import ChildRunner
 from device_agent.settings import AgentSettings, is_loopback
 from device_agent.stopping import PollInterrupted, StopRequest
@@ -68,7 +68,7 @@ def enrol(
         runtimes=announcement.runtimes,
         agent_version=__version__,
     )
-    backoff = Backoff(random.Random(), BackoffPolicy(base_s=0.5, cap_s=30.0))
+    backoff = Backoff(random.Random(), _backoff_policy(settings.server_url))
     with ServerClient(settings.server_url) as client:
         while True:
             try:
@@ -140,6 +140,7 @@ def build_agent(
 ) -> Agent:
     """Wire the loops of one device together."""
     held = HeldLeases(clock)
+    policy = _backoff_policy(credentials.server_url)
     # Reports belong to the device they were leased to: a new enrolment must not send another one's.
     outbox = Outbox(settings.state_dir / "spool" / credentials.device_id)
     heartbeat = Heartbeat(
@@ -151,6 +152,7 @@ def build_agent(
         interval_s=credentials.heartbeat_interval_s,
         clock=clock,
         rng=random.Random(rng.random()),
+        backoff_policy=policy,
     )
     return Agent(
         client=client,
@@ -165,6 +167,7 @@ def build_agent(
         lease_wait_s=credentials.lease_wait_s,
         clock=clock,
         rng=rng,
+        backoff_policy=policy,
     )
 
 
@@ -203,6 +206,10 @@ def _work(
             # A simulated device has neither heat nor battery.
             why_not_ready=(lambda: None) if settings.simulated else (lambda: why_not_ready(reader.read())),
         ).run()
+
+
+def _backoff_policy(server_url: str) -> BackoffPolicy:
+    return LOOPBACK_POLICY if is_loopback(server_url) else BackoffPolicy()
 
 
 def _warn_of_plain_http(server_url: str) -> None:
