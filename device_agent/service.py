@@ -57,7 +57,7 @@ def enrol(
     if settings.code is None:
         raise EnrolmentNeeded(
             f"this agent has no token for {settings.server_url}: give an enrolment code with --code or KERF_AGENT_CODE "
-            "(make one with `kerf devices enrol`, or in the dashboard)"
+            "(make one with `kerf enrol-code`, or in the dashboard)"
         )
     _warn_of_plain_http(settings.server_url)
     request = EnrolmentRequest(
