@@ -322,7 +322,7 @@ class DocumentRow(Base):
     name: Mapped[str] = mapped_column(String(64), primary_key=True)
     sha256: Mapped[str] = mapped_column(String(64))
     text: Mapped[str] = mapped_column(CompressedText)
-    updated_at: Mapped[float] = mapped_column(Double, default=now_s())
+    created_at: Mapped[float] = mapped_column(Double, default=now_s())
 
 
 class CandidateRow(Base):

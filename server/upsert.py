@@ -10,19 +10,11 @@ from sqlalchemy.orm import Session
 
 from server.columns import Base
 
-#: SQLite takes at most 32766 parameters in one statement.
-_MAX_PARAMETERS = 30_000
-
-
-def _insert(session: Session, table: type[Base]) -> Any:
-    dialect = session.get_bind().dialect.name
-    return (sqlite if dialect == "sqlite" else postgresql).insert(table)
-
 
 def insert_missing(session: Session, table: type[Base], rows: Sequence[Mapping[str, Any]]) -> None:
     """Insert the rows whose primary key, or any other unique key, is not there yet."""
-    for part in _parts(rows):
-        session.execute(_insert(session, table).values(part).on_conflict_do_nothing())
+    if rows:
+        session.execute(_insert(session, table).on_conflict_do_nothing(), list(rows))
 
 
 def upsert(
@@ -34,17 +26,17 @@ def upsert(
     replace: Sequence[str] | None = None,
 ) -> None:
     """Insert rows; where `key` is taken, set the columns `replace` (None: all that are given) instead."""
-    for part in _parts(rows):
-        statement = _insert(session, table).values(part)
-        columns = replace if replace is not None else [c for c in part[0] if c not in key]
-        session.execute(
-            statement.on_conflict_do_update(index_elements=list(key), set_={c: statement.excluded[c] for c in columns})
-        )
-
-
-def _parts(rows: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
     if not rows:
-        return []
-    # Column defaults add parameters of their own: leave room for as many again.
-    size = max(1, _MAX_PARAMETERS // (2 * len(rows[0])))
-    return [list(rows[i : i + size]) for i in range(0, len(rows), size)]
+        return
+    statement = _insert(session, table)
+    columns = replace if replace is not None else [c for c in rows[0] if c not in key]
+    session.execute(
+        statement.on_conflict_do_update(index_elements=list(key), set_={c: statement.excluded[c] for c in columns}),
+        list(rows),
+    )
+
+
+def _insert(session: Session, table: type[Base]) -> Any:
+    # The table and not the class: the ORM's bulk insert would compile one long statement for each number of rows.
+    dialect = session.get_bind().dialect.name
+    return (sqlite if dialect == "sqlite" else postgresql).insert(table.__table__)

@@ -379,7 +379,7 @@ def upgrade() -> None:
         sa.Column("name", sa.String(length=64), nullable=False),
         sa.Column("sha256", sa.String(length=64), nullable=False),
         sa.Column("text", sa.LargeBinary(), nullable=False),
-        sa.Column("updated_at", sa.Double(), nullable=False),
+        sa.Column("created_at", sa.Double(), nullable=False),
         sa.ForeignKeyConstraint(["search_id"], ["search_job.id"], name=op.f("fk_search_document_search_id_search_job")),
         sa.PrimaryKeyConstraint("search_id", "name", name=op.f("pk_search_document")),
     )

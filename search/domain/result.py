@@ -70,8 +70,10 @@ class FrontPoint:
     """One candidate of the front.
 
     `accuracy_estimate` is the one-shot estimate on held-out training data, `accuracy` that after training on the test
-    set. Measured figures are of the exported packed network on the device; `output_max_abs_error` compares its outputs
-    with torch's on the same inputs. None where a step has not been reached or failed (`failure` says why).
+    set. Measured figures are of the exported packed network on the device, brought to the speed that the machine had on
+    the whole during profiling, by the reference kernel that is interleaved in every measurement;
+    `uncorrected_latency_ms` is the median as it was read. `output_max_abs_error` compares its outputs with torch's on
+    the same inputs. None where a step has not been reached or failed (`failure` says why).
     """
 
     candidate_id: str
@@ -79,6 +81,7 @@ class FrontPoint:
     accuracy: float | None
     predicted_latency_ms: float
     measured_latency_ms: float | None
+    uncorrected_latency_ms: float | None
     latency_ci95_ms: tuple[float, float] | None
     verdict: Verdict | None
     verdict_reasons: tuple[str, ...]

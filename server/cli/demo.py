@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from device_agent.contracts import MeasuringSetup
 from search.domain.config import (
@@ -24,6 +23,7 @@ from search.domain.config import (
     TrainingConfig,
     WeightsConfig,
 )
+from server.cli.console import make_console
 from server.cli.local_stack import StackOptions, running_stack
 from server.cli.searches import run_search
 
@@ -73,7 +73,7 @@ def demo(
     quick: Annotated[bool, typer.Option("--quick", help="At most 90 s.")] = False,
 ) -> None:
     """Run the whole flow on this machine: server, worker and agent, a small CNN on 8x8 digits, and its front."""
-    console = Console()
+    console = make_console()
     with running_stack(StackOptions(state_dir=output / "state")) as stack, stack.client() as client:
         console.print(f"server and dashboard: {stack.url}")
         run_search(client, demo_config(quick), {}, output, console)

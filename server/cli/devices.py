@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from server.cli.connection import DEFAULT_SERVER, ServerOption, TokenOption, connect
+from server.cli.console import make_console
 
 app = typer.Typer(help="Look at the fleet.", no_args_is_help=True)
 
@@ -27,7 +27,7 @@ def list_devices(server: ServerOption = None, token: TokenOption = None, as_json
     for device in devices:
         usable = [r["name"] for r in device["runtimes"] if not r.get("unavailable")]
         table.add_row(device["id"], device["name"], device["state"], device["profile"]["cpu_model"], ", ".join(usable))
-    Console().print(table)
+    make_console().print(table)
 
 
 def enrol_code(server: ServerOption = None, token: TokenOption = None) -> None:

@@ -50,11 +50,11 @@ def print_front(result: SearchResult, console: Console) -> None:
         f"{result.device.source.value})"
     )
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("candidate", "accuracy %", "estimate %", "measured ms", "95 % CI", "predicted ms", "error %"):
-        table.add_column(title, justify="left" if title == "candidate" else "right")
-    table.add_column("x TFLite", justify="right")
-    table.add_column("verdict")
-    table.add_column("max |error|", justify="right")
+    for title in ("candidate", "accuracy %", "estimate %", "measured ms", "95 % CI", "predicted", "error %"):
+        table.add_column(title, justify="left" if title == "candidate" else "right", no_wrap=True)
+    table.add_column("x TFLite", justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("max |error|", justify="right", no_wrap=True)
     tflite = base.latency_ms.tflite_dense
     for label, latency in (("dense, TFLite", tflite), ("dense, native", base.latency_ms.native_dense)):
         speed_up = f"{tflite / latency:.2f}" if tflite and latency else ""

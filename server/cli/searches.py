@@ -15,6 +15,7 @@ from search.domain.config import SearchConfig
 from search.domain.result import SearchResult
 from server.cli.config_file import check_files, load_config, upload, with_overrides
 from server.cli.connection import ServerOption, StateOption, TokenOption, connect
+from server.cli.console import make_console
 from server.cli.local_stack import StackOptions, running_stack
 from server.cli.output import print_front, write_output
 from server.cli.progress import show_progress
@@ -57,7 +58,7 @@ def run(
     """
     chosen = with_overrides(load_config(config), method=method, seed=seed, latency_from=latency_from, device=device)
     paths = check_files(chosen, data)
-    console = Console()
+    console = make_console()
     if server is not None:
         with connect(server, token) as client:
             run_search(client, chosen, paths, output, console)
@@ -121,7 +122,7 @@ def list_searches(server: ServerOption = None, token: TokenOption = None, as_jso
         table.add_column(title)
     for search in searches:
         table.add_row(*(str(search.get(key) or "") for key in ("id", "name", "method", "state", "stage")))
-    Console().print(table)
+    make_console().print(table)
 
 
 @app.command()
@@ -135,7 +136,7 @@ def status(search_id: str, server: ServerOption = None, token: TokenOption = Non
 def watch(search_id: str, server: ServerOption = None, token: TokenOption = None) -> None:
     """Follow a search until it ends."""
     with connect(server, token) as client:
-        follow(client, search_id, Console())
+        follow(client, search_id, make_console())
 
 
 @app.command()
@@ -144,7 +145,7 @@ def export(
 ) -> None:
     """Fetch the result and files of a completed search."""
     with connect(server, token) as client:
-        print_front(write_output(client, search_id, output), Console())
+        print_front(write_output(client, search_id, output), make_console())
 
 
 @app.command()

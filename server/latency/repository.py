@@ -189,7 +189,6 @@ def _roll_up(session: Session, result_key: str, task: TaskRow, measurement: Meas
         "median_ns": s.median_ns,
         "ci95_low_ns": s.ci95_low_ns,
         "ci95_high_ns": s.ci95_high_ns,
-        "updated_at": now_s(),
     }
     # Reports of one task queue up on its row, but two tasks with `repeat` may share a roll-up row: insert first.
     insert_missing(
@@ -204,6 +203,7 @@ def _roll_up(session: Session, result_key: str, task: TaskRow, measurement: Meas
         .where(*(getattr(LatencyRow, name) == value for name, value in key.items()))
         .values(
             **latest,
+            updated_at=now_s(),
             num_measurements=LatencyRow.num_measurements + 1,
             min_median_ns=least(LatencyRow.min_median_ns, s.median_ns),
             max_median_ns=greatest(LatencyRow.max_median_ns, s.median_ns),

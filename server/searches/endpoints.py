@@ -11,7 +11,7 @@ from server.context import ContextDep, Reader, SearchWriter
 from server.errors import NotFound
 from server.models import CandidateRow
 from server.searches import queries, service
-from server.searches.repository import LATENCY_TABLE, RESOLVED_CONFIG, RESULT
+from server.searches.repository import LATENCY_TABLE, RESOLVED_CONFIG, RESULT, SEARCHED_FRONT
 from server.searches.schemas import CandidateView, SearchView, candidate_view, search_view
 from server.states import JobState
 from server.wire import (
@@ -132,6 +132,12 @@ def get_config(search_id: str, request: Request, context: ContextDep, principal:
 def get_latency_table(search_id: str, request: Request, context: ContextDep, principal: Reader) -> Response:
     """The latency table that the search used, byte for byte."""
     return _document(search_id, LATENCY_TABLE, request, context)
+
+
+@router.get("/{search_id}/searched-front")
+def get_searched_front(search_id: str, request: Request, context: ContextDep, principal: Reader) -> Response:
+    """The front as the search found it, before training: equal for equal seeds and latency tables, byte for byte."""
+    return _document(search_id, SEARCHED_FRONT, request, context)
 
 
 @router.get("/{search_id}/result")

@@ -37,6 +37,8 @@ KEPT_CHECKPOINTS = 2
 RESOLVED_CONFIG = "config"
 LATENCY_TABLE = "latency-table"
 RESULT = "result"
+#: The front as the search found it, before training: equal seeds and latency tables give equal text.
+SEARCHED_FRONT = "searched-front"
 
 
 class ClaimLost(Exception):

@@ -29,9 +29,12 @@ def run_stages(run: SearchRun) -> None:
     profiled = profile(run, prepared)
     run.check()
     search(run, prepared, profiled)
-    for stage in (train, export, verify):
-        run.check()
-        stage(run, prepared, load_front(run))
+    run.check()
+    train(run, prepared, load_front(run))
+    run.check()
+    export(run, prepared, load_front(run))
+    run.check()
+    verify(run, prepared, profiled, load_front(run))
     with run.database.read() as session:
         device = _device(session, run.claim.device_id)
     store_result(run, prepared, profiled, load_front(run), device)

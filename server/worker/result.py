@@ -90,6 +90,7 @@ def _point(prepared: Prepared, profile: Profile, candidate: CandidateRecord) -> 
         accuracy=candidate.results.get(JobStage.TRAINING.value, {}).get("accuracy"),
         predicted_latency_ms=profile.predict_ms(plan),
         measured_latency_ms=verified.get("measured_latency_ms"),
+        uncorrected_latency_ms=verified.get("uncorrected_latency_ms"),
         latency_ci95_ms=None if interval is None else (interval[0], interval[1]),
         verdict=None if verdict is None else Verdict(verdict),
         verdict_reasons=tuple(verified.get("verdict_reasons", ())),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,7 @@ from device_agent.contracts import (
 from search.domain.objective import Constraint, Metric
 from search.domain.space import Decisions, Genome
 from search.latency.card import model_card
+from search.latency.drift import at_usual_speed, usual_references
 from search.latency.knots import knots_for
 from search.latency.network import NetworkLatencyModel, fit_network_model
 from search.latency.predictor import LatencyPredictor
@@ -50,13 +51,18 @@ _FINISHED = 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProfileSummary:
-    """What a finished profile says about the device and the dense networks. Latencies in ns."""
+    """What a finished profile says about the device and the dense networks. Latencies in ns.
+
+    `usual_references` holds the time of each reference kernel, by name, at the speed to which all latencies of the
+    search are brought (`search.latency.drift`).
+    """
 
     isa: str
     threads: int
     kernels_reused: int
     tflite_dense_ns: float | None
     native_dense_ns: float | None
+    usual_references: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -135,16 +141,17 @@ def _measured(run: SearchRun, prepared: Prepared) -> tuple[LatencyTable, Profile
     usable = _usable(run, kernel_tasks, outcomes[-len(kernel_tasks) :])
     measured = [_success(o) for _, o in outcomes[: -len(kernel_tasks)]]
     tflite, native, *rest = measured
-    _warn_rejected(run, tasks, [*measured])
+    _warn_rejected(run, tasks, measured)
+    usual = usual_references(o.statistics for o in [*measured, *(o for _, o in usable)])
     table = LatencyTable(
         device_id=run.claim.device_id,
         setup_id=setup_id(config.kernels),
         runtime=native.runtime,
         runtime_version=f"{native.runtime_version}+{native.runtime_sha256[:16]}",
         source=native.source,
-        kernels=tuple(kernel_latency(t.kernel, o.statistics) for t, o in usable),
+        kernels=tuple(kernel_latency(t.kernel, at_usual_speed(o.statistics, usual)) for t, o in usable),
         networks=tuple(
-            network_latency(network.plan, result.statistics)
+            network_latency(network.plan, at_usual_speed(result.statistics, usual))
             for network, result in zip(networks, [native, *rest], strict=True)
             if result.verdict is not Verdict.REJECTED
         ),
@@ -153,8 +160,9 @@ def _measured(run: SearchRun, prepared: Prepared) -> tuple[LatencyTable, Profile
         isa=_isa(run, native),
         threads=config.networks.threads,
         kernels_reused=reused,
-        tflite_dense_ns=_usable_median_ns(tflite),
-        native_dense_ns=_usable_median_ns(native),
+        tflite_dense_ns=_usable_median_ns(tflite, usual),
+        native_dense_ns=_usable_median_ns(native, usual),
+        usual_references=usual,
     )
     return table, summary
 
@@ -222,8 +230,8 @@ def _success(outcome: Outcome) -> MeasurementSummary:
     return outcome
 
 
-def _usable_median_ns(result: MeasurementSummary) -> float | None:
-    return None if result.verdict is Verdict.REJECTED else result.median_ns
+def _usable_median_ns(result: MeasurementSummary, usual: Mapping[str, float]) -> float | None:
+    return None if result.verdict is Verdict.REJECTED else at_usual_speed(result.statistics, usual).median_ns
 
 
 def _isa(run: SearchRun, result: MeasurementSummary) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,14 @@ from numpy.typing import NDArray
 from device_agent.contracts import MeasurementFailure, NetworkFormat, NetworkTask
 from device_agent.synthesis import synthesize_input
 from search.export import FORMAT_FILES
+from search.latency.drift import at_usual_speed
 from server.latency.source import SqlLatencySource
 from server.searches.repository import CandidateRecord, set_candidate_result
 from server.states import JobStage
 from server.worker.measuring import Outcome, measure
 from server.worker.run import SearchRun
 from server.worker.stages.preparing import Prepared
+from server.worker.stages.profiling import Profile
 from server.worker.stages.searching import Front
 from server.worker.stages.training import load_trained
 
@@ -26,14 +29,14 @@ STAGE = JobStage.VERIFYING
 NUM_OUTPUTS = 4
 
 
-def verify(run: SearchRun, prepared: Prepared, front: Front) -> None:
+def verify(run: SearchRun, prepared: Prepared, profile: Profile, front: Front) -> None:
     """Measure the packed file of each selected candidate and store what came out, failures included."""
     run.enter(STAGE)
     missing = [c for c in front.selected if STAGE.value not in c.results]
     tasks = [_task(run, prepared, candidate) for candidate in missing]
     outcomes = measure(run, STAGE, tasks, "whole networks") if tasks else []
     for candidate, (task_id, outcome) in zip(missing, outcomes, strict=True):
-        result = _judged(run, prepared, candidate, task_id, outcome)
+        result = _judged(run, prepared, candidate, profile.summary.usual_references, task_id, outcome)
         with run.database.write() as session:
             set_candidate_result(session, run.claim, candidate.candidate_id, STAGE.value, result)
 
@@ -51,12 +54,17 @@ def _task(run: SearchRun, prepared: Prepared, candidate: CandidateRecord) -> Net
 
 
 def _judged(
-    run: SearchRun, prepared: Prepared, candidate: CandidateRecord, task_id: str, outcome: Outcome
+    run: SearchRun,
+    prepared: Prepared,
+    candidate: CandidateRecord,
+    usual: Mapping[str, float],
+    task_id: str,
+    outcome: Outcome,
 ) -> dict[str, Any]:
     if isinstance(outcome, MeasurementFailure):
         return {"failure": f"{outcome.reason.value}: {outcome.detail}"}
     measurement = SqlLatencySource(run.database).measurement(task_id)
-    statistics = outcome.statistics
+    statistics = at_usual_speed(outcome.statistics, usual)
     interval = (
         None
         if statistics.ci95_low_ns is None or statistics.ci95_high_ns is None
@@ -65,6 +73,7 @@ def _judged(
     return {
         "task_id": task_id,
         "measured_latency_ms": statistics.median_ns / 1e6,
+        "uncorrected_latency_ms": outcome.median_ns / 1e6,
         "latency_ci95_ms": interval,
         "verdict": outcome.verdict.value,
         "verdict_reasons": [r.value for r in outcome.reasons],

@@ -1,0 +1,218 @@
+"""Tracing: the fused plan computes what the module does, and groups are those of the data flow, proved."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+from plan_reference import run_plan
+from pruning_networks import LiteralView, Mixed, conv_bn, randomise
+from torch import Tensor, nn
+
+from device_agent.contracts import Activation, Op
+from search.domain.network import Axis, GroupMember
+from search.domain.space import Decisions
+from search.models.zoo import build_model
+from search.pruning.apply import apply_decisions
+from search.pruning.fold import to_plan_tensors
+from search.pruning.operators import UnsupportedNetwork
+from search.pruning.proof import verify_group
+from search.pruning.trace import trace_network
+
+
+@pytest.mark.parametrize("architecture", ["resnet20", "resnet18", "mobilenet_v1", "mobilenet_v2", "vgg16", "small_cnn"])
+def test_fused_plan_computes_what_the_module_does(architecture: str) -> None:
+    model = randomise(build_model(architecture, num_classes=10))
+    channels = 1 if architecture == "small_cnn" else 3
+    shape = (channels, 8, 8) if architecture == "small_cnn" else (3, 32, 32)
+    spec = trace_network(model, shape, architecture)
+    x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+
+    plan, tensors = to_plan_tensors(apply_decisions(model, spec, Decisions()), spec, Decisions())
+
+    assert plan == spec.plan
+    with torch.no_grad():
+        expected = model.double()(x.double())
+    torch.testing.assert_close(run_plan(plan, tensors, x).flatten(1), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_ways_of_writing_a_network() -> None:
+    model = randomise(Mixed())
+    spec = trace_network(model, (3, 8, 8), "mixed")
+    by_name = {op.name: op for op in spec.plan.ops}
+
+    assert list(by_name) == [
+        "stem.0",
+        "left.0",
+        "right.0",
+        "max_pool2d",
+        "avg_pool2d",
+        "add_1",
+        "depthwise.0",
+        "expand",
+        "hidden",
+        "head",
+    ]
+    assert by_name["right.0"].residual == "left.0"
+    assert by_name["right.0"].kernel.activation is Activation.RELU
+    assert by_name["left.0"].kernel.activation is Activation.NONE
+    assert by_name["stem.0"].kernel.activation is Activation.RELU6
+    assert by_name["hidden"].kernel.op is Op.CONV2D
+    assert (by_name["hidden"].kernel.kernel_h, by_name["hidden"].kernel.kernel_w) == (2, 2)
+    assert by_name["head"].kernel.op is Op.FULLY_CONNECTED
+    assert set(spec.prunable_ops) == {"stem.0", "left.0", "right.0", "expand"}
+
+    decisions = Decisions(channels={"stem.0": 3, "left.0": 5, "expand": 7, "hidden": 4})
+    plan, tensors = to_plan_tensors(apply_decisions(model, spec, decisions), spec, decisions)
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    pruned = apply_decisions(model, spec, decisions).model
+    with torch.no_grad():
+        expected = pruned(x)
+    torch.testing.assert_close(run_plan(plan, tensors, x).flatten(1).float(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "groups", "refused", "prunable"),
+    # JCW, arXiv 2110.08013, counts the same groups and layers in its ImageNet networks.
+    [
+        ("resnet20", 9, 3, 19),
+        ("resnet18", 12, 0, 20),
+        ("mobilenet_v1", 14, 0, 14),
+        ("mobilenet_v2", 25, 0, 35),
+        ("vgg16", 13, 0, 13),
+        ("small_cnn", 4, 0, 5),
+    ],
+)
+def test_finds_all_groups(architecture: str, groups: int, refused: int, prunable: int) -> None:
+    channels = 1 if architecture == "small_cnn" else 3
+    spec = trace_network(build_model(architecture, num_classes=10), (channels, 32, 32), architecture)
+
+    assert (len(spec.groups), len(spec.refused), len(spec.prunable_ops)) == (groups, refused, prunable)
+
+
+def test_members_of_a_residual_stream() -> None:
+    spec = trace_network(build_model("resnet18"), (3, 64, 64), "resnet18")
+
+    stream = spec.group("layer2.0.conv2")
+
+    assert stream.channels == 128
+    assert set(stream.members) == {
+        GroupMember(op="layer2.0.conv2", axis=Axis.OUT),
+        GroupMember(op="layer2.0.downsample.0", axis=Axis.OUT),
+        GroupMember(op="layer2.1.conv1", axis=Axis.IN),
+        GroupMember(op="layer2.1.conv2", axis=Axis.OUT),
+        GroupMember(op="layer3.0.conv1", axis=Axis.IN),
+        GroupMember(op="layer3.0.downsample.0", axis=Axis.IN),
+    }
+
+
+def test_option_a_streams_are_refused_with_the_reason() -> None:
+    spec = trace_network(build_model("resnet20"), (3, 32, 32), "resnet20")
+
+    assert [r.name for r in spec.refused] == ["conv1", "layer2.0.conv2", "layer3.0.conv2"]
+    assert all("zero channels" in r.reason for r in spec.refused)
+
+
+def test_a_group_that_cannot_be_removed_is_refused() -> None:
+    spec = trace_network(randomise(LiteralView()), (3, 4, 4), "literal")
+
+    assert [g.name for g in spec.groups] == ["first"]
+    assert [r.name for r in spec.refused] == ["second"]
+    assert "does not run" in spec.refused[0].reason
+
+
+def test_the_proof_finds_a_false_claim() -> None:
+    """A residual stream with a member forgotten, and one that lists a consumer of other channels."""
+    model = randomise(build_model("resnet18", num_classes=10))
+    spec = trace_network(model, (3, 32, 32), "resnet18")
+    true = spec.group("layer2.0.conv2")
+    for members in (
+        true.members[:-1],
+        tuple(m for m in true.members if m.op != "layer2.1.conv2"),
+        (*true.members, GroupMember(op="layer2.0.conv2", axis=Axis.IN)),
+    ):
+        group = dataclasses.replace(true, members=members)
+        claimed = dataclasses.replace(spec, groups=tuple(group if g is true else g for g in spec.groups))
+        assert verify_group(model, claimed, group) is not None
+
+    assert verify_group(model, spec, true) is None
+
+
+def test_the_proof_finds_channels_that_are_read_in_another_order() -> None:
+    """Hidden from tracing in a hook: slicing both sides by the same indices runs, and is wrong."""
+    model = randomise(build_model("small_cnn"))
+    model.get_submodule("conv4").register_forward_pre_hook(lambda module, inputs: (inputs[0].flip(1),))
+
+    spec = trace_network(model, (1, 8, 8), "small_cnn")
+
+    assert [g.name for g in spec.groups] == ["conv1", "conv4", "conv5"]
+    assert [r.name for r in spec.refused] == ["conv2"]
+    assert "differs from the masked one" in spec.refused[0].reason
+
+
+def test_tracing_leaves_the_model_alone() -> None:
+    model = build_model("small_cnn").train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    trace_network(model, (1, 8, 8), "small_cnn")
+
+    assert model.training
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in before.items())
+
+
+class Body(nn.Module):
+    """`run` on the output of a convolution."""
+
+    def __init__(self, run: object) -> None:
+        super().__init__()
+        self.conv = conv_bn(3, 8)
+        self.norm = nn.BatchNorm2d(8)
+        self.run = run
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.run(self, self.conv(x))  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("run", "message"),
+    [
+        (lambda m, x: torch.sigmoid(x), "'sigmoid' .* there is no kernel"),
+        (lambda m, x: x * 2.0, "'mul' .* there is no kernel"),
+        (lambda m, x: x + 1.0, "not a tensor"),
+        (lambda m, x: m.conv[0](x[:, :3, :, :]), "every s-th pixel"),
+        (lambda m, x: m.norm(F.relu(x)), "batch norm must follow"),
+        (lambda m, x: F.relu(F.max_pool2d(x, 2)), "an activation must follow"),
+        (lambda m, x: F.relu(x) + x, "an activation must follow"),
+        (lambda m, x: F.avg_pool2d(x, 3, padding=1), "padding of 1"),
+        (lambda m, x: F.max_pool2d(x, 3, ceil_mode=True), "ceil_mode"),
+        (lambda m, x: x.mean(1), "a mean over 1"),
+        (lambda m, x: x + x.mean((2, 3), keepdim=True), "different shapes"),
+        (lambda m, x: x if x.sum() > 0 else F.relu(x), "cannot be traced"),
+        (lambda m, x: (x, x), "must return one tensor"),
+        (lambda m, x: F.pad(x, (1, 1, 1, 1)), "only zero channels"),
+        (lambda m, x: x.reshape(x.shape[0], 16, -1), "it reshapes"),
+    ],
+)
+def test_names_what_has_no_kernel(run: object, message: str) -> None:
+    with pytest.raises(UnsupportedNetwork, match=message):
+        trace_network(Body(run), (3, 8, 8), "body")
+
+
+def test_names_convolutions_that_have_no_kernel() -> None:
+    for layer, message in (
+        (nn.Conv2d(4, 8, 3, groups=2), "2 groups of 4 channels"),
+        (nn.Conv2d(4, 8, 3, dilation=2), "dilation of 2"),
+        (nn.Conv2d(4, 8, 3, stride=(1, 2)), "stride differs"),
+        (nn.Conv2d(4, 8, 3, padding="same"), "given as numbers"),
+        (nn.ConvTranspose2d(4, 8, 3), "no kernel for ConvTranspose2d"),
+    ):
+        with pytest.raises(UnsupportedNetwork, match=message):
+            trace_network(nn.Sequential(layer), (4, 8, 8), "layer")
+
+
+def test_a_module_used_twice_has_no_name_of_its_own() -> None:
+    shared = nn.Conv2d(4, 4, 3, padding=1)
+    with pytest.raises(UnsupportedNetwork, match="is used twice"):
+        trace_network(nn.Sequential(shared, nn.ReLU(), shared), (4, 8, 8), "shared")

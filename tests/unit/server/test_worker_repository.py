@@ -1,0 +1,247 @@
+"""What a worker does to a job: claims, fencing, checkpoints, the end."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from sqlalchemy import select, update
+from sqlalchemy.orm import Session
+
+from server.models import CheckpointRow, EventRow, SearchRow
+from server.searches import repository
+from server.searches.queries import CANCEL, PAUSE, RESUME, steer
+from server.searches.repository import CandidateRecord, ClaimLost, JobClaim, JobSignal, SearchEvent
+from server.states import JobStage, JobState, TaskState
+from tests.unit.server.server_lab import ServerLab, kernel_task
+
+
+def claim(lab: ServerLab, worker: str = "w1", **kwargs: bool) -> JobClaim | None:
+    with lab.database.write() as session:
+        return repository.claim_runnable_job(session, worker=worker, stale_s=60.0, **kwargs)
+
+
+def claimed(lab: ServerLab) -> JobClaim:
+    lab.search(lab.agent().device_id)
+    got = claim(lab)
+    assert got is not None
+    return got
+
+
+def silence(lab: ServerLab) -> None:
+    """Let the worker's last heartbeat be long ago by the database's clock."""
+    with lab.database.write() as session:
+        session.execute(update(SearchRow).values(heartbeat_at=1.0))
+
+
+def state(lab: ServerLab, search_id: str) -> JobState:
+    with lab.database.read() as session:
+        return session.execute(select(SearchRow.state).where(SearchRow.id == search_id)).scalar_one()
+
+
+def user(lab: ServerLab, search_id: str, what: str) -> None:
+    targets = {"pause": PAUSE, "resume": RESUME, "cancel": CANCEL}[what]
+    with lab.database.write() as session:
+        steer(session, search_id, targets, what)
+
+
+class TestClaim:
+    def test_the_oldest_first_each_once(self, lab: ServerLab) -> None:
+        agent = lab.agent()
+        ids = [lab.search(agent.device_id) for _ in range(3)]
+        got = [claim(lab) for _ in range(4)]
+        assert [c.search_id if c else None for c in got] == [*ids, None]
+        first = got[0]
+        assert first is not None
+        assert (first.epoch, first.stage, first.config.name) == (1, JobStage.PREPARING, "digits")
+
+    def test_workers_at_once(self, postgres_lab: ServerLab) -> None:
+        lab = postgres_lab
+        agent = lab.agent()
+        ids = [lab.search(agent.device_id) for _ in range(12)]
+        start = threading.Barrier(6)
+
+        def work(number: int) -> list[str]:
+            start.wait()
+            return [c.search_id for c in iter(lambda: claim(lab, f"w{number}"), None)]
+
+        with ThreadPoolExecutor(6) as pool:
+            got = [search_id for part in pool.map(work, range(6)) for search_id in part]
+        assert sorted(got) == sorted(ids)
+
+    def test_a_silent_workers_job_is_taken_over_and_the_old_one_is_fenced_off(self, lab: ServerLab) -> None:
+        old = claimed(lab)
+        assert claim(lab, "w2") is None
+        silence(lab)
+        new = claim(lab, "w2")
+        assert new is not None
+        assert (new.search_id, new.epoch) == (old.search_id, 2)
+        for write in (
+            lambda s: repository.heartbeat(s, old),
+            lambda s: repository.save_checkpoint(s, old, stage=JobStage.SEARCHING, step=1, data="{}"),
+            lambda s: repository.add_events(s, old, [SearchEvent(kind="x")]),
+            lambda s: repository.put_document(s, old, repository.RESULT, "{}"),
+            lambda s: repository.save_candidates(s, old, []),
+            lambda s: repository.complete_job(s, old),
+            lambda s: repository.fail_job(s, old, "why"),
+            lambda s: repository.release_job(s, old),
+        ):
+            with pytest.raises(ClaimLost), lab.database.write() as session:
+                write(session)
+        assert state(lab, old.search_id) is JobState.RUNNING
+
+    def test_a_restarted_worker_takes_its_own_jobs_at_once(self, lab: ServerLab) -> None:
+        old = claimed(lab)
+        assert claim(lab, "w2", take_over_own=True) is None
+        again = claim(lab, "w1", take_over_own=True)
+        assert again is not None
+        assert again.epoch == old.epoch + 1
+
+    def test_a_released_job_waits_for_its_delay(self, lab: ServerLab) -> None:
+        got = claimed(lab)
+        with lab.database.write() as session:
+            repository.set_stage(session, got, JobStage.PROFILING)
+            repository.release_job(session, got, delay_s=3600.0)
+        assert claim(lab) is None
+        with lab.database.write() as session:
+            session.execute(update(SearchRow).values(not_before=0.0))
+        again = claim(lab)
+        assert again is not None
+        assert again.stage is JobStage.PROFILING
+
+
+class TestSteering:
+    def test_pause_and_resume(self, lab: ServerLab) -> None:
+        got = claimed(lab)
+        user(lab, got.search_id, "pause")
+        with lab.database.write() as session:
+            assert repository.heartbeat(session, got) is JobSignal.PAUSE
+            assert repository.settle_job(session, got) is JobState.PAUSED
+        assert claim(lab) is None
+        user(lab, got.search_id, "resume")
+        again = claim(lab)
+        assert again is not None
+        assert again.epoch == 2
+
+    def test_cancel(self, lab: ServerLab) -> None:
+        got = claimed(lab)
+        (task_id,) = lab.source.request(got.device_id, [kernel_task()], got.search_id)
+        user(lab, got.search_id, "cancel")
+        with lab.database.write() as session:
+            assert repository.heartbeat(session, got) is JobSignal.CANCEL
+            repository.settle_job(session, got)
+        assert state(lab, got.search_id) is JobState.CANCELLED
+        assert lab.task(task_id).state is TaskState.CANCELLED
+
+    def test_a_cancellation_wins_over_a_failure_and_a_release(self, lab: ServerLab) -> None:
+        for end in (lambda s, c: repository.fail_job(s, c, "why"), repository.release_job):
+            got = claimed(lab)
+            user(lab, got.search_id, "cancel")
+            with lab.database.write() as session:
+                end(session, got)
+            assert state(lab, got.search_id) is JobState.CANCELLED
+
+    @pytest.mark.parametrize(("what", "target"), [("pause", JobState.PAUSED), ("cancel", JobState.CANCELLED)])
+    def test_without_its_worker_the_job_is_settled_by_the_next_one(
+        self, lab: ServerLab, what: str, target: JobState
+    ) -> None:
+        got = claimed(lab)
+        user(lab, got.search_id, what)
+        silence(lab)
+        assert claim(lab, "w2") is None
+        assert state(lab, got.search_id) is target
+        with pytest.raises(ClaimLost), lab.database.write() as session:
+            repository.heartbeat(session, got)
+
+
+class TestEnd:
+    def test_complete(self, lab: ServerLab) -> None:
+        got = claimed(lab)
+        with lab.database.write() as session:
+            repository.complete_job(session, got)
+        assert state(lab, got.search_id) is JobState.COMPLETED
+        with lab.database.read() as session:
+            events = [(e.seq, e.kind, e.data) for e in session.scalars(select(EventRow).order_by(EventRow.seq))]
+        assert events == [(1, "state", {"state": "pending"}), (2, "state", {"state": "completed"})]
+
+    def test_fail_cancels_what_nobody_else_wants(self, lab: ServerLab) -> None:
+        got = claimed(lab)
+        mine, shared = lab.source.request(got.device_id, [kernel_task(1), kernel_task(2)], got.search_id)
+        lab.source.request(got.device_id, [kernel_task(2)], lab.search(got.device_id))
+        with lab.database.write() as session:
+            repository.fail_job(session, got, "the checkpoint does not fit")
+        assert (lab.task(mine).state, lab.task(shared).state) == (TaskState.CANCELLED, TaskState.PENDING)
+
+
+class TestData:
+    def test_checkpoints(self, lab: ServerLab) -> None:
+        got = claimed(lab)
+        for step in range(5):
+            with lab.database.write() as session:
+                repository.save_checkpoint(session, got, stage=JobStage.SEARCHING, step=step, data=f"{step}")
+                repository.save_checkpoint(session, got, stage=JobStage.SEARCHING, step=step, data=f"{step}!")
+        with lab.database.read() as session:
+            latest = repository.load_checkpoint(session, got.search_id, JobStage.SEARCHING)
+            assert repository.load_checkpoint(session, got.search_id, JobStage.TRAINING) is None
+            kept = session.scalars(select(CheckpointRow.step).order_by(CheckpointRow.step)).all()
+        assert latest == repository.Checkpoint(stage=JobStage.SEARCHING, step=4, data="4!")
+        assert list(kept) == [3, 4]
+
+    def test_a_transaction_that_fails_stores_nothing(self, lab: ServerLab) -> None:
+        got = claimed(lab)
+
+        def die(session: Session) -> None:
+            repository.save_checkpoint(session, got, stage=JobStage.SEARCHING, step=1, data="1")
+            repository.save_candidates(session, got, [_candidate("c_1")])
+            raise RuntimeError("killed")
+
+        with pytest.raises(RuntimeError), lab.database.write() as session:
+            die(session)
+        with lab.database.read() as session:
+            assert repository.load_checkpoint(session, got.search_id, JobStage.SEARCHING) is None
+            assert repository.load_candidates(session, got.search_id) == []
+
+    def test_candidates(self, lab: ServerLab) -> None:
+        got = claimed(lab)
+        records = [_candidate(f"c_{i}") for i in range(300)]
+        with lab.database.write() as session:
+            repository.save_candidates(session, got, records)
+            repository.mark_front(session, got, ["c_1", "c_2"])
+            repository.mark_front(session, got, ["c_2", "c_3"])
+            repository.mark_selected(session, got, ["c_3"])
+            repository.set_candidate_result(session, got, "c_3", "training", {"accuracy": 0.9})
+            repository.set_candidate_result(session, got, "c_3", "verifying", {"ok": True})
+            # A worker that was killed evaluates a generation again: marks and results stay.
+            repository.save_candidates(session, got, records)
+        with lab.database.read() as session:
+            assert len(repository.load_candidates(session, got.search_id)) == 300
+            front = repository.load_candidates(session, got.search_id, on_front=True)
+            (chosen,) = repository.load_candidates(session, got.search_id, selected=True)
+        assert [c.candidate_id for c in front] == ["c_2", "c_3"]
+        assert chosen.results == {"training": {"accuracy": 0.9}, "verifying": {"ok": True}}
+
+    def test_documents_are_kept_byte_for_byte(self, lab: ServerLab) -> None:
+        got = claimed(lab)
+        text = '{"b": 1.10, "a": "ä"}\n'
+        with lab.database.write() as session:
+            repository.put_document(session, got, repository.LATENCY_TABLE, "old")
+            repository.put_document(session, got, repository.LATENCY_TABLE, text)
+        with lab.database.read() as session:
+            assert repository.get_document(session, got.search_id, repository.LATENCY_TABLE) == text
+            assert repository.get_document(session, got.search_id, repository.RESULT) is None
+        response = lab.get(f"/v1/searches/{got.search_id}/latency-table")
+        assert response.content == text.encode()
+        etag = {"If-None-Match": response.headers["etag"]}
+        assert lab.get(f"/v1/searches/{got.search_id}/latency-table", headers=etag).status_code == 304
+
+    def test_events_are_numbered_without_gaps(self, lab: ServerLab) -> None:
+        got = claimed(lab)
+        with lab.database.write() as session:
+            assert repository.add_events(session, got, []) == 1
+            assert repository.add_events(session, got, [SearchEvent(kind="a"), SearchEvent(kind="b")]) == 3
+            assert repository.add_events(session, got, [SearchEvent(kind="c", data={"x": 1})]) == 4
+
+
+def _candidate(candidate_id: str) -> CandidateRecord:
+    return CandidateRecord(candidate_id=candidate_id, genome=(0, 1), metrics={"loss": 0.5}, generation=1)
