@@ -3,8 +3,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from plan_reference import run_plan
-from pruning_networks import randomise
 from torch import Tensor, nn
 
 from device_agent.contracts import ContractError, PruningScheme, WeightPruning
@@ -14,6 +12,8 @@ from search.pruning.apply import apply_decisions
 from search.pruning.channels import importance, kept_channels, remove_channels
 from search.pruning.fold import PlanMismatch, to_plan_tensors
 from search.pruning.trace import trace_network
+from tests.unit.search.pruning.plan_reference import run_plan
+from tests.unit.search.pruning.pruning_networks import randomise
 
 GROUP = WeightPruning(scheme=PruningScheme.GROUP, density=0.3, block_filters=4)
 SCHEMES = (

@@ -7,8 +7,6 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
-from plan_reference import run_plan
-from pruning_networks import LiteralView, Mixed, conv_bn, randomise
 from torch import Tensor, nn
 
 from device_agent.contracts import Activation, Op
@@ -20,6 +18,8 @@ from search.pruning.fold import to_plan_tensors
 from search.pruning.operators import UnsupportedNetwork
 from search.pruning.proof import verify_group
 from search.pruning.trace import trace_network
+from tests.unit.search.pruning.plan_reference import run_plan
+from tests.unit.search.pruning.pruning_networks import LiteralView, Mixed, conv_bn, randomise
 
 
 @pytest.mark.parametrize("architecture", ["resnet20", "resnet18", "mobilenet_v1", "mobilenet_v2", "vgg16", "small_cnn"])
