@@ -62,9 +62,12 @@ class Site:
         assert not self._thread.is_alive(), "the server did not stop"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    """The system's browser. Skips where it is not installed; it is never downloaded."""
+    """The system's browser. Skips where it is not installed; it is never downloaded.
+
+    Not for the session: while it lives, Playwright keeps an event loop on this thread, and others' tests need it.
+    """
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: install kerf[dev]")
     path = shutil.which("chromium") or shutil.which("chromium-browser")
     if path is None:
