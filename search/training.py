@@ -38,6 +38,9 @@ _WARM_UP_FRACTION = 0.05
 _CHECKPOINT_FORMAT = "1"
 #: SGD from fresh weights, as is usual for small images: a large rate, and more decay than fine-tuning.
 _FROM_SCRATCH = TrainingConfig(batch_size=128, learning_rate=0.1, weight_decay=5e-4, distillation=0.0)
+#: A small data set gets smaller batches rather than few steps in an epoch.
+_MIN_STEPS_FROM_SCRATCH = 40
+_MIN_BATCH_FROM_SCRATCH = 16
 
 
 class TrainingDiverged(SearchError):
@@ -64,8 +67,15 @@ def train_from_scratch(
     on_epoch: Callable[[EpochReport], None] | None = None,
     checkpoint_path: Path | None = None,
 ) -> nn.Module:
-    """A trained copy of `model`, from the weights that it has. The arguments are those of `finetune`."""
-    settings = replace(_FROM_SCRATCH, epochs=epochs)
+    """A trained copy of `model`, from the weights that it has. The arguments are those of `finetune`.
+
+    The recipe is fixed: a rate of 0.1 for batches of 128, and in proportion less for the smaller batches that a small
+    data set gets.
+    """
+    most = len(data.split.train) // _MIN_STEPS_FROM_SCRATCH
+    batch_size = min(_FROM_SCRATCH.batch_size, max(_MIN_BATCH_FROM_SCRATCH, most))
+    rate = _FROM_SCRATCH.learning_rate * batch_size / _FROM_SCRATCH.batch_size
+    settings = replace(_FROM_SCRATCH, epochs=epochs, batch_size=batch_size, learning_rate=rate)
     dense = PrunedModel(model=model, masks={}, kept={})
     trained = finetune(dense, data, settings, generator, on_epoch=on_epoch, checkpoint_path=checkpoint_path)
     return trained.model

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from search.models.zoo import initialise_weights
+from search.domain.network import NetworkSpec
+from search.models.zoo import build_model, initialise_weights
+from search.pruning.trace import trace_network
 
 
 def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -20,6 +24,14 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
             nn.init.normal_(module.running_mean, 0.0, 0.2, generator=generator)
             nn.init.uniform_(module.running_var, 0.5, 1.5, generator=generator)
     return model.eval()
+
+
+@functools.cache
+def traced(architecture: str) -> tuple[nn.Module, NetworkSpec]:
+    """A network of the zoo for small images, and its description. Tests share them and must not change them."""
+    shape = (1, 8, 8) if architecture == "small_cnn" else (3, 32, 32)
+    model = randomise(build_model(architecture, num_classes=10))
+    return model, trace_network(model, shape, architecture)
 
 
 def conv_bn(in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> nn.Sequential:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -7,13 +9,12 @@ from torch import Tensor, nn
 
 from device_agent.contracts import ContractError, PruningScheme, WeightPruning
 from search.domain.space import Decisions
-from search.models.zoo import build_model
 from search.pruning.apply import apply_decisions
 from search.pruning.channels import importance, kept_channels, remove_channels
 from search.pruning.fold import PlanMismatch, to_plan_tensors
 from search.pruning.trace import trace_network
 from tests.unit.search.pruning.plan_reference import run_plan
-from tests.unit.search.pruning.pruning_networks import randomise
+from tests.unit.search.pruning.pruning_networks import traced
 
 GROUP = WeightPruning(scheme=PruningScheme.GROUP, density=0.3, block_filters=4)
 SCHEMES = (
@@ -45,8 +46,8 @@ def test_importance_is_the_norm_of_the_filters_that_run() -> None:
 
 
 def test_members_of_an_add_are_ranked_together() -> None:
-    model = randomise(build_model("resnet18", num_classes=10))
-    spec = trace_network(model, (3, 32, 32), "resnet18")
+    shared, spec = traced("resnet18")
+    model = copy.deepcopy(shared)
     group = spec.group("layer2.0.conv2")
     with torch.no_grad():
         for name in ("layer2.0.conv2", "layer2.0.downsample.0", "layer2.1.conv2"):
@@ -58,8 +59,7 @@ def test_members_of_an_add_are_ranked_together() -> None:
 
 
 def test_removes_channels_everywhere_and_leaves_the_original() -> None:
-    model = randomise(build_model("mobilenet_v2", num_classes=10))
-    spec = trace_network(model, (3, 32, 32), "mobilenet_v2")
+    model, spec = traced("mobilenet_v2")
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     expansion = spec.group("features.2.conv.0.0")
 
@@ -78,9 +78,8 @@ def test_removes_channels_everywhere_and_leaves_the_original() -> None:
 
 @pytest.mark.parametrize("architecture", ["resnet20", "resnet18", "mobilenet_v2", "small_cnn"])
 def test_a_pruned_network_runs_as_its_plan_says(architecture: str) -> None:
-    model = randomise(build_model(architecture, num_classes=10))
-    shape = (1, 8, 8) if architecture == "small_cnn" else (3, 32, 32)
-    spec = trace_network(model, shape, architecture)
+    model, spec = traced(architecture)
+    shape = spec.plan.input_shape
     kernels = {op.name: op.kernel for op in spec.plan.ops}
     decisions = Decisions(
         channels={g.name: max(1, g.channels * (i % 3 + 2) // 5) for i, g in enumerate(spec.groups)},
@@ -107,8 +106,7 @@ def test_a_pruned_network_runs_as_its_plan_says(architecture: str) -> None:
 
 
 def test_pruned_weights_are_those_of_the_mask_and_others_are_inherited() -> None:
-    model = randomise(build_model("small_cnn"))
-    spec = trace_network(model, (1, 8, 8), "small_cnn")
+    model, spec = traced("small_cnn")
 
     pruned = apply_decisions(model, spec, Decisions(pruning={"conv3": GROUP}))
 
@@ -129,15 +127,13 @@ def test_pruned_weights_are_those_of_the_mask_and_others_are_inherited() -> None
     ],
 )
 def test_refuses_decisions_that_do_not_fit(decisions: Decisions, message: str) -> None:
-    model = build_model("small_cnn")
-    spec = trace_network(model, (1, 8, 8), "small_cnn")
+    model, spec = traced("small_cnn")
     with pytest.raises(ContractError, match=message):
         apply_decisions(model, spec, decisions)
 
 
 def test_folding_refuses_a_model_that_is_not_what_the_decisions_say() -> None:
-    model = randomise(build_model("small_cnn"))
-    spec = trace_network(model, (1, 8, 8), "small_cnn")
+    model, spec = traced("small_cnn")
     decisions = Decisions(channels={"conv1": 8}, pruning={"conv3": GROUP})
     pruned = apply_decisions(model, spec, decisions)
 

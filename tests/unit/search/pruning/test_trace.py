@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import pytest
@@ -19,22 +20,19 @@ from search.pruning.operators import UnsupportedNetwork
 from search.pruning.proof import verify_group
 from search.pruning.trace import trace_network
 from tests.unit.search.pruning.plan_reference import run_plan
-from tests.unit.search.pruning.pruning_networks import LiteralView, Mixed, conv_bn, randomise
+from tests.unit.search.pruning.pruning_networks import LiteralView, Mixed, conv_bn, randomise, traced
 
 
 @pytest.mark.parametrize("architecture", ["resnet20", "resnet18", "mobilenet_v1", "mobilenet_v2", "vgg16", "small_cnn"])
 def test_fused_plan_computes_what_the_module_does(architecture: str) -> None:
-    model = randomise(build_model(architecture, num_classes=10))
-    channels = 1 if architecture == "small_cnn" else 3
-    shape = (channels, 8, 8) if architecture == "small_cnn" else (3, 32, 32)
-    spec = trace_network(model, shape, architecture)
-    x = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    model, spec = traced(architecture)
+    x = torch.randn(2, *spec.plan.input_shape, generator=torch.Generator().manual_seed(0))
 
     plan, tensors = to_plan_tensors(apply_decisions(model, spec, Decisions()), spec, Decisions())
 
     assert plan == spec.plan
     with torch.no_grad():
-        expected = model.double()(x.double())
+        expected = copy.deepcopy(model).double()(x.double())
     torch.testing.assert_close(run_plan(plan, tensors, x).flatten(1), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -86,14 +84,13 @@ def test_ways_of_writing_a_network() -> None:
     ],
 )
 def test_finds_all_groups(architecture: str, groups: int, refused: int, prunable: int) -> None:
-    channels = 1 if architecture == "small_cnn" else 3
-    spec = trace_network(build_model(architecture, num_classes=10), (channels, 32, 32), architecture)
+    _, spec = traced(architecture)
 
     assert (len(spec.groups), len(spec.refused), len(spec.prunable_ops)) == (groups, refused, prunable)
 
 
 def test_members_of_a_residual_stream() -> None:
-    spec = trace_network(build_model("resnet18"), (3, 64, 64), "resnet18")
+    _, spec = traced("resnet18")
 
     stream = spec.group("layer2.0.conv2")
 
@@ -109,7 +106,7 @@ def test_members_of_a_residual_stream() -> None:
 
 
 def test_option_a_streams_are_refused_with_the_reason() -> None:
-    spec = trace_network(build_model("resnet20"), (3, 32, 32), "resnet20")
+    _, spec = traced("resnet20")
 
     assert [r.name for r in spec.refused] == ["conv1", "layer2.0.conv2", "layer3.0.conv2"]
     assert all("zero channels" in r.reason for r in spec.refused)
@@ -125,8 +122,7 @@ def test_a_group_that_cannot_be_removed_is_refused() -> None:
 
 def test_the_proof_finds_a_false_claim() -> None:
     """A residual stream with a member forgotten, and one that lists a consumer of other channels."""
-    model = randomise(build_model("resnet18", num_classes=10))
-    spec = trace_network(model, (3, 32, 32), "resnet18")
+    model, spec = traced("resnet18")
     true = spec.group("layer2.0.conv2")
     for members in (
         true.members[:-1],
