@@ -28,6 +28,7 @@ from server.fleet import devices, leases, service
 from server.fleet import endpoints as agents
 from server.fleet.waiting import LeaseWaiters
 from server.latency import endpoints as latency
+from server.logs import configure_logging
 from server.searches import endpoints as searches
 from server.searches import events
 from server.settings import Settings
@@ -38,6 +39,7 @@ log = structlog.get_logger(__name__)
 def create_app(settings: Settings | None = None) -> FastAPI:
     """Build the application. The database must have the newest schema: see `server.database.upgrade`."""
     settings = settings or Settings.from_env()
+    configure_logging(as_json=settings.log_json)
     app = FastAPI(
         title="Kerf",
         version=__version__,
