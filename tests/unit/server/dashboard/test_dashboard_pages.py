@@ -124,7 +124,8 @@ def test_failed_search_says_why(local: TestClient, seeded: Seeded) -> None:
     page = local.get(f"/searches/{seeded.failed_id}").text
     assert 'role="alert"' in page
     assert "Raise the bound" in text_of(page)
-    assert "No candidate yet" in text_of(page)
+    assert "The search ended before its first generation" in text_of(page)
+    assert re.findall(r'<li class="stage (\w+)"', page)[:2] == ["failed", "waiting"]
 
 
 def test_front_data_for_the_chart(local: TestClient, seeded: Seeded) -> None:
