@@ -54,7 +54,8 @@ class LocalStack:
 
     def start(self, name: str) -> None:
         """Start the process `name` ("server", "worker" or "agent"), again after it ended. Its log is appended to."""
-        environment = {**os.environ, "KERF_DATA_DIR": str(self.state_dir)}
+        # The stack serves the person who starts it: the dashboard asks them for no token, unless they want it to.
+        environment = {"KERF_OPEN_DASHBOARD": "1", **os.environ, "KERF_DATA_DIR": str(self.state_dir)}
         with (self.state_dir / "logs" / f"{name}.log").open("ab") as log:
             # A session of its own: Ctrl-C in the terminal reaches only us, and we stop the processes in order.
             self.processes[name] = subprocess.Popen(

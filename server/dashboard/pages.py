@@ -165,6 +165,7 @@ class SearchPage:
     device_id: str
     device_name: str
     state: StateLabel
+    is_over: bool
     error: str
     age_s: float
     stages: tuple[StageView, ...]

@@ -70,6 +70,7 @@ def search_page(session: Session, search_id: str, now: float) -> SearchPage:
         device_id=row.device_id,
         device_name=device_name,
         state=JOB_LABELS[row.state],
+        is_over=row.state.is_terminal,
         error=row.error or "",
         age_s=now - (row.started_at or row.created_at),
         stages=_stages(session, row, now),
@@ -120,10 +121,10 @@ def _stages(session: Session, row: SearchRow, now: float) -> tuple[StageView, ..
         lasted = "" if began is None else span(max(0.0, min([*later, end]) - began))
         if i < reached:
             status = "done"
+        elif row.state is JobState.FAILED and i == reached:
+            status = "failed"
         elif i > reached or began is None:
             status, lasted = "waiting", ""
-        elif row.state is JobState.FAILED:
-            status = "failed"
         elif row.state.is_terminal:
             status = "stopped"
         else:

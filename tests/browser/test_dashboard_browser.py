@@ -111,6 +111,21 @@ def test_search_page_draws_the_front_and_follows_the_search(chromium: Browser, s
         assert download.value.suggested_filename == "network.kerfnet"
 
 
+def test_the_chart_appears_with_the_first_generation(chromium: Browser, serve: Serve) -> None:
+    site = serve()
+    device_id = seed.enrol(site.context, "board", seed.profile("Cortex-A55", 4))
+    claim = seed.submit(site.context, "just begun", device_id)
+    with page_of(chromium, site) as page:
+        page.goto(f"/searches/{claim.search_id}")
+        page.wait_for_selector('#chart[data-ready="empty"]', state="hidden")
+        page.get_by_text("No candidate yet").wait_for()
+        seed.prepare(site.context, claim)
+        seed.search(site.context, claim, generations=2)
+        page.wait_for_selector('#chart[data-ready="true"][data-evaluated="48"] canvas')
+        assert page.locator("#chart canvas").bounding_box()["width"] > 300  # type: ignore[index]
+        page.get_by_text("2 of 2, 48 candidates").wait_for()
+
+
 def test_an_open_page_survives_a_restart_of_the_server(chromium: Browser, serve: Serve) -> None:
     site = serve()
     claim = seed.seed(site.context).running

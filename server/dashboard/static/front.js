@@ -133,17 +133,12 @@
     if (!front) return;
     const nothing = !front.evaluated.length && !front.front.length;
     if (nothing) {
-      if (chart) { chart.dispose(); chart = null; }
-      box.innerHTML = "";
-      const text = document.createElement("p");
-      text.className = "chart-empty";
-      text.textContent = "No candidate has been evaluated yet.";
-      box.append(text);
       box.dataset.ready = "empty";
       return;
     }
+    // Shown before the chart is made, which takes the size of its box.
+    box.dataset.ready = "drawing";
     if (!chart) {
-      box.innerHTML = "";
       chart = echarts.init(box, null, { renderer: "canvas" });
       chart.on("finished", () => { box.dataset.ready = "true"; });
       chart.on("click", (params) => {
@@ -155,7 +150,6 @@
         window.location.hash = id;
       });
     }
-    box.dataset.ready = "drawing";
     box.dataset.evaluated = front.evaluated.length;
     box.dataset.front = front.front.length;
     box.dataset.verified = front.verified.length;

@@ -30,6 +30,7 @@ from server.searches.repository import (
     mark_selected,
     save_candidates,
     save_checkpoint,
+    set_progress,
 )
 from server.states import JobStage
 from server.worker.run import SearchFailed, SearchRun
@@ -175,6 +176,7 @@ class _Recorder:
             save_checkpoint(
                 session, run.claim, stage=STAGE, step=len(state.archive), data=json.dumps(state_to_json(state))
             )
+            set_progress(session, run.claim, progress)
             add_events(
                 session,
                 run.claim,
