@@ -9,7 +9,8 @@
         add_events(session, claim, [SearchEvent(kind="generation", data={"generation": 7})])
 
 All writes are fenced: they raise `ClaimLost` when another worker has taken the job over, and the worker must then
-stop without writing anything more. Each write also counts as a heartbeat.
+stop without writing anything more. Each write also counts as a heartbeat. JSON values must be finite: `ContractError`
+otherwise, because neither PostgreSQL nor a browser takes NaN.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from typing import Any
 from sqlalchemy import and_, delete, func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
+from device_agent.contracts import encode
 from search.domain.config import SearchConfig, parse_config
 from server.columns import now_s
 from server.models import CandidateRow, CheckpointRow, DocumentRow, EventRow, SearchRow
@@ -147,13 +149,13 @@ def heartbeat(session: Session, claim: JobClaim) -> JobSignal:
 
 def set_stage(session: Session, claim: JobClaim, stage: JobStage, progress: Mapping[str, Any] | None = None) -> None:
     """Enter a stage; tells watchers with a "stage" event."""
-    _fence(session, claim, stage=stage, progress=dict(progress or {}))
+    _fence(session, claim, stage=stage, progress=encode(progress or {}))
     add_events(session, claim, [SearchEvent(kind="stage", data={"stage": stage.value})])
 
 
 def set_progress(session: Session, claim: JobClaim, progress: Mapping[str, Any]) -> None:
     """Replace the figures that a progress display shows, such as {"done": 12, "total": 40}."""
-    _fence(session, claim, progress=dict(progress))
+    _fence(session, claim, progress=encode(progress))
 
 
 def save_checkpoint(session: Session, claim: JobClaim, *, stage: JobStage, step: int, data: str) -> None:
@@ -197,7 +199,7 @@ def append_events(session: Session, search_id: str, events: Sequence[SearchEvent
         .execution_options(synchronize_session=False)
     ).scalar_one()
     rows = [
-        {"search_id": search_id, "seq": last - len(events) + i, "kind": e.kind, "data": dict(e.data)}
+        {"search_id": search_id, "seq": last - len(events) + i, "kind": e.kind, "data": encode(e.data)}
         for i, e in enumerate(events, start=1)
     ]
     if rows:
@@ -213,12 +215,12 @@ def save_candidates(session: Session, claim: JobClaim, records: Sequence[Candida
             "search_id": claim.search_id,
             "candidate_id": r.candidate_id,
             "genome": list(r.genome),
-            "metrics": dict(r.metrics),
+            "metrics": encode(r.metrics),
             "violation": r.violation,
             "generation": r.generation,
             "on_front": r.on_front,
             "selected": r.selected,
-            "results": dict(r.results),
+            "results": encode(r.results),
         }
         for r in records
     ]
@@ -247,7 +249,7 @@ def set_candidate_result(
     session.execute(
         update(CandidateRow)
         .where(*where)
-        .values(results={**results, stage: dict(result)})
+        .values(results={**results, stage: encode(result)})
         .execution_options(synchronize_session=False)
     )
 

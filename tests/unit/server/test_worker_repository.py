@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
+from device_agent.contracts import ContractError
 from server.models import CheckpointRow, EventRow, SearchRow
 from server.searches import repository
 from server.searches.queries import CANCEL, PAUSE, RESUME, steer
@@ -220,6 +221,12 @@ class TestData:
             (chosen,) = repository.load_candidates(session, got.search_id, selected=True)
         assert [c.candidate_id for c in front] == ["c_2", "c_3"]
         assert chosen.results == {"training": {"accuracy": 0.9}, "verifying": {"ok": True}}
+
+    def test_numbers_that_are_none_are_refused(self, lab: ServerLab) -> None:
+        got = claimed(lab)
+        record = CandidateRecord(candidate_id="c", genome=(0,), metrics={"loss": float("nan")}, generation=1)
+        with pytest.raises(ContractError, match="JSON"), lab.database.write() as session:
+            repository.save_candidates(session, got, [record])
 
     def test_documents_are_kept_byte_for_byte(self, lab: ServerLab) -> None:
         got = claimed(lab)
