@@ -60,12 +60,15 @@ def server(
 
 def worker() -> None:
     """Run a worker, which carries searches from stage to stage, until SIGTERM."""
+    from server.logs import configure_logging
     from server.worker.loop import run_worker
 
+    settings = Settings.from_env()
+    configure_logging(as_json=settings.log_json)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, lambda *_: stop.set())
-    run_worker(Settings.from_env(), stop)
+    run_worker(settings, stop)
 
 
 @db_app.command("upgrade")

@@ -65,7 +65,7 @@ def _enrol(context: Context, request: EnrolmentRequest) -> EnrolmentAnswer:
         is_allowed = accounts.has_code(session, code_hash) if known else accounts.use_code(session, code_hash)
         if not is_allowed:
             raise Forbidden(
-                "the enrolment code is unknown, used up or expired: make one with `kerf devices enrol-code`",
+                "the enrolment code is unknown, used up or expired: make one with `kerf enrol-code`",
                 code="enrolment_code",
             )
         if known is None:

@@ -106,7 +106,7 @@ def _choose_device(session: Session, config: SearchConfig) -> str:
     if not suitable:
         raise _refused(
             "config.device",
-            f"no enabled device has the runtime {runtime!r}: enrol one with `kerf devices enrol-code` and kerf-agent",
+            f"no enabled device has the runtime {runtime!r}: enrol one with `kerf enrol-code` and kerf-agent",
         )
     if len(suitable) > 1:
         names = ", ".join(repr(d.name) for d in suitable[:20])
