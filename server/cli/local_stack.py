@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -116,11 +117,29 @@ def running_stack(options: StackOptions) -> Iterator[LocalStack]:
         database.dispose()
     port = options.port or _free_port(options.host)
     stack = LocalStack(url=f"http://{options.host}:{port}", token=token, state_dir=options.state_dir)
+    with _terminated_as_interrupted():
+        try:
+            _start_all(stack, options, port)
+            yield stack
+        finally:
+            stack.stop()
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """SIGTERM ends this process like Ctrl-C, through the clean-up: its default would leave the stack running."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
     try:
-        _start_all(stack, options, port)
-        yield stack
+        yield
     finally:
-        stack.stop()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def local_settings(state_dir: Path) -> Settings:
