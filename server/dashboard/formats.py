@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from server.dashboard.pages import SpeedUp
+if TYPE_CHECKING:
+    from server.dashboard.pages import SpeedUp
 
 #: Shown in place of a number that is not known (yet).
 MISSING = "–"
@@ -30,15 +32,33 @@ def interval(bounds_ns: tuple[float, float] | None) -> str:
     return f"{low} to {high} {unit}"
 
 
-def ms(value_ms: float | None) -> str:
-    """Milliseconds, always in ms so that a column compares."""
-    return MISSING if value_ms is None else f"{_three_digits(value_ms)} ms"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LatencyUnit:
+    """The unit of all latencies of one search, so that a column compares. `per_ms` of it make one millisecond."""
+
+    name: str
+    per_ms: float
 
 
-def ms_interval(bounds_ms: tuple[float, float] | None) -> str:
+MILLISECONDS = LatencyUnit(name="ms", per_ms=1.0)
+MICROSECONDS = LatencyUnit(name="µs", per_ms=1e3)
+
+
+def latency_unit(values_ms: Iterable[float | None]) -> LatencyUnit:
+    """Microseconds where even the slowest is faster than 1 ms; what is not known does not count."""
+    known = [value for value in values_ms if value is not None]
+    return MICROSECONDS if known and max(known) < 1.0 else MILLISECONDS
+
+
+def latency(value_ms: float | None, unit: LatencyUnit) -> str:
+    return MISSING if value_ms is None else f"{_three_digits(value_ms * unit.per_ms)} {unit.name}"
+
+
+def latency_interval(bounds_ms: tuple[float, float] | None, unit: LatencyUnit) -> str:
+    """Both ends without the unit, for a place beside the figure itself."""
     if bounds_ms is None:
         return MISSING
-    low, high = (_digits(bound, 4) for bound in bounds_ms)
+    low, high = (_digits(bound * unit.per_ms, 4) for bound in bounds_ms)
     return f"{low} to {high}"
 
 
@@ -117,8 +137,8 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "duration": duration,
     "error": error,
     "interval": interval,
-    "ms": ms,
-    "ms_interval": ms_interval,
+    "latency": latency,
+    "latency_interval": latency_interval,
     "percent": percent,
     "short_id": short_id,
     "times": times,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from device_agent.contracts import Verdict, VerdictReason
 from search.domain.objective import Metric
+from server.dashboard.formats import LatencyUnit, latency_unit
 from server.dashboard.pages import FileLink, FrontRow, SpeedUp
 from server.dashboard.wording import VERDICT_LABELS, reason_texts
 from server.models import CandidateRow
@@ -66,12 +67,20 @@ def front_rows(session: Session, search_id: str, baseline: Baseline) -> tuple[Fr
     return tuple(sorted(rows, key=lambda row: (row.predicted_latency_ms, row.candidate_id)))
 
 
+def unit_of(baseline: Baseline, front: Sequence[FrontRow]) -> LatencyUnit:
+    """One unit for the table, the tiles and the chart of a search."""
+    return latency_unit([baseline.tflite_ms, baseline.native_ms, *(row.predicted_latency_ms for row in front)])
+
+
 def chart_data(session: Session, search_id: str) -> dict[str, Any]:
-    """What the chart draws. Latencies in ms, accuracies as parts of 1."""
+    """What the chart draws. Latencies in ms, to be shown in `unit`; accuracies as parts of 1."""
     baseline = baseline_of(session, search_id)
-    points = [_point(row) for row in front_rows(session, search_id, baseline)]
+    front = front_rows(session, search_id, baseline)
+    points = [_point(row) for row in front]
+    unit = unit_of(baseline, front)
     lines = ((baseline.tflite_ms, "unpruned, TFLite"), (baseline.native_ms, "unpruned, native"))
     return {
+        "unit": {"name": unit.name, "per_ms": unit.per_ms},
         "evaluated": _cloud(session, search_id),
         "front": [p for p in points if p["accuracy_estimate"] is not None],
         "selected": [p for p in points if p["selected"] and p["accuracy_estimate"] is not None],

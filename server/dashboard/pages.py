@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from server.dashboard.formats import LatencyUnit
 from server.dashboard.wording import StateLabel
 
 
@@ -155,7 +156,10 @@ class EventView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchPage:
-    """`chosen` are the candidates that go through training and verification; `hidden` counts those not listed."""
+    """`chosen` are the candidates that go through training and verification; `hidden` counts those not listed.
+
+    `objectives` names what the front is taken over.
+    """
 
     search_id: str
     name: str
@@ -176,6 +180,8 @@ class SearchPage:
     hidden: int
     has_trained: bool
     baseline_tflite_ms: float | None
+    unit: LatencyUnit
+    objectives: str
     events: tuple[EventView, ...]
 
 

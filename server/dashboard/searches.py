@@ -10,8 +10,8 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from server.dashboard import pages
-from server.dashboard.formats import count, ms, percent, span
-from server.dashboard.front import Baseline, baseline_of, front_rows
+from server.dashboard.formats import LatencyUnit, count, latency, percent, span
+from server.dashboard.front import Baseline, baseline_of, front_rows, unit_of
 from server.dashboard.pages import EventView, FrontRow, Progress, SearchPage, StageView, Tile
 from server.dashboard.wording import JOB_LABELS, STAGE_LABELS
 from server.models import CandidateRow, DeviceRow, EventRow, SearchRow
@@ -56,6 +56,7 @@ def search_page(session: Session, search_id: str, now: float) -> SearchPage:
     device_name = session.execute(select(DeviceRow.name).where(DeviceRow.id == row.device_id)).scalar_one()
     baseline = baseline_of(session, search_id)
     front = front_rows(session, search_id, baseline)
+    unit = unit_of(baseline, front)
     chosen = tuple(point for point in front if point.selected)
     others = tuple(point for point in front if not point.selected)
     evaluated = session.execute(
@@ -75,12 +76,14 @@ def search_page(session: Session, search_id: str, now: float) -> SearchPage:
         age_s=now - (row.started_at or row.created_at),
         stages=_stages(session, row, now),
         progress=_progress(row, with_stage=False),
-        tiles=_tiles(baseline, front, evaluated),
+        tiles=_tiles(baseline, front, evaluated, unit),
         chosen=chosen,
         others=others[:SHOWN_FRONT],
         hidden=max(0, len(others) - SHOWN_FRONT),
         has_trained=any(point.accuracy is not None for point in front),
         baseline_tflite_ms=baseline.tflite_ms,
+        unit=unit,
+        objectives=" and ".join(_objective_words(item["metric"]) for item in row.config["objectives"]),
         events=_events(session, search_id, now),
     )
 
@@ -133,25 +136,26 @@ def _stages(session: Session, row: SearchRow, now: float) -> tuple[StageView, ..
     return tuple(views)
 
 
-def _tiles(baseline: Baseline, front: Sequence[FrontRow], evaluated: int) -> tuple[Tile, ...]:
+def _objective_words(metric: str) -> str:
+    return {"latency_ms": "latency", "macs": "MACs"}.get(metric, metric)
+
+
+def _tiles(baseline: Baseline, front: Sequence[FrontRow], evaluated: int, unit: LatencyUnit) -> tuple[Tile, ...]:
     """The figures that a reader looks for first. Unknown ones say so."""
     accuracy = "" if baseline.accuracy is None else f"{percent(baseline.accuracy)} test accuracy"
     tiles = [
-        Tile(label="Unpruned, TFLite", value=ms(baseline.tflite_ms), note=accuracy),
-        Tile(label="Unpruned, native", value=ms(baseline.native_ms)),
+        Tile(label="Unpruned, TFLite", value=latency(baseline.tflite_ms, unit), note=accuracy),
+        Tile(label="Unpruned, native", value=latency(baseline.native_ms, unit)),
     ]
     verified = [(p.measured_latency_ms, p) for p in front if p.measured_latency_ms is not None]
     if verified:
-        latency, fastest = min(verified, key=lambda pair: pair[0])
+        measured_ms, fastest = min(verified, key=lambda pair: pair[0])
         note = "" if fastest.speed_up is None else f"{fastest.speed_up.factor:.2f}× faster than unpruned TFLite"
-        tiles.append(Tile(label="Fastest verified", value=ms(latency), note=note))
+        tiles.append(Tile(label="Fastest verified", value=latency(measured_ms, unit), note=note))
     elif front:
         fastest = min(front, key=lambda p: p.predicted_latency_ms)
-        tiles.append(
-            Tile(
-                label="Fastest predicted", value=ms(fastest.predicted_latency_ms), note="not verified on the device yet"
-            )
-        )
+        predicted = latency(fastest.predicted_latency_ms, unit)
+        tiles.append(Tile(label="Fastest predicted", value=predicted, note="not verified on the device yet"))
     note = f"{len(front)} on the front, {len(verified)} verified" if front else ""
     tiles.append(Tile(label="Designs evaluated", value=count(evaluated), note=note))
     return tuple(tiles)

@@ -13,16 +13,18 @@
 
   const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const percent = (value) => `${(100 * value).toFixed(2)} %`;
-  const milliseconds = (value) => `${value >= 100 ? value.toFixed(0) : value >= 1 ? value.toFixed(2) : value.toFixed(4)} ms`;
+  // Latencies come in ms and are shown in the unit that suits them all.
+  const scaled = (valueMs) => valueMs * front.unit.per_ms;
+  const latency = (valueMs) => `${Number(scaled(valueMs).toPrecision(4))} ${front.unit.name}`;
 
   function tooltip(item) {
     const point = item.data?.point;
     if (!point) return "";
     const lines = [item.seriesName];
     if (point.candidate_id) lines.push(point.candidate_id.slice(0, 12));
-    if (point.predicted_latency_ms !== undefined) lines.push(`predicted ${milliseconds(point.predicted_latency_ms)}`);
-    if (point.measured_latency_ms != null) lines.push(`measured ${milliseconds(point.measured_latency_ms)}`);
-    if (point.latency_ci95_ms) lines.push(`95 % interval ${point.latency_ci95_ms.map(milliseconds).join(" to ")}`);
+    if (point.predicted_latency_ms !== undefined) lines.push(`predicted ${latency(point.predicted_latency_ms)}`);
+    if (point.measured_latency_ms != null) lines.push(`measured ${latency(point.measured_latency_ms)}`);
+    if (point.latency_ci95_ms) lines.push(`95 % interval ${point.latency_ci95_ms.map(latency).join(" to ")}`);
     if (point.accuracy_estimate != null) lines.push(`accuracy estimate ${percent(point.accuracy_estimate)}`);
     if (point.accuracy != null) lines.push(`test accuracy ${percent(point.accuracy)}`);
     if (point.verdict) lines.push(point.verdict);
@@ -57,14 +59,17 @@
     const ink = colour("--chart-baseline");
     return {
       name: "unpruned", type: "scatter", data: lines.filter((l) => l.accuracy != null).map((l) => ({
-        value: [l.latency_ms, 100 * l.accuracy],
+        value: [scaled(l.latency_ms), 100 * l.accuracy],
         point: { measured_latency_ms: l.latency_ms, accuracy: l.accuracy },
       })),
       symbol: "rect", symbolSize: 9, itemStyle: { color: ink },
       markLine: {
-        silent: true, symbol: "none", lineStyle: { color: ink, type: "dashed", width: 1 },
-        label: { formatter: (p) => p.name, color: ink, position: "insideStartTop", distance: [6, 5], fontSize: 11 },
-        data: lines.map((l) => ({ name: l.label, xAxis: l.latency_ms })),
+        silent: true, symbol: "none", precision: 12, lineStyle: { color: ink, type: "dashed", width: 1 },
+        label: { formatter: (p) => p.name, color: ink, distance: [6, 5], fontSize: 11 },
+        // The faster one is named on its left, the slower one on its right: they are often close together.
+        data: [...lines].sort((a, b) => a.latency_ms - b.latency_ms).map((l, i) => ({
+          name: l.label, xAxis: scaled(l.latency_ms), label: { position: i ? "insideStartBottom" : "insideStartTop" },
+        })),
       },
     };
   }
@@ -73,7 +78,7 @@
     const muted = colour("--muted");
     const line = colour("--line");
     const ink = colour("--ink");
-    const verified = data.verified.map((p) => ({ value: [p.measured_latency_ms, 100 * p.shown_accuracy], point: p }));
+    const verified = data.verified.map((p) => ({ value: [scaled(p.measured_latency_ms), 100 * p.shown_accuracy], point: p }));
     const axis = {
       type: "value", scale: true, axisLine: { lineStyle: { color: line } }, axisLabel: { color: muted },
       splitLine: { lineStyle: { color: line, opacity: 0.6 } }, nameTextStyle: { color: muted }, nameLocation: "middle",
@@ -82,17 +87,17 @@
       {
         name: "evaluated", type: "scatter", symbolSize: 4, large: data.evaluated.length > 2000,
         itemStyle: { color: colour("--chart-cloud"), opacity: 0.55 },
-        data: data.evaluated.map((p) => [p[0], 100 * p[1]]), silent: true,
+        data: data.evaluated.map((p) => [scaled(p[0]), 100 * p[1]]), silent: true,
       },
       {
-        name: "front", type: "line", symbol: "circle", symbolSize: 6, step: "end", lineStyle: { width: 1.2, opacity: 0.7 },
+        name: "front", type: "line", symbol: "circle", symbolSize: 6, lineStyle: { width: 1.2, opacity: 0.7 },
         itemStyle: { color: colour("--chart-front") },
-        data: data.front.map((p) => ({ value: [p.predicted_latency_ms, 100 * p.accuracy_estimate], point: p })),
+        data: data.front.map((p) => ({ value: [scaled(p.predicted_latency_ms), 100 * p.accuracy_estimate], point: p })),
       },
       {
         name: "selected", type: "scatter", symbolSize: 13,
         itemStyle: { color: "transparent", borderColor: colour("--chart-selected"), borderWidth: 2 },
-        data: data.selected.map((p) => ({ value: [p.predicted_latency_ms, 100 * p.accuracy_estimate], point: p })),
+        data: data.selected.map((p) => ({ value: [scaled(p.predicted_latency_ms), 100 * p.accuracy_estimate], point: p })),
       },
       {
         name: "verified", type: "scatter", symbol: "diamond", symbolSize: 11,
@@ -103,7 +108,7 @@
         itemStyle: { color: colour("--chart-verified") },
         encode: { x: [0, 1], y: 2 },
         data: data.verified.filter((p) => p.latency_ci95_ms)
-          .map((p) => [p.latency_ci95_ms[0], p.latency_ci95_ms[1], 100 * p.shown_accuracy]),
+          .map((p) => [...p.latency_ci95_ms.map(scaled), 100 * p.shown_accuracy]),
       },
       baselineSeries(data.baselines),
     ];
@@ -121,8 +126,8 @@
       },
       // From 0 to the slowest baseline, so that the distance to it is seen at its true size.
       xAxis: {
-        ...axis, scale: false, name: "latency, ms (one image)", nameGap: 28, min: 0,
-        max: (range) => roundUp(1.02 * Math.max(range.max, ...data.baselines.map((l) => l.latency_ms))),
+        ...axis, scale: false, name: `latency, ${data.unit.name} (one image)`, nameGap: 28, min: 0,
+        max: (range) => roundUp(1.06 * Math.max(range.max, ...data.baselines.map((l) => scaled(l.latency_ms)))),
       },
       yAxis: { ...axis, name: "accuracy, %", nameGap: 36 },
       series,

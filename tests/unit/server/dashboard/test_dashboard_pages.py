@@ -86,7 +86,8 @@ def test_search_page_in_training(local: TestClient, seeded: Seeded) -> None:
     text = text_of(local.get(f"/searches/{seeded.running.search_id}").text)
     for expected in (
         "Unpruned, TFLite 17.9 ms 91.72 % test accuracy", "Unpruned, native 13.4 ms", "Designs evaluated 240",
-        "Fastest predicted", "5 of 8, candidate", "Generation 10 of 10: 240 designs evaluated",
+        "Fastest predicted", "taken over loss and latency", "5 of 8, candidate",
+        "Generation 10 of 10: 240 designs evaluated",
     ):  # fmt: skip
         assert expected in text
     page = local.get(f"/searches/{seeded.running.search_id}").text
@@ -144,6 +145,7 @@ def test_front_data_for_the_chart(local: TestClient, seeded: Seeded) -> None:
 
 def test_front_data_before_the_first_candidate(local: TestClient, seeded: Seeded) -> None:
     data = local.get(f"/searches/{seeded.failed_id}/front.json").json()
+    assert data.pop("unit") == {"name": "ms", "per_ms": 1.0}
     assert data == {"evaluated": [], "front": [], "selected": [], "verified": [], "baselines": []}
 
 

@@ -65,6 +65,14 @@ def test_counts_bytes_and_factors() -> None:
     assert formats.short_id("c_0123456789abcdef") == "c_01234567"
 
 
+def test_latencies_of_a_search_share_a_unit() -> None:
+    unit = formats.latency_unit([0.043, None, 0.0014])
+    assert [formats.latency(v, unit) for v in (0.0014, 0.043, None)] == ["1.40 µs", "43.0 µs", "–"]
+    assert formats.latency_interval((0.0412, 0.0429), unit) == "41.20 to 42.90"
+    assert formats.latency_unit([17.9, 0.9]) == formats.latency_unit([None]) == formats.MILLISECONDS
+    assert formats.latency(0.9, formats.MILLISECONDS) == "0.9 ms"
+
+
 def test_progress_in_per_cent() -> None:
     assert Progress(done=0, total=0).percent == 0
     assert Progress(done=2, total=3).percent == 66
