@@ -131,6 +131,11 @@ class KerfClient:
     def register_dataset(self, body: Mapping[str, Any]) -> dict[str, Any]:
         return self._json("POST", "/v1/datasets", json=body)
 
+    def datasets(self, limit: int = 500) -> list[dict[str, Any]]:
+        """The registered data sets."""
+        items: list[dict[str, Any]] = self._json("GET", "/v1/datasets", params={"limit": limit})["items"]
+        return items
+
     def register_model(self, body: Mapping[str, Any]) -> dict[str, Any]:
         return self._json("POST", "/v1/models", json=body)
 

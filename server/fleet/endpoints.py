@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Response
+from fastapi import APIRouter, Depends, Request, Response
 
 from device_agent.contracts import (
     EnrolmentAnswer,
@@ -43,10 +43,13 @@ def heartbeat(
 
 @router.post("/leases", openapi_extra=body_schema("LeaseRequest"), responses=answer(LeaseAnswer))
 async def lease(
-    context: ContextDep, agent: Agent, body: Annotated[LeaseRequest, Depends(body_of(LeaseRequest))]
+    request: Request,
+    context: ContextDep,
+    agent: Agent,
+    body: Annotated[LeaseRequest, Depends(body_of(LeaseRequest))],
 ) -> Response:
     """Get tasks, waiting for the first if there are none. Asking again returns what is held."""
-    lent = await service.lend_waiting(context, _device(agent), body)
+    lent = await service.lend_waiting(context, _device(agent), body, request.is_disconnected)
     return ContractResponse(LeaseAnswer(leases=lent))
 
 

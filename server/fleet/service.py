@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable, Callable
 
 from fastapi.concurrency import run_in_threadpool
 from sqlalchemy.exc import IntegrityError
@@ -103,12 +104,17 @@ def lend(context: Context, device_id: str, max_leases: int) -> tuple[Lease, ...]
     return tuple(_lease(item) for item in lent)
 
 
-async def lend_waiting(context: Context, device_id: str, request: LeaseRequest) -> tuple[Lease, ...]:
-    """`lend`, waiting up to `request.wait_s`. No session and no thread is held while waiting."""
+async def lend_waiting(
+    context: Context, device_id: str, request: LeaseRequest, is_gone: Callable[[], Awaitable[bool]]
+) -> tuple[Lease, ...]:
+    """`lend`, waiting up to `request.wait_s`. No session and no thread is held while waiting.
+
+    An agent that `is_gone` is lent nothing: its tasks would wait for its next request, or for their leases to expire.
+    """
     deadline = time.monotonic() + request.wait_s
     while True:
         lent = await run_in_threadpool(lend, context, device_id, request.max_leases)
-        if lent or not await context.waiters.wait(device_id, deadline - time.monotonic()):
+        if lent or not await context.waiters.wait(device_id, deadline - time.monotonic()) or await is_gone():
             return lent
 
 

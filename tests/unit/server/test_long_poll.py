@@ -6,6 +6,8 @@ import asyncio
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+from device_agent.contracts import LeaseRequest
+from server.fleet.service import lend_waiting
 from server.fleet.waiting import LeaseWaiters
 from tests.unit.server.server_lab import ServerLab
 
@@ -73,17 +75,40 @@ class TestWaiters:
         assert asyncio.run(scenario()) == [["d"], ["d"]]
 
 
+def num_waiting(lab: ServerLab) -> int:
+    """Read on the event loop, where the waiters live."""
+    portal = lab.client.portal
+    assert portal is not None
+    return int(portal.call(lambda: lab.client.app.state.context.waiters.num_waiting))  # type: ignore[attr-defined]
+
+
 class TestLongPoll:
     def test_a_task_of_another_process_ends_the_wait(self, lab: ServerLab) -> None:
         agent = lab.agent()
         with ThreadPoolExecutor(1) as pool:
             polling = pool.submit(lab.lease, agent, 1, 30.0)
-            waiters = lab.client.app.state.context.waiters  # type: ignore[attr-defined]
-            while not waiters.num_waiting:
+            while not num_waiting(lab):
                 time.sleep(0.005)
             # Through a database of its own, as a worker does.
             (task_id,) = lab.tasks(agent)
             assert [lease.task_id for lease in polling.result(timeout=20)] == [task_id]
+
+    def test_an_agent_that_hung_up_while_it_waited_is_lent_nothing(self, lab: ServerLab) -> None:
+        async def is_gone() -> bool:
+            return True
+
+        agent = lab.agent()
+        context = lab.client.app.state.context  # type: ignore[attr-defined]
+        request = LeaseRequest(max_leases=1, wait_s=30.0)
+        portal = lab.client.portal
+        assert portal is not None
+        with ThreadPoolExecutor(1) as pool:
+            polling = pool.submit(portal.call, lend_waiting, context, agent.device_id, request, is_gone)
+            while not num_waiting(lab):
+                time.sleep(0.005)
+            (task_id,) = lab.tasks(agent)
+            assert polling.result(timeout=20) == ()
+        assert [lease.task_id for lease in lab.lease(agent)] == [task_id]
 
     def test_an_empty_wait_ends_in_time(self, lab: ServerLab) -> None:
         assert lab.lease(lab.agent(), wait_s=0.05) == ()
@@ -95,7 +120,7 @@ class TestLongPoll:
         waiters = lab.client.app.state.context.waiters  # type: ignore[attr-defined]
         with ThreadPoolExecutor(count) as pool:
             polls = [pool.submit(lab.lease, agents[i % 3], 1, 20.0) for i in range(count)]
-            while waiters.num_waiting < count:
+            while num_waiting(lab) < count:
                 time.sleep(0.01)
             assert lab.client.get("/readyz").status_code == 200
             lab.client.portal.call(waiters.close)  # type: ignore[union-attr]
