@@ -145,9 +145,7 @@ class KernelSpec:
             raise ContractError(f"{self.op} has no weights to prune")
         if self.op not in (Op.CONV2D, Op.FULLY_CONNECTED, Op.SHORTCUT_PAD) and self.in_channels != self.out_channels:
             raise ContractError(f"{self.op} keeps its channels, but {self.in_channels} != {self.out_channels}")
-        if self.op is Op.SHORTCUT_PAD and not (
-            0 <= self.pad_channels_before <= self.out_channels - self.in_channels
-        ):
+        if self.op is Op.SHORTCUT_PAD and not (0 <= self.pad_channels_before <= self.out_channels - self.in_channels):
             raise ContractError(
                 f"pad_channels_before {self.pad_channels_before!r} does not fit "
                 f"{self.in_channels} -> {self.out_channels} channels"

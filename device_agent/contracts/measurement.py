@@ -79,8 +79,12 @@ class FailureReason(StrEnum):
     @property
     def fault(self) -> str:
         """Whose fault it was: "task", "device", "agent" or "server"."""
-        if self in (FailureReason.UNSUPPORTED, FailureReason.INVALID_TASK, FailureReason.CRASHED,
-                    FailureReason.TIMED_OUT):
+        if self in (
+            FailureReason.UNSUPPORTED,
+            FailureReason.INVALID_TASK,
+            FailureReason.CRASHED,
+            FailureReason.TIMED_OUT,
+        ):
             return "task"
         if self in (FailureReason.RESOURCE_EXHAUSTED, FailureReason.DEVICE_NOT_READY):
             return "device"

@@ -72,7 +72,7 @@ class DatasetConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelsConfig:
-    """Channel counts to search: multiples of `multiple_of`, at least `min_ratio` of the width, at most `max_choices`."""
+    """Channel counts to search: multiples of `multiple_of`, from `min_ratio` of the width on; at most `max_choices`."""
 
     min_ratio: float = 0.25
     multiple_of: int = 4
