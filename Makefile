@@ -28,5 +28,12 @@ check: setup
 	$(BIN)/lint-imports
 	KERF_DATA_DIR=$(VENV)/check sh -c '$(BIN)/kerf db upgrade && $(BIN)/alembic check'
 
+bench: setup
+	mkdir -p out/bench
+	$(BIN)/python -m bench.native_network --json out/bench/native-network.json
+	$(BIN)/python -m bench.search_methods --landscape a72 --json out/bench/search-methods-a72.json
+	$(BIN)/python -m bench.search_methods --landscape resnet20 --generations 10 \
+		--json out/bench/search-methods-resnet20.json
+
 clean:
 	rm -rf $(VENV) demo-out build dist

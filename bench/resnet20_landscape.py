@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+import yaml
 
 from device_agent.contracts import NetworkPlan
 from search.accuracy import OneShotEstimator
 from search.data.loading import load_data
 from search.domain.candidate import Evaluation
-from search.domain.config import ChannelsConfig, DatasetConfig, SpaceConfig, WeightsConfig
+from search.domain.config import DatasetConfig, SearchConfig, parse_config
 from search.domain.objective import Metric
 from search.domain.space import Genome, SearchSpace
 from search.latency.network import fit_network_model
@@ -22,12 +23,18 @@ from search.models.zoo import build_model
 from search.pruning.trace import trace_network
 from search.space_builder import build_space
 
+_EXAMPLE = Path(__file__).parent.parent / "examples" / "cifar10-resnet20.yaml"
 _ARCHITECTURE = "resnet20"
 _INPUT_SHAPE = (3, 32, 32)
 _CALIBRATION_IMAGES = 256
 _EVALUATION_IMAGES = 512
 #: MACs stand in for latency at this rate, where there is no table: about one core of a phone.
 _MACS_PER_MS = 4.5e6
+
+
+def _example() -> SearchConfig:
+    """The example search, whose space the tables of its runs cover."""
+    return parse_config(yaml.safe_load(_EXAMPLE.read_text(encoding="utf-8")))
 
 
 def resnet20_landscape(
@@ -39,7 +46,7 @@ def resnet20_landscape(
     load_checkpoint(model, shared_data / "resnet20-cifar10-jpeg.safetensors")
     model.eval()
     spec = trace_network(model, _INPUT_SHAPE, _ARCHITECTURE)
-    space = build_space(spec, SpaceConfig(channels=ChannelsConfig(), weights=WeightsConfig()))
+    space = build_space(spec, _example().space)
     data = load_data(
         DatasetConfig(
             name="cifar10-jpeg",
