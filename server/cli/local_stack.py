@@ -45,7 +45,7 @@ class LocalStack:
     """A running stack. Use `running_stack`; `check` raises `StackError` when a process has died."""
 
     url: str
-    token: str
+    token: str = field(repr=False)
     state_dir: Path
     commands: dict[str, list[str]] = field(default_factory=dict)
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)

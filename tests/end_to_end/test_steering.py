@@ -1,0 +1,69 @@
+"""Pausing, resuming and cancelling a running search."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import uuid
+from collections.abc import Container
+
+import pytest
+
+from device_agent.contracts import encode
+from server.cli.local_stack import LocalStack
+from server.client import ClientError, KerfClient
+from tests.end_to_end.stacks import simulated_search
+
+pytestmark = pytest.mark.xdist_group("stack")
+
+#: A search that hangs must not hang the tests; none takes a tenth of this.
+TIMEOUT_S = 300.0
+
+
+def submit(client: KerfClient, generations: int) -> str:
+    config = simulated_search("steered")
+    config = dataclasses.replace(config, method=dataclasses.replace(config.method, generations=generations))
+    return str(client.submit_search(encode(config), str(uuid.uuid4()))["id"])
+
+
+def wait_for_state(client: KerfClient, search_id: str, states: Container[str]) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while client.search(search_id)["state"] not in states:
+        assert time.monotonic() < deadline, client.search(search_id)
+        time.sleep(0.05)
+
+
+def wait_for_generation(client: KerfClient, search_id: str) -> None:
+    for event in client.events(search_id):
+        if event["kind"] == "generation":
+            return
+    raise AssertionError(f"the search ended before its first generation: {client.search(search_id)}")
+
+
+def test_a_paused_search_goes_on_to_the_same_front(simulated_stack: LocalStack) -> None:
+    with simulated_stack.client() as client:
+        undisturbed = submit(client, generations=4)
+        wait_for_state(client, undisturbed, {"completed", "failed"})
+        paused = submit(client, generations=4)
+        wait_for_generation(client, paused)
+        client.search_action(paused, "pause")
+        wait_for_state(client, paused, {"paused"})
+        assert client.search_action(paused, "pause")["state"] == "paused"
+        client.search_action(paused, "resume")
+        wait_for_state(client, paused, {"completed", "failed"})
+        assert client.search(paused)["state"] == "completed"
+        fronts = [client.search_part(search_id, "searched-front") for search_id in (undisturbed, paused)]
+    assert fronts[0] == fronts[1]
+
+
+def test_a_cancelled_search_ends_and_frees_the_worker(simulated_stack: LocalStack) -> None:
+    with simulated_stack.client() as client:
+        cancelled = submit(client, generations=1000)
+        wait_for_generation(client, cancelled)
+        following = submit(client, generations=1)
+        client.search_action(cancelled, "cancel")
+        wait_for_state(client, cancelled, {"cancelled"})
+        wait_for_state(client, following, {"completed", "failed"})
+        assert client.search(following)["state"] == "completed"
+        with pytest.raises(ClientError, match="cancelled"):
+            client.search_action(cancelled, "resume")
