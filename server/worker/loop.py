@@ -11,14 +11,20 @@ from collections.abc import Iterator
 import structlog
 
 from device_agent.contracts import ContractError
+from search.data.dataset import DataError
 from search.errors import SearchError
+from search.models.checkpoint import CheckpointError
 from server.artifacts.store import ArtifactStore
 from server.database import Database
+from server.errors import ApiError
 from server.searches import repository
 from server.searches.repository import ClaimLost, JobClaim
 from server.settings import Settings
 from server.worker.pipeline import run_stages
 from server.worker.run import RunInterrupted, SearchFailed, SearchRun, signal_of
+
+#: Errors whose text names the value and the remedy; anything else is a defect of ours.
+_USER_ERRORS = (SearchFailed, SearchError, ContractError, DataError, CheckpointError, ApiError)
 
 log = structlog.get_logger(__name__)
 
@@ -88,8 +94,7 @@ def _serve(
             _settle(run)
         except ClaimLost as error:
             bound.warning("search_lost", reason=str(error))
-        except (SearchFailed, SearchError, ContractError, ValueError) as error:
-            # ValueError is the root of the data, checkpoint and contract errors: all name value and remedy.
+        except _USER_ERRORS as error:
             bound.warning("search_failed", reason=str(error))
             _fail(run, str(error))
         except Exception as error:
