@@ -18,6 +18,8 @@ from server.worker.stages.preparing import Prepared
 
 #: The runtime that stands for a whole device in tests: it takes every format.
 SIMULATED_RUNTIME = "simulated"
+NATIVE_RUNTIME = "native"
+TFLITE_RUNTIME = "tflite"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -53,8 +55,19 @@ def network_task(
     )
 
 
-def tflite_setup(setup: MeasuringSetup) -> MeasuringSetup:
-    """The same way of measuring in the TFLite runtime; a simulated device simulates that, too."""
+def search_task(run: SearchRun, network: FoldedNetwork, num_outputs: int = 1) -> NetworkTask:
+    """The task of running the network as the search's config says."""
+    setup = run.config.measuring.networks
+    return network_task(run, network, search_format(setup), setup, num_outputs)
+
+
+def search_format(setup: MeasuringSetup) -> NetworkFormat:
+    """The form that a setup's runtime runs."""
+    return NetworkFormat.TFLITE if setup.runtime == TFLITE_RUNTIME else NetworkFormat.PACKED
+
+
+def setup_in(setup: MeasuringSetup, runtime: str) -> MeasuringSetup:
+    """The same way of measuring in another runtime; a simulated device simulates that, too."""
     if setup.runtime == SIMULATED_RUNTIME:
         return setup
-    return dataclasses.replace(setup, runtime="tflite")
+    return dataclasses.replace(setup, runtime=runtime)

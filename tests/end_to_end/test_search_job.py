@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from device_agent.contracts import Op, Source, Verdict
+from device_agent.contracts import MeasuringSetup, Op, Source, Verdict
 from device_agent.formats.packed import read_packed
-from search.domain.config import SearchConfig
+from search.domain.config import ChannelsConfig, SearchConfig, SelectionConfig, SpaceConfig
 from search.domain.result import SearchResult, result_schema
 from server.cli.local_stack import LocalStack, StackOptions, running_stack
 from server.cli.searches import run_search
@@ -103,3 +103,25 @@ def test_the_same_search_on_postgresql(
     assert not (tmp_path / "state" / "kerf.db").exists()
     assert result.device.source is Source.SIMULATED
     assert (tmp_path / "sqlite" / "front.json").read_bytes() == (tmp_path / "postgresql" / "front.json").read_bytes()
+
+
+def test_a_search_on_tflite_exports_and_verifies_tflite_files(tmp_path: Path, console: Console) -> None:
+    pytest.importorskip("ai_edge_litert", reason="needs the TFLite runtime: pip install '.[agent]'")
+    config = simulated_search("tflite")
+    setup = MeasuringSetup(runtime="tflite", budget_s=0.1, min_blocks=2, samples_per_block=3, ci_half_width=0.5)
+    config = dataclasses.replace(
+        config,
+        space=SpaceConfig(channels=ChannelsConfig(min_ratio=0.5, multiple_of=8)),
+        measuring=dataclasses.replace(config.measuring, kernels=setup, networks=setup, max_kernels=40),
+        selection=SelectionConfig(candidates=2),
+        constraints=(),
+    )
+    with running_stack(StackOptions(state_dir=tmp_path / "state")) as stack:
+        result = run(stack, config, tmp_path / "out", console)
+    assert result.device.source is Source.MEASURED
+    assert result.device.runtime == "tflite"
+    assert result.baseline.latency_ms.tflite_dense is not None
+    for point in result.front:
+        assert point.failure is None
+        assert point.output_max_abs_error is not None
+        assert point.output_max_abs_error < 1e-4

@@ -13,6 +13,7 @@ import numpy as np
 from device_agent.contracts import (
     KernelTask,
     MeasurementFailure,
+    MeasuringSetup,
     NetworkFormat,
     NetworkPlan,
     NetworkTask,
@@ -31,11 +32,22 @@ from search.latency.predictor import LatencyPredictor
 from search.latency.table import LatencyTable, dump_table, kernel_latency, load_table, network_latency
 from search.lowering import lower
 from search.space_builder import check_budget
+from server.errors import ApiError
+from server.latency.repository import runtime_key
 from server.latency.source import MeasurementSummary, SqlLatencySource
 from server.searches.repository import LATENCY_TABLE, get_document, load_checkpoint
 from server.states import JobStage
 from server.worker.measuring import Outcome, describe, measure, require_success
-from server.worker.networks import network_task, tflite_setup, untrained
+from server.worker.networks import (
+    NATIVE_RUNTIME,
+    TFLITE_RUNTIME,
+    FoldedNetwork,
+    network_task,
+    search_format,
+    search_task,
+    setup_in,
+    untrained,
+)
 from server.worker.run import SearchFailed, SearchRun
 from server.worker.stages.preparing import Prepared
 
@@ -124,47 +136,73 @@ def _taken_over(run: SearchRun, search_id: str) -> tuple[LatencyTable, ProfileSu
 
 def _measured(run: SearchRun, prepared: Prepared) -> tuple[LatencyTable, ProfileSummary]:
     config = run.config.measuring
-    kernels = knots_for(prepared.spec, prepared.space, config.max_kernels)
-    kernel_tasks = [KernelTask(kernel=kernel, setup=config.kernels) for kernel in kernels]
+    kernel_tasks = [
+        KernelTask(kernel=kernel, setup=config.kernels)
+        for kernel in knots_for(prepared.spec, prepared.space, config.max_kernels)
+    ]
     dense = untrained(prepared, Decisions())
     pruned = [untrained(prepared, prepared.space.decode(g)) for g in calibration_genomes(run, prepared)]
-    dense_tasks = [
-        network_task(run, dense, NetworkFormat.TFLITE, tflite_setup(config.networks)),
-        network_task(run, dense, NetworkFormat.PACKED, config.networks),
-    ]
-    pruned_tasks = [network_task(run, n, NetworkFormat.PACKED, config.networks) for n in pruned]
+    baseline_tasks = _baseline_tasks(run, dense)
+    pruned_tasks = [search_task(run, network) for network in pruned]
+    network_tasks = [*baseline_tasks.values(), *pruned_tasks]
     reused = _num_reused(run, kernel_tasks)
-    tasks: list[KernelTask | NetworkTask] = [*dense_tasks, *pruned_tasks, *kernel_tasks]
-    outcomes = measure(run, STAGE, tasks, f"{len(kernel_tasks)} kernels, {len(tasks) - len(kernel_tasks)} networks")
-    require_success("whole networks", tasks[: -len(kernel_tasks)], outcomes[: -len(kernel_tasks)])
-    networks = [dense, *pruned]
-    usable = _usable(run, kernel_tasks, outcomes[-len(kernel_tasks) :])
-    measured = [_success(o) for _, o in outcomes[: -len(kernel_tasks)]]
-    tflite, native, *rest = measured
-    _warn_rejected(run, tasks, measured)
-    usual = usual_references(o.statistics for o in [*measured, *(o for _, o in usable)])
+    outcomes = measure(
+        run,
+        STAGE,
+        [*network_tasks, *kernel_tasks],
+        f"{len(kernel_tasks)} kernels, {len(network_tasks)} networks",
+    )
+    require_success("whole networks", network_tasks, outcomes[: len(network_tasks)])
+    networks = [_success(outcome) for _, outcome in outcomes[: len(network_tasks)]]
+    _warn_rejected(run, network_tasks, networks)
+    kernels = _usable(run, kernel_tasks, outcomes[len(network_tasks) :])
+    usual = usual_references(o.statistics for o in [*networks, *(o for _, o in kernels)])
+    baselines = dict(zip(baseline_tasks, networks, strict=False))
+    own = baselines[_own_baseline(config.networks)]
     table = LatencyTable(
         device_id=run.claim.device_id,
         setup_id=setup_id(config.kernels),
-        runtime=native.runtime,
-        runtime_version=f"{native.runtime_version}+{native.runtime_sha256[:16]}",
-        source=native.source,
-        kernels=tuple(kernel_latency(t.kernel, at_usual_speed(o.statistics, usual)) for t, o in usable),
+        runtime=own.runtime,
+        runtime_version=f"{own.runtime_version}+{own.runtime_sha256[:16]}",
+        source=own.source,
+        kernels=tuple(kernel_latency(t.kernel, at_usual_speed(o.statistics, usual)) for t, o in kernels),
         networks=tuple(
             network_latency(network.plan, at_usual_speed(result.statistics, usual))
-            for network, result in zip(networks, [native, *rest], strict=True)
+            for network, result in zip([dense, *pruned], [own, *networks[len(baselines) :]], strict=True)
             if result.verdict is not Verdict.REJECTED
         ),
     )
     summary = ProfileSummary(
-        isa=_isa(run, native),
+        isa=_isa(run, own),
         threads=config.networks.threads,
         kernels_reused=reused,
-        tflite_dense_ns=_usable_median_ns(tflite, usual),
-        native_dense_ns=_usable_median_ns(native, usual),
+        tflite_dense_ns=_usable_median_ns(baselines.get(TFLITE_RUNTIME), usual),
+        native_dense_ns=_usable_median_ns(baselines.get(NATIVE_RUNTIME), usual),
         usual_references=usual,
     )
     return table, summary
+
+
+def _baseline_tasks(run: SearchRun, dense: FoldedNetwork) -> dict[str, NetworkTask]:
+    """The unpruned network in each runtime that the device has; the search's own is always among them."""
+    setup = run.config.measuring.networks
+    tasks = {}
+    for runtime, form in ((TFLITE_RUNTIME, NetworkFormat.TFLITE), (NATIVE_RUNTIME, NetworkFormat.PACKED)):
+        in_runtime = setup_in(setup, runtime)
+        if runtime != _own_baseline(setup):
+            try:
+                with run.database.read() as session:
+                    runtime_key(session, run.claim.device_id, in_runtime.runtime)
+            except ApiError as error:
+                run.message(f"no dense {runtime} baseline: {error.detail}")
+                continue
+        tasks[runtime] = network_task(run, dense, form, in_runtime)
+    return tasks
+
+
+def _own_baseline(setup: MeasuringSetup) -> str:
+    """The baseline that runs as the search's networks do."""
+    return TFLITE_RUNTIME if search_format(setup) is NetworkFormat.TFLITE else NATIVE_RUNTIME
 
 
 def calibration_genomes(run: SearchRun, prepared: Prepared) -> list[Genome]:
@@ -230,8 +268,10 @@ def _success(outcome: Outcome) -> MeasurementSummary:
     return outcome
 
 
-def _usable_median_ns(result: MeasurementSummary, usual: Mapping[str, float]) -> float | None:
-    return None if result.verdict is Verdict.REJECTED else at_usual_speed(result.statistics, usual).median_ns
+def _usable_median_ns(result: MeasurementSummary | None, usual: Mapping[str, float]) -> float | None:
+    if result is None or result.verdict is Verdict.REJECTED:
+        return None
+    return at_usual_speed(result.statistics, usual).median_ns
 
 
 def _isa(run: SearchRun, result: MeasurementSummary) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from device_agent.contracts import MeasurementFailure, NetworkFormat, NetworkTask
+from device_agent.contracts import MeasurementFailure, NetworkTask
 from device_agent.synthesis import synthesize_input
 from search.export import FORMAT_FILES
 from search.latency.drift import at_usual_speed
@@ -17,6 +17,7 @@ from server.latency.source import SqlLatencySource
 from server.searches.repository import CandidateRecord, set_candidate_result
 from server.states import JobStage
 from server.worker.measuring import Outcome, measure
+from server.worker.networks import search_format
 from server.worker.run import SearchRun
 from server.worker.stages.preparing import Prepared
 from server.worker.stages.profiling import Profile
@@ -30,7 +31,7 @@ NUM_OUTPUTS = 4
 
 
 def verify(run: SearchRun, prepared: Prepared, profile: Profile, front: Front) -> None:
-    """Measure the packed file of each selected candidate and store what came out, failures included."""
+    """Measure the exported file of each selected candidate and store what came out, failures included."""
     run.enter(STAGE)
     missing = [c for c in front.selected if STAGE.value not in c.results]
     tasks = [_task(run, prepared, candidate) for candidate in missing]
@@ -42,11 +43,12 @@ def verify(run: SearchRun, prepared: Prepared, profile: Profile, front: Front) -
 
 
 def _task(run: SearchRun, prepared: Prepared, candidate: CandidateRecord) -> NetworkTask:
-    digest = candidate.results[JobStage.EXPORTING.value]["files"][FORMAT_FILES[NetworkFormat.PACKED]]
+    form = search_format(run.config.measuring.networks)
+    digest = candidate.results[JobStage.EXPORTING.value]["files"][FORMAT_FILES[form]]
     return NetworkTask(
         artifact_sha256=digest,
         artifact_bytes=run.artifact_path(digest).stat().st_size,
-        format=NetworkFormat.PACKED,
+        format=form,
         input_shape=_input_shape(prepared, candidate),
         setup=run.config.measuring.networks,
         num_outputs=NUM_OUTPUTS,
