@@ -16,6 +16,7 @@ def simulated_search(name: str) -> SearchConfig:
     return dataclasses.replace(
         config,
         name=name,
+        constraints=(),
         model=dataclasses.replace(config.model, train_epochs=4),
         method=dataclasses.replace(config.method, population=8, generations=3),
         measuring=MeasuringConfig(kernels=setup, networks=setup, calibration_networks=4, max_kernels=60),

@@ -257,7 +257,7 @@ def _usable(
 def _warn_rejected(
     run: SearchRun, tasks: Sequence[KernelTask | NetworkTask], measured: Sequence[MeasurementSummary]
 ) -> None:
-    for task, result in zip(tasks, measured, strict=False):
+    for task, result in zip(tasks, measured, strict=True):
         if result.verdict is Verdict.REJECTED:
             reasons = ", ".join(r.value for r in result.reasons)
             run.message(f"{describe(task)} was rejected twice ({reasons}) and is not used")
