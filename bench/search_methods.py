@@ -1,7 +1,7 @@
 """Hypervolume of jcw, nsga2 and random at equal evaluations, over several seeds.
 
-    python bench/search_methods.py                        # the published Cortex-A72 table, synthetic loss
-    python bench/search_methods.py --landscape resnet20   # real one-shot losses of a ResNet-20 (minutes)
+    python -m bench.search_methods                        # the published Cortex-A72 table, synthetic loss
+    python -m bench.search_methods --landscape resnet20   # real one-shot losses of a ResNet-20 (minutes)
 
 Landscapes:
     a72       Latency is real: cells of the table that JCW's authors measured for ResNet-18 on a Cortex-A72 (shared
@@ -222,7 +222,7 @@ def main() -> None:
     if arguments.landscape == "a72":
         landscape = a72_landscape(shared_data)
     else:
-        from resnet20_landscape import resnet20_landscape
+        from bench.resnet20_landscape import resnet20_landscape
 
         note, space, evaluate = resnet20_landscape(shared_data, arguments.table)
         landscape = Landscape(name="resnet20", note=note, space=space, evaluate=evaluate)
