@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import socket
@@ -66,6 +67,7 @@ class LocalStack:
                 stdin=subprocess.DEVNULL,
                 env=environment,
                 start_new_session=True,
+                preexec_fn=_end_with_parent,
             )
 
     def check(self) -> None:
@@ -170,6 +172,13 @@ def _start_all(stack: LocalStack, options: StackOptions, port: int) -> None:
             stack.commands["agent"] = [*agent, "--simulated"] if options.simulated else agent
             stack.start("agent")
             stack.wait_for("the agent to come online", lambda: any(d["state"] == "online" for d in client.devices()))
+
+
+def _end_with_parent() -> None:
+    """Runs in the child: SIGTERM when the parent dies, however it does. Else a killed `kerf up` would leave it behind."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM, 0, 0, 0)
 
 
 def _free_port(host: str) -> int:
