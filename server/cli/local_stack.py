@@ -175,7 +175,7 @@ def _start_all(stack: LocalStack, options: StackOptions, port: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """Runs in the child: SIGTERM when the parent dies, however it does. A killed `kerf up` must leave nothing behind."""
+    """Runs in the child: SIGTERM when the parent dies, however it does. A killed `kerf up` leaves nothing behind."""
     if sys.platform == "linux":
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM, 0, 0, 0)
