@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 
 import structlog
+from sqlalchemy.exc import OperationalError
 
 from device_agent.contracts import ContractError
 from search.data.dataset import DataError
@@ -30,6 +31,8 @@ log = structlog.get_logger(__name__)
 
 #: How often the table is asked for work while there is none.
 IDLE_INTERVAL_S = 0.5
+#: How long a worker leaves a database in peace that did not answer.
+UNAVAILABLE_INTERVAL_S = 2.0
 #: Heartbeats in the time after which a job counts as abandoned: one may fail without harm.
 HEARTBEATS_PER_STALE_TIME = 4
 
@@ -45,10 +48,15 @@ def run_worker(settings: Settings, stop: threading.Event) -> None:
         log.info("worker_started", worker=worker)
         first = is_sole
         while not stop.is_set():
-            with database.write() as session:
-                claim = repository.claim_runnable_job(
-                    session, worker=worker, stale_s=settings.job_stale_s, take_over_own=first
-                )
+            try:
+                with database.write() as session:
+                    claim = repository.claim_runnable_job(
+                        session, worker=worker, stale_s=settings.job_stale_s, take_over_own=first
+                    )
+            except OperationalError as error:
+                log.warning("database_unavailable", error=str(error.orig))
+                stop.wait(UNAVAILABLE_INTERVAL_S)
+                continue
             if claim is None:
                 first = False
                 stop.wait(IDLE_INTERVAL_S)
@@ -97,6 +105,9 @@ def _serve(
         except _USER_ERRORS as error:
             bound.warning("search_failed", reason=str(error))
             _fail(run, str(error))
+        except OperationalError as error:
+            # The database is away, not the search wrong: its claim goes stale and is taken up again.
+            bound.warning("search_interrupted", error=str(error.orig))
         except Exception as error:
             bound.exception("search_crashed")
             _fail(run, f"an error in Kerf itself, please report it: {type(error).__name__}: {error}")
