@@ -31,7 +31,6 @@ from device_agent.contracts import (
     ReportBatch,
     RuntimeInfo,
     Source,
-    Statistics,
     TaskReport,
     Verdict,
     VerdictReason,
@@ -46,6 +45,7 @@ from server.latency.source import SqlLatencySource
 from server.models import TaskRow
 from server.searches.queries import insert_search
 from server.settings import Settings
+from tests.samples import flat_statistics
 
 SETUP = MeasuringSetup(runtime="native")
 
@@ -92,18 +92,7 @@ def measurement(
         blocks=(Block(thread_cpu_ns=(median_ns, median_ns), wall_ns=(median_ns, median_ns), reference_ns=(5.0,)),),
         iterations_per_sample=10,
         warmup_runs=3,
-        statistics=Statistics(
-            median_ns=median_ns,
-            mean_ns=median_ns,
-            min_ns=median_ns,
-            p5_ns=median_ns,
-            p10_ns=median_ns,
-            p90_ns=median_ns,
-            p95_ns=median_ns,
-            mad_ns=0.0,
-            num_samples=2,
-            num_blocks=1,
-        ),
+        statistics=flat_statistics(median_ns, num_samples=2),
         verdict=verdict,
         reasons=reasons,
         before=Conditions(),

@@ -21,10 +21,10 @@ from device_agent.contracts import (
     Provenance,
     RuntimeInfo,
     Source,
-    Statistics,
     TaskReport,
     Verdict,
 )
+from tests.samples import flat_statistics
 
 PROFILE = DeviceProfile(
     machine="aarch64",
@@ -87,18 +87,7 @@ def measurement(median_ns: float = 1000.0) -> Measurement:
         blocks=(Block(thread_cpu_ns=(median_ns,), wall_ns=(median_ns,), reference_ns=(500.0,)),),
         iterations_per_sample=10,
         warmup_runs=20,
-        statistics=Statistics(
-            median_ns=median_ns,
-            mean_ns=median_ns,
-            min_ns=median_ns,
-            p5_ns=median_ns,
-            p10_ns=median_ns,
-            p90_ns=median_ns,
-            p95_ns=median_ns,
-            mad_ns=0.0,
-            num_samples=1,
-            num_blocks=1,
-        ),
+        statistics=flat_statistics(median_ns),
         verdict=Verdict.NOISY,
         reasons=(),
         before=Conditions(),

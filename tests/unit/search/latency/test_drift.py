@@ -6,20 +6,12 @@ import pytest
 
 from device_agent.contracts import Statistics
 from search.latency.drift import at_usual_speed, usual_references
+from tests.samples import flat_statistics
 
 
 def statistics(median_ns: float, reference_ns: float | None, name: str | None = "r") -> Statistics:
-    return Statistics(
-        median_ns=median_ns,
-        mean_ns=median_ns,
-        min_ns=median_ns,
-        p5_ns=median_ns,
-        p10_ns=median_ns,
-        p90_ns=median_ns,
-        p95_ns=median_ns,
-        mad_ns=1.0,
-        num_samples=60,
-        num_blocks=6,
+    return flat_statistics(
+        median_ns,
         ci95_low_ns=0.9 * median_ns,
         ci95_high_ns=1.1 * median_ns,
         reference_ns=reference_ns,
