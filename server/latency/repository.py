@@ -78,7 +78,7 @@ def runtime_key(session: Session, device_id: str, runtime: str) -> RuntimeKey:
         select(DeviceRow.name, DeviceRow.profile_id, DeviceRow.runtimes).where(DeviceRow.id == device_id)
     ).one_or_none()
     if device is None:
-        raise NotFound(f"there is no device {device_id!r}: `kerf devices list` shows those that enrolled")
+        raise NotFound(f"there is no device {device_id!r}: `kerf devices ls` shows those that enrolled")
     for info in device.runtimes:
         if info["name"] == runtime and not info.get("unavailable"):
             return RuntimeKey(
