@@ -43,7 +43,10 @@ class TestTokens:
                 assert (response.status_code == 401) is (path not in open_routes), (method, path, response.text)
 
     @pytest.mark.parametrize(
-        "token", ["x", "kerf_u_short", make_secret(SecretKind.USER), make_secret(SecretKind.AGENT)]
+        "token",
+        ["x", "kerf_u_short", make_secret(SecretKind.USER), make_secret(SecretKind.AGENT)],
+        # The same in every test process, unlike the tokens.
+        ids=["word", "short", "user", "agent"],
     )
     def test_an_unknown_token(self, sqlite_lab: ServerLab, token: str) -> None:
         assert sqlite_lab.get("/v1/searches", token).status_code == 401
