@@ -62,7 +62,7 @@ def assert_refused(done: subprocess.CompletedProcess[str], code: int, *words: st
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"model": {"architecture": "resnet21"}}, ("'resnet21'", "did you mean 'resnet20'")),
+        ({"model": {"architecture": "resnet-20"}}, ("'resnet-20'", "did you mean 'resnet20'")),
         ({"spcae": {}}, ("'spcae'", "did you mean 'space'")),
         ({"method": {"populaton": 8}}, ("'populaton'", "did you mean 'population'", "config.method")),
         ({"method": {"name": "genetic"}}, ("'genetic'", "'jcw'")),
@@ -97,7 +97,7 @@ def image_zip(path: Path, files: Mapping[str, bytes]) -> None:
     ("train", "words"),
     [
         (b"PK this is no zip", ("zip",)),
-        ({"cat/0.png": png(), "dog/": b""}, ("'dog'", "empty")),
+        ({"cat/0.png": png(), "dog/": b""}, ("'dog'", "no images")),
         ({"cat/0.png": png(), "dog/0.png": b"no image"}, ("dog/0.png",)),
         ({"../cat/0.png": png(), "dog/0.png": png()}, ("../cat/0.png",)),
     ],
