@@ -34,9 +34,7 @@ def create(
     """Make a token and print it. It is stored hashed and cannot be shown again."""
     scopes = tuple(scope or DEFAULT_SCOPES)
     if Scope.AGENT in scopes:
-        raise ConfigFileError(
-            "the scope 'agent' belongs to devices: make a code with `kerf enrol-code`"
-        )
+        raise ConfigFileError("the scope 'agent' belongs to devices: make a code with `kerf enrol-code`")
     if days is not None and not days > 0:
         raise ConfigFileError(f"--days {days:g} must be positive")
     settings = Settings.from_env()
