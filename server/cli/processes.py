@@ -21,8 +21,8 @@ GRACEFUL_TIMEOUT_S = 5
 
 def up(
     state: StateOption = None,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8321,
+    host: Annotated[str, typer.Option(envvar="KERF_HOST", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(envvar="KERF_PORT", help="Port to listen on.")] = 8321,
     agent: Annotated[bool, typer.Option(help="Also run an agent on this machine.")] = True,
     simulated: Annotated[bool, typer.Option(help="Let the agent simulate its device.")] = False,
 ) -> None:
@@ -42,8 +42,8 @@ def up(
 
 
 def server(
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8321,
+    host: Annotated[str, typer.Option(envvar="KERF_HOST", help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(envvar="KERF_PORT", help="Port to listen on.")] = 8321,
 ) -> None:
     """Run the HTTP server alone. Migrate the database first: `kerf db upgrade`."""
     import uvicorn

@@ -1,0 +1,50 @@
+"""The documentation names every setting, config key and result key that there is."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from search.domain.config import SearchConfig, parse_config
+from search.domain.result import FrontPoint, SearchResult, result_schema
+from server.settings import ENV_PREFIX, Settings
+
+ROOT = Path(__file__).parents[2]
+CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+RESULT = (ROOT / "docs" / "result.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", [ENV_PREFIX + f.name.upper() for f in dataclasses.fields(Settings)])
+def test_every_setting_is_documented(name: str) -> None:
+    assert f"`{name}`" in CONFIGURATION
+
+
+def leaves(value: object, where: str) -> list[str]:
+    """The names of all fields below a dataclass instance."""
+    names = []
+    for field in dataclasses.fields(value):  # type: ignore[arg-type]
+        item = getattr(value, field.name)
+        names += leaves(item, field.name) if dataclasses.is_dataclass(item) else [field.name]
+    return names
+
+
+def test_every_config_key_is_documented() -> None:
+    config: SearchConfig = parse_config(
+        {
+            "name": "n",
+            "model": {"architecture": "small_cnn"},
+            "dataset": {"name": "digits"},
+            "space": {"channels": {}, "weights": {}},
+        }
+    )
+    assert [name for name in leaves(config, "") if f"{name}`" not in CONFIGURATION] == []
+
+
+def test_the_schema_has_the_fields_of_the_result() -> None:
+    schema = result_schema()
+    assert set(schema["properties"]) == {f.name for f in dataclasses.fields(SearchResult)}
+    point = schema["properties"]["front"]["items"]
+    assert set(point["properties"]) == set(point["required"]) == {f.name for f in dataclasses.fields(FrontPoint)}
+    assert [f.name for f in dataclasses.fields(FrontPoint) if f"`{f.name}`" not in RESULT] == []
