@@ -54,8 +54,8 @@ def load_image_zip(
         raise DataError(f"images have 1 or 3 channels, but the network's input has {image_shape[0]}")
     try:
         with zipfile.ZipFile(path) as archive:
-            files = _image_files(archive, path)
-            names = _class_names(files, class_names, path)
+            files = list_image_files(archive, path)
+            names = read_class_names(files, class_names, path)
             cached = _cache_file(path, image_shape, cache_dir)
             if cached is not None and cached.exists():
                 return _read_cache(cached, names)
@@ -69,7 +69,7 @@ def load_image_zip(
     return data
 
 
-def _image_files(archive: zipfile.ZipFile, path: Path) -> dict[str, list[zipfile.ZipInfo]]:
+def list_image_files(archive: zipfile.ZipFile, path: Path) -> dict[str, list[zipfile.ZipInfo]]:
     """The image files of each class folder, sorted by name. Every class folder has at least one."""
     folders: dict[PurePosixPath, list[zipfile.ZipInfo]] = {}
     for entry in archive.infolist():
@@ -121,9 +121,10 @@ def _is_hidden(name: PurePosixPath) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in name.parts)
 
 
-def _class_names(
+def read_class_names(
     files: dict[str, list[zipfile.ZipInfo]], expected: Sequence[str] | None, path: Path
 ) -> tuple[str, ...]:
+    """The classes in the order of their labels: those expected, or the folders' names. Raises `DataError` on others."""
     names = tuple(files) if expected is None else tuple(expected)
     missing = sorted(set(names) - set(files))
     surplus = sorted(set(files) - set(names))

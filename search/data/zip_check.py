@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image, UnidentifiedImageError
 
 from search.data.dataset import DataError
-from search.data.image_zip import _class_names, _image_files
+from search.data.image_zip import list_image_files, read_class_names
 
 #: Real images hardly deflate; a zip that unpacks to more than this and by this factor is a bomb.
 _MAX_RATIO = 50
@@ -42,8 +42,8 @@ def check_image_zip(path: Path, class_names: Sequence[str] | None = None) -> Zip
             unpacked = sum(entry.file_size for entry in archive.infolist())
             if unpacked > _SMALL_BYTES and unpacked > _MAX_RATIO * path.stat().st_size:
                 raise DataError(f"{path.name} unpacks to {unpacked} bytes, {_MAX_RATIO} times its size: no images do")
-            files = _image_files(archive, path)
-            names = _class_names(files, class_names, path)
+            files = list_image_files(archive, path)
+            names = read_class_names(files, class_names, path)
             damaged = archive.testzip()
             if damaged is not None:
                 raise DataError(f"{path.name}: {damaged!r} is damaged (its checksum is wrong): make the zip again")
