@@ -26,7 +26,7 @@ from device_agent.measuring.statistics import (
 #: An interval wider than +-25 % leaves the order of two candidates open even at a factor of 1.5.
 REJECTED_HALF_WIDTH = 0.25
 
-#: A governor at rest stays within this; devices whose clock moved more gave other latencies (anchors: 143 vs 281 ms).
+#: A governor at rest stays within this; a clock that moved by more gives another latency in proportion.
 FREQUENCY_MOVED_BY = 0.05
 
 #: A clock that fell by this while the processor is warm was throttled.
