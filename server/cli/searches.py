@@ -9,13 +9,12 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from search.domain.config import SearchConfig
 from search.domain.result import SearchResult
 from server.cli.config_file import check_files, load_config, upload, with_overrides
 from server.cli.connection import ServerOption, StateOption, TokenOption, connect
-from server.cli.console import make_console
+from server.cli.console import JsonOption, make_console, print_items
 from server.cli.local_stack import StackOptions, running_stack
 from server.cli.output import print_front, write_output
 from server.cli.progress import show_progress
@@ -29,7 +28,6 @@ DataOption = Annotated[
     Path | None, typer.Option("--data", help="Folder of the files that the config names.", show_default=False)
 ]
 OutputOption = Annotated[Path, typer.Option("--output", help="Folder for result.json and the exported files.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 class SearchEnded(Exception):
@@ -114,15 +112,14 @@ def list_searches(server: ServerOption = None, token: TokenOption = None, as_jso
     """List searches, newest first."""
     with connect(server, token) as client:
         searches = client.searches()
-    if as_json:
-        typer.echo(json.dumps(searches, indent=1))
-        return
-    table = Table(box=None, header_style="bold")
-    for title in ("id", "name", "method", "state", "stage"):
-        table.add_column(title)
-    for search in searches:
-        table.add_row(*(str(search.get(key) or "") for key in ("id", "name", "method", "state", "stage")))
-    make_console().print(table)
+    columns = {
+        "id": lambda s: s["id"],
+        "name": lambda s: s["name"],
+        "method": lambda s: s["config"]["method"]["name"],
+        "state": lambda s: s["state"],
+        "stage": lambda s: s["stage"],
+    }
+    print_items(searches, columns, as_json=as_json)
 
 
 @app.command()
