@@ -76,6 +76,7 @@ def enrol(
                     answer = client.enrol(request)
                 break
             except PollInterrupted:
+                stop.drain.wait()  # It is set by another thread, a moment after the signal.
                 raise TryAgainLater("stopped while enrolling: start again with the same code") from None
             except TryAgainLater as error:
                 pause_s = backoff.next_pause_s(error)

@@ -42,9 +42,9 @@ def wait_for_generation(client: KerfClient, search_id: str) -> None:
 
 def test_a_paused_search_goes_on_to_the_same_front(simulated_stack: LocalStack) -> None:
     with simulated_stack.client() as client:
-        undisturbed = submit(client, generations=4)
+        undisturbed = submit(client, generations=40)
         wait_for_state(client, undisturbed, {"completed", "failed"})
-        paused = submit(client, generations=4)
+        paused = submit(client, generations=40)
         wait_for_generation(client, paused)
         client.search_action(paused, "pause")
         wait_for_state(client, paused, {"paused"})
