@@ -21,9 +21,13 @@ from device_agent.child_process import converse, shorten
 from device_agent.contracts.codec import ContractError, dumps, loads
 from device_agent.contracts.device import RuntimeInfo
 from device_agent.contracts.lease import KernelTask, NetworkTask
-from device_agent.contracts.measurement import FailureReason, Measurement, MeasurementFailure, Source
-
-SIMULATED_RUNTIME = "simulated"
+from device_agent.contracts.measurement import (
+    SIMULATED_RUNTIME,
+    FailureReason,
+    Measurement,
+    MeasurementFailure,
+    Source,
+)
 
 #: The first probe may compile the native kernels on a slow board.
 PROBE_DEADLINE_S = 300.0

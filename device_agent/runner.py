@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from device_agent.child import SIMULATED_RUNTIME, run_in_child, run_task
+from device_agent.child import run_in_child, run_task
 from device_agent.contracts import (
+    SIMULATED_RUNTIME,
     FailureReason,
     KernelTask,
     Measurement,

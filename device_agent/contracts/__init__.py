@@ -41,6 +41,7 @@ from device_agent.contracts.lease import (
     TaskReport,
 )
 from device_agent.contracts.measurement import (
+    SIMULATED_RUNTIME,
     Block,
     Clock,
     Conditions,
@@ -62,6 +63,7 @@ __all__ = [
     "DENSE",
     "NETWORK_INPUT",
     "NETWORK_RESIDUAL",
+    "SIMULATED_RUNTIME",
     "WIRE_VERSION",
     "Activation",
     "Block",

@@ -7,6 +7,9 @@ from enum import StrEnum
 
 from device_agent.contracts.codec import ContractError, content_id
 
+#: The runtime that stands for a whole device in tests: it takes every task, and its rows say SIMULATED.
+SIMULATED_RUNTIME = "simulated"
+
 
 class Clock(StrEnum):
     """Which clock the headline figure is read from. Both are sampled; thread-CPU time is valid for one thread only."""

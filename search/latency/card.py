@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from search.latency.network import Correction
 from search.latency.predictor import HeldOut, LatencyPredictor
@@ -75,13 +76,4 @@ def _summary_of(items: Sequence[HeldOut]) -> ErrorSummary:
 def _spearman(a: np.ndarray, b: np.ndarray) -> float | None:
     if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return None
-    return float(np.corrcoef(_average_ranks(a), _average_ranks(b))[0, 1])
-
-
-def _average_ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 0, ties at the mean of their places."""
-    ordered = np.sort(values)
-    low = np.searchsorted(ordered, values, side="left")
-    high = np.searchsorted(ordered, values, side="right") - 1
-    ranks: np.ndarray = (low + high) / 2
-    return ranks
+    return float(spearmanr(a, b).statistic)

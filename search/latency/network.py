@@ -69,7 +69,7 @@ class NetworkLatencyModel:
     """Predicts whole networks on one device, from one latency table. Deterministic: the table alone decides."""
 
     def __init__(self, predictor: LatencyPredictor, correction: Correction) -> None:
-        self._predictor = predictor
+        self.predictor = predictor
         self.correction = correction
 
     def predict(self, plan: NetworkPlan) -> Prediction:
@@ -77,7 +77,7 @@ class NetworkLatencyModel:
 
         Never `exact`. The kernels' uncertainties are taken as independent of each other, the correction's as common.
         """
-        total = sum_kernels(self._predictor, plan.kernels)
+        total = sum_kernels(self.predictor, plan.kernels)
         latency_ns = self.correction.apply(total.latency_ns)
         std_ns = math.hypot(self.correction.scale * total.std_ns, self.correction.relative_std * latency_ns)
         return Prediction(latency_ns=latency_ns, std_ns=std_ns, exact=False)

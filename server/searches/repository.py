@@ -267,6 +267,12 @@ def load_candidates(
     return [candidate_record(row) for row in rows]
 
 
+def count_candidates(session: Session, search_id: str) -> int:
+    """How many designs a search has evaluated."""
+    query = select(func.count()).select_from(CandidateRow).where(CandidateRow.search_id == search_id)
+    return int(session.execute(query).scalar_one())
+
+
 def candidate_record(row: CandidateRow) -> CandidateRecord:
     return CandidateRecord(
         candidate_id=row.candidate_id,

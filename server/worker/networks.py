@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from device_agent.contracts import MeasuringSetup, NetworkFormat, NetworkPlan, NetworkTask
+from device_agent.contracts import SIMULATED_RUNTIME, MeasuringSetup, NetworkFormat, NetworkPlan, NetworkTask
 from search.domain.space import Decisions
 from search.export import write_network
 from search.pruning.apply import PrunedModel, apply_decisions
@@ -16,8 +16,6 @@ from search.pruning.fold import to_plan_tensors
 from server.worker.run import SearchRun
 from server.worker.stages.preparing import Prepared
 
-#: The runtime that stands for a whole device in tests: it takes every format.
-SIMULATED_RUNTIME = "simulated"
 NATIVE_RUNTIME = "native"
 TFLITE_RUNTIME = "tflite"
 

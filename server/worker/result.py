@@ -45,7 +45,7 @@ def store_result(
             method=config.method.name.value,
             seed=config.method.seed,
             settings=encode(config),
-            evaluations=front.evaluations,
+            evaluations=run.num_evaluations(),
             seconds=run.stage_seconds(),
             latency_from=config.latency_from,
         ),

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sqlalchemy.orm import Session
+
 from search.domain.config import SearchConfig
 from server.artifacts.store import ArtifactStore
 from server.database import Database
@@ -98,8 +100,7 @@ class SearchRun:
         self._last_progress_s = now_s
         data = {"stage": stage.value, "done": done, "total": total, "note": note}
         with self.database.write() as session:
-            repository.set_progress(session, self.claim, data)
-            repository.add_events(session, self.claim, [SearchEvent(kind="progress", data=data)])
+            write_progress(session, self.claim, data)
 
     def event(self, kind: str, data: Mapping[str, Any]) -> None:
         with self.database.write() as session:
@@ -118,6 +119,11 @@ class SearchRun:
         with self.database.read() as session:
             return repository.stage_seconds(session, self.search_id)
 
+    def num_evaluations(self) -> int:
+        """Distinct candidates that the search has estimated."""
+        with self.database.read() as session:
+            return repository.count_candidates(session, self.search_id)
+
     # -- artifacts --------------------------------------------------------------------------------------------------
 
     def put_artifact(self, data: bytes) -> str:
@@ -130,6 +136,12 @@ class SearchRun:
         if not path.is_file():
             raise SearchFailed(f"the artifact {sha256} is not stored any more: upload it and submit the search again")
         return path
+
+
+def write_progress(session: Session, claim: JobClaim, data: Mapping[str, Any]) -> None:
+    """What a progress display shows: kept with the job, and told to watchers."""
+    repository.set_progress(session, claim, data)
+    repository.add_events(session, claim, [SearchEvent(kind="progress", data=data)])
 
 
 def signal_of(run: SearchRun) -> JobSignal:

@@ -28,7 +28,6 @@ from search.latency.card import model_card
 from search.latency.drift import at_usual_speed, usual_references
 from search.latency.knots import knots_for
 from search.latency.network import NetworkLatencyModel, fit_network_model
-from search.latency.predictor import LatencyPredictor
 from search.latency.table import LatencyTable, dump_table, kernel_latency, load_table, network_latency
 from search.lowering import lower
 from search.space_builder import check_budget
@@ -292,6 +291,6 @@ def _check_coverage(run: SearchRun, prepared: Prepared, result: Profile) -> None
 
 def _card(result: Profile) -> str:
     card: dict[str, Any] = dataclasses.asdict(
-        model_card(LatencyPredictor(result.table), result.model.correction, len(result.table.kernels))
+        model_card(result.model.predictor, result.model.correction, len(result.table.kernels))
     )
     return json.dumps(card, sort_keys=True)

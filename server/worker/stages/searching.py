@@ -30,10 +30,9 @@ from server.searches.repository import (
     mark_selected,
     save_candidates,
     save_checkpoint,
-    set_progress,
 )
 from server.states import JobStage
-from server.worker.run import SearchFailed, SearchRun
+from server.worker.run import SearchFailed, SearchRun, write_progress
 from server.worker.stages.preparing import Prepared
 from server.worker.stages.profiling import Profile
 
@@ -42,10 +41,9 @@ STAGE = JobStage.SEARCHING
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Front:
-    """The selected candidates with what the later stages stored about them, and how many were estimated in all."""
+    """The selected candidates, fastest first, with what the later stages stored about them."""
 
     selected: tuple[CandidateRecord, ...]
-    evaluations: int
 
 
 def search(run: SearchRun, prepared: Prepared, profile: Profile) -> None:
@@ -89,9 +87,8 @@ def load_front(run: SearchRun) -> Front:
     """The selected candidates as stored now, fastest first."""
     with run.database.read() as session:
         records = load_candidates(session, run.search_id, selected=True)
-        evaluations = len(load_candidates(session, run.search_id))
     order = sorted(records, key=lambda c: (c.metrics[Metric.LATENCY_MS.value], c.candidate_id))
-    return Front(selected=tuple(order), evaluations=evaluations)
+    return Front(selected=tuple(order))
 
 
 def searched_front(space: SearchSpace, front: Sequence[EvaluatedCandidate]) -> str:
@@ -176,12 +173,8 @@ class _Recorder:
             save_checkpoint(
                 session, run.claim, stage=STAGE, step=len(state.archive), data=json.dumps(state_to_json(state))
             )
-            set_progress(session, run.claim, progress)
-            add_events(
-                session,
-                run.claim,
-                [SearchEvent(kind="generation", data=figures), SearchEvent(kind="progress", data=progress)],
-            )
+            add_events(session, run.claim, [SearchEvent(kind="generation", data=figures)])
+            write_progress(session, run.claim, progress)
         self._stored = len(state.archive)
         run.check()
 
