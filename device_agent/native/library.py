@@ -12,10 +12,12 @@ from pathlib import Path
 from device_agent.native.build import CompilerError, build_library, library_name
 from device_agent.native.errors import NativeBuildError, NativeError
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 #: The vector lengths that a tile can have, in float32 elements.
 VECTOR_LENGTHS = (16, 8, 4)
 GROUP_SIZES = (4, 2, 1)
+#: Scratch memory is there for this many threads.
+MAX_THREADS = 16
 
 
 class Step(ctypes.Structure):
@@ -28,7 +30,7 @@ class Step(ctypes.Structure):
             "vector_length", "max_vectors", "groups_outer",
         )),
         *((name, ctypes.c_float) for name in ("lower", "upper", "scale")),
-        ("reserved", ctypes.c_int32),
+        ("scratch_size", ctypes.c_int32),
         *((name, ctypes.c_void_p) for name in ("input", "second", "output", "scratch")),
         *((name, ctypes.c_int64) for name in ("input_plane", "second_plane", "output_plane")),
         *((name, ctypes.c_void_p) for name in (

@@ -30,15 +30,22 @@ KERF_EXPORT int32_t kerf_max_vectors(int32_t backend, int32_t vector_length, int
   return backends[backend]->max_vectors(vector_length, group_size);
 }
 
+// 0, or 1 + index of the first step that the backend cannot run.
+static int32_t run_steps(const KerfBackend *backend, const KerfStep *steps, int32_t num_steps) {
+  for (int32_t i = 0; i < num_steps; i++)
+    if (!backend->run_step(steps + i, 0, 1)) return i + 1;
+  return 0;
+}
+
 KERF_EXPORT int32_t kerf_run(int32_t backend, const KerfStep *steps, int32_t num_steps) {
-  return backends[backend]->run(steps, num_steps);
+  return run_steps(backends[backend], steps, num_steps);
 }
 
 // Wall time of `repeats` runs, in ns; -1 where a step cannot be run.
 KERF_EXPORT int64_t kerf_time(int32_t backend, const KerfStep *steps, int32_t num_steps, int32_t repeats) {
   const int64_t start = now_ns();
   for (int32_t i = 0; i < repeats; i++)
-    if (backends[backend]->run(steps, num_steps)) return -1;
+    if (run_steps(backends[backend], steps, num_steps)) return -1;
   return now_ns() - start;
 }
 
@@ -48,7 +55,7 @@ KERF_EXPORT int32_t kerf_profile(int32_t backend, const KerfStep *steps, int32_t
   for (int32_t round = 0; round < rounds; round++) {
     int64_t before = now_ns();
     for (int32_t i = 0; i < num_steps; i++) {
-      if (backends[backend]->run(steps + i, 1)) return i + 1;
+      if (!backends[backend]->run_step(steps + i, 0, 1)) return i + 1;
       const int64_t after = now_ns();
       times_ns[(int64_t)round * num_steps + i] = after - before;
       before = after;

@@ -8,7 +8,7 @@
 
 #include <stdint.h>
 
-#define KERF_ABI_VERSION 1
+#define KERF_ABI_VERSION 2
 
 enum KerfKind {
   KERF_CONV = 0,             // sparse convolution of the output channels of some row groups
@@ -36,11 +36,11 @@ struct KerfStep {
   int32_t vector_length, max_vectors, groups_outer;  // CONV: the tile, found by tuning
   float lower, upper;     // bounds of the activation
   float scale;            // AVG_POOL, GLOBAL_AVG_POOL: one over the number of elements
-  int32_t reserved;
+  int32_t scratch_size;   // pools: elements of `scratch` for each thread
   const float *input;
   const float *second;    // residual or second operand, or null; its row stride is the output's
   float *output;
-  float *scratch;         // pools: one padded input row
+  float *scratch;         // pools: one padded input row, for each thread
   int64_t input_plane, second_plane, output_plane;
   const uint32_t *mask;   // all ones where a flattened position is inside the image, zero in the padding
   const float *bias;      // by output channel
@@ -57,7 +57,8 @@ struct KerfBackend {
   int32_t has_fma;                                    // outputs are bit-identical among backends with FMA
   int (*is_supported)(void);
   int32_t (*max_vectors)(int32_t vector_length, int32_t group_size);  // 0: no such tile
-  int32_t (*run)(const KerfStep *steps, int32_t num_steps);           // 0, or 1 + index of a step it cannot run
+  // Share `part` of `parts` of one step: shares write to different places and need no order. 0 where it cannot run it.
+  int32_t (*run_step)(const KerfStep *step, int32_t part, int32_t parts);
 };
 
 #endif

@@ -1,0 +1,108 @@
+// Short vectors of float32 in the compiler's portable notation, and how work is shared among threads.
+#ifndef KERF_VEC_H
+#define KERF_VEC_H
+
+#include <stdint.h>
+
+#define KERF_INLINE static inline __attribute__((always_inline))
+#define KERF_UNROLL _Pragma("GCC unroll 32")
+
+// Internal linkage throughout: the linker must not merge code that was compiled for different instruction sets.
+namespace {
+
+template <int VL> struct Vec {
+  typedef float Float __attribute__((vector_size(VL * 4)));
+  typedef float FloatUnaligned __attribute__((vector_size(VL * 4), aligned(4), may_alias));
+  typedef uint32_t Bits __attribute__((vector_size(VL * 4)));
+  typedef uint32_t BitsUnaligned __attribute__((vector_size(VL * 4), aligned(4), may_alias));
+};
+
+template <int VL> KERF_INLINE typename Vec<VL>::Float load(const float *p) {
+  return *(const typename Vec<VL>::FloatUnaligned *)p;
+}
+
+template <int VL> KERF_INLINE void store(float *p, typename Vec<VL>::Float v) {
+  *(typename Vec<VL>::FloatUnaligned *)p = v;
+}
+
+template <int VL> KERF_INLINE typename Vec<VL>::Float splat(float value) {
+  return value - (typename Vec<VL>::Float){};
+}
+
+// A NaN passes through, as it fails both comparisons.
+template <int VL>
+KERF_INLINE typename Vec<VL>::Float clamp(typename Vec<VL>::Float v, typename Vec<VL>::Float lower,
+                                            typename Vec<VL>::Float upper) {
+  v = lower > v ? lower : v;
+  return upper < v ? upper : v;
+}
+
+// Masked by AND, not by multiplication: padding stays zero even where the value beside it is infinite.
+template <int VL> KERF_INLINE typename Vec<VL>::Float keep(typename Vec<VL>::Float v, const uint32_t *mask) {
+  typedef typename Vec<VL>::Bits Bits;
+  const Bits m = *(const typename Vec<VL>::BitsUnaligned *)mask;
+  return (typename Vec<VL>::Float)((Bits)v & m);
+}
+
+KERF_INLINE float clamp_one(float v, float lower, float upper) {
+  v = lower > v ? lower : v;
+  return upper < v ? upper : v;
+}
+
+template <int VL> KERF_INLINE float horizontal_sum(typename Vec<VL>::Float v) {
+  float lanes[VL];
+  store<VL>(lanes, v);
+  KERF_UNROLL for (int width = VL / 2; width > 0; width /= 2)
+    KERF_UNROLL for (int i = 0; i < width; i++) lanes[i] += lanes[i + width];
+  return lanes[0];
+}
+
+#if defined(__clang__) || __GNUC__ >= 12
+#define KERF_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+typedef int32_t Lanes8 __attribute__((vector_size(32)));
+#define KERF_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (Lanes8){__VA_ARGS__})
+#endif
+
+template <bool EVEN, bool ODD> KERF_INLINE void split_vector_by_two(const float *source, float *even, float *odd) {
+  const Vec<8>::Float a = load<8>(source), b = load<8>(source + 8);
+  if (EVEN) store<8>(even, KERF_SHUFFLE(a, b, 0, 2, 4, 6, 8, 10, 12, 14));
+  if (ODD) store<8>(odd, KERF_SHUFFLE(a, b, 1, 3, 5, 7, 9, 11, 13, 15));
+}
+
+// Every second element of `source`, from its first (EVEN) and from its second one (ODD).
+template <bool EVEN, bool ODD>
+KERF_INLINE void split_row_by_two(const float *__restrict source, int width, float *__restrict even,
+                                  float *__restrict odd) {
+  const int num_even = (width + 1) / 2, num_odd = width / 2;
+  if (num_odd >= 8) {
+    int x = 0;
+    for (; x + 8 <= num_odd; x += 8) split_vector_by_two<EVEN, ODD>(source + 2 * x, even + x, odd + x);
+    if (x < num_odd) {
+      // The rest in one vector that overlaps what is done already.
+      x = num_odd - 8;
+      split_vector_by_two<EVEN, ODD>(source + 2 * x, even + x, odd + x);
+    }
+  } else {
+    for (int x = 0; x < num_odd; x++) {
+      if (EVEN) even[x] = source[2 * x];
+      if (ODD) odd[x] = source[2 * x + 1];
+    }
+  }
+  if (num_odd < num_even) {
+    if (EVEN) even[num_odd] = source[width - 1];
+    if (ODD) odd[num_odd] = 0.0f;
+  }
+}
+
+// [first, last) of `count` that are share `part` of `parts`: as even as possible, in order.
+struct Share {
+  int first, last;
+};
+KERF_INLINE Share share_of(int count, int part, int parts) {
+  return {(int)((int64_t)count * part / parts), (int)((int64_t)count * (part + 1) / parts)};
+}
+
+}  // namespace
+
+#endif

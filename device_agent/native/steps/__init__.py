@@ -1,0 +1,26 @@
+"""The native steps of each kind of node, with all pointers resolved.
+
+Each `emit_*` function returns an emitter, which is called when all layouts are final. It answers with one or more
+equivalent ways to do the work; the tuner chooses among them.
+"""
+
+from device_agent.native.steps.common import Emitter, Way, Ways
+from device_agent.native.steps.conv import emit_conv
+from device_agent.native.steps.copies import emit_copy, emit_phases, emit_shortcut
+from device_agent.native.steps.elementwise import emit_elementwise
+from device_agent.native.steps.matvec import emit_matvec
+from device_agent.native.steps.pools import emit_global_pool, emit_pool
+
+__all__ = [
+    "Emitter",
+    "Way",
+    "Ways",
+    "emit_conv",
+    "emit_copy",
+    "emit_elementwise",
+    "emit_global_pool",
+    "emit_matvec",
+    "emit_phases",
+    "emit_pool",
+    "emit_shortcut",
+]

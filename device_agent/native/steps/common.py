@@ -1,0 +1,69 @@
+"""What all emitters share: ways to do a node's work, and the fields that every step has."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from device_agent.contracts import Activation
+from device_agent.native.layout import Layout, Tensor
+from device_agent.native.library import Step
+from device_agent.native.packing import RowGroups
+from device_agent.native.placement import Placement
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Way:
+    """One way to do a node's work. `held` keeps the constants alive that only this way needs."""
+
+    steps: tuple[Step, ...]
+    held: tuple[NDArray[Any], ...] = ()
+
+
+Ways = tuple[Way, ...]
+Emitter = Callable[[Placement], Ways]
+
+
+_BOUNDS = {
+    Activation.NONE: (-math.inf, math.inf),
+    Activation.RELU: (0.0, math.inf),
+    Activation.RELU6: (0.0, 6.0),
+}
+
+
+def bounded(step: Step, activation: Activation) -> Step:
+    step.lower, step.upper = _BOUNDS[activation]
+    return step
+
+
+def set_input(step: Step, placement: Placement, tensor: Tensor) -> Layout:
+    layout = tensor.layout()
+    step.input, step.input_row, step.input_plane = placement.address(tensor), layout.row, layout.plane
+    step.input_h, step.input_w = layout.height, layout.width
+    return layout
+
+
+def set_output(step: Step, placement: Placement, tensor: Tensor) -> Layout:
+    layout = tensor.layout()
+    step.output, step.output_row, step.output_plane = placement.address(tensor), layout.row, layout.plane
+    step.output_h, step.output_w = layout.height, layout.width
+    return layout
+
+
+def grouped_way(common: Step, row_groups: list[RowGroups], offsets: NDArray[np.int32], placement: Placement) -> Way:
+    """`common` once for each group size, with `offsets` by column."""
+    steps, held = [], list[NDArray[Any]]()
+    for groups in row_groups:
+        step = Step.from_buffer_copy(common)
+        step.group_size, step.num_groups = groups.group_size, len(groups.channels)
+        step.group_channels = placement.constant(groups.channels, held)
+        step.group_starts = placement.constant(groups.starts, held)
+        step.offsets = placement.constant(offsets[groups.columns], held)
+        step.weights = placement.constant(groups.values, held)
+        steps.append(step)
+    return Way(steps=tuple(steps), held=tuple(held))

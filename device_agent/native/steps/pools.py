@@ -1,0 +1,59 @@
+"""Max, average and global average pooling."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from device_agent.contracts import KernelSpec, Op
+from device_agent.native.layout import Tensor
+from device_agent.native.library import MAX_THREADS, Kind, Step
+from device_agent.native.placement import Placement
+from device_agent.native.steps.common import Emitter, Way, Ways, bounded, set_input, set_output
+
+
+def emit_pool(kernel: KernelSpec, source: Tensor, output: Tensor) -> Emitter:
+    scratch_size = _pool_scratch_size(kernel)
+
+    def emit(placement: Placement) -> Ways:
+        step = bounded(
+            Step(
+                kind=Kind.MAX_POOL if kernel.op is Op.MAX_POOL else Kind.AVG_POOL,
+                channels=kernel.in_channels,
+                kernel_h=kernel.kernel_h,
+                kernel_w=kernel.kernel_w,
+                stride=kernel.stride,
+                padding=kernel.padding,
+                scale=1.0 / (kernel.kernel_h * kernel.kernel_w),
+                scratch=placement.constant(np.zeros(scratch_size * MAX_THREADS, dtype=np.float32)),
+                scratch_size=scratch_size,
+            ),
+            kernel.activation,
+        )
+        set_input(step, placement, source)
+        set_output(step, placement, output)
+        return (Way(steps=(step,)),)
+
+    return emit
+
+
+def _pool_scratch_size(kernel: KernelSpec) -> int:
+    """A padded row, and the same row split into phases."""
+    padded_w = kernel.input_w + 2 * kernel.padding
+    return padded_w + -(-padded_w // kernel.stride) * kernel.stride
+
+
+def emit_global_pool(kernel: KernelSpec, source: Tensor, output: Tensor) -> Emitter:
+    def emit(placement: Placement) -> Ways:
+        step = bounded(
+            Step(
+                kind=Kind.GLOBAL_AVG_POOL,
+                channels=kernel.in_channels,
+                scale=1.0 / (kernel.input_h * kernel.input_w),
+            ),
+            kernel.activation,
+        )
+        step.positions = set_input(step, placement, source).positions
+        set_output(step, placement, output)
+        return (Way(steps=(step,)),)
+
+    return emit
