@@ -39,11 +39,13 @@ template <int G> struct Weights {
   typedef typename Vec<G>::Float Type;
   KERF_INLINE Type read(const float *p) { return load<G>(p); }
   KERF_INLINE void write(float *p, Type v) { store<G>(p, v); }
+  KERF_INLINE Type add(Type sum, Type weights, float x) { return sum + weights * x; }
 };
 template <> struct Weights<1> {
   typedef float Type;
   KERF_INLINE float read(const float *p) { return *p; }
   KERF_INLINE void write(float *p, float v) { *p = v; }
+  KERF_INLINE float add(float sum, float weight, float x) { return multiply_add(weight, x, sum); }
 };
 
 template <int G> static void sparse_matvec_of(const KerfStep &step, Share share) {
@@ -56,8 +58,9 @@ template <int G> static void sparse_matvec_of(const KerfStep &step, Share share)
     const float *__restrict weights = step.weights + (int64_t)entry * G;
     for (; entry + NUM_CHAINS <= end; entry += NUM_CHAINS, weights += G * NUM_CHAINS)
       KERF_UNROLL for (int k = 0; k < NUM_CHAINS; k++)
-        sum[k] += W::read(weights + k * G) * input[step.offsets[entry + k]];
-    for (int k = 0; entry < end; entry++, k++, weights += G) sum[k] += W::read(weights) * input[step.offsets[entry]];
+        sum[k] = W::add(sum[k], W::read(weights + k * G), input[step.offsets[entry + k]]);
+    for (int k = 0; entry < end; entry++, k++, weights += G)
+      sum[k] = W::add(sum[k], W::read(weights), input[step.offsets[entry]]);
     float total[G];
     W::write(total, (sum[0] + sum[1]) + (sum[2] + sum[3]));
     finish_outputs(step, step.group_channels[group], G, total);
