@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from device_agent.contracts import NETWORK_INPUT, NETWORK_RESIDUAL, ContractError, KernelSpec, NetworkPlan
 from device_agent.formats.packed import check_tensors
-from device_agent.native.errors import NativeError, UnsupportedKernelError
+from device_agent.native.errors import UnsupportedKernelError
 from device_agent.native.library import BackendInfo, Library, Step, load_library
 from device_agent.native.planner import Phase, Work, make_program
 from device_agent.native.steps import Way
@@ -31,6 +31,7 @@ class _StepArray:
     def __init__(
         self, library: Library, backend: BackendInfo, steps: Sequence[Step], held: Sequence[NDArray[Any]]
     ) -> None:
+        self._library = library
         self._held = held
         self._array = (Step * len(steps))(*steps)
         self.count = len(steps)
@@ -46,9 +47,9 @@ class _StepArray:
         return ctypes.addressof(self._array)
 
     def run(self) -> None:
-        refused = self._call()
-        if refused:
-            raise NativeError(f"step {refused - 1} of {self.count} was refused: kind {self._array[refused - 1].kind}")
+        result = self._call()
+        if result:
+            self._library.check(result, self.count)
 
 
 class _Executor:
@@ -97,8 +98,7 @@ class _Executor:
         """Run `count` times on the inputs that are set. The loop is in C: a call from Python costs as much as a small
         kernel.
         """
-        if self._library.time(self._backend.index, self._run.address, self._run.count, count) < 0:
-            raise NativeError(f"one of {self._run.count} steps was refused")
+        self._library.time(self._backend.index, self._run.address, self._run.count, count)
 
     def op_ns(self, rounds: int) -> tuple[float, ...]:
         """Median wall time in ns of each operator of the plan over `rounds` runs.
@@ -107,12 +107,7 @@ class _Executor:
         """
         if rounds < 1:
             raise ValueError(f"rounds {rounds!r} must be at least 1")
-        times_ns = np.zeros((rounds, self._run.count), dtype=np.int64)
-        refused = self._library.profile(
-            self._backend.index, self._run.address, self._run.count, rounds, times_ns.ctypes.data
-        )
-        if refused:
-            raise NativeError(f"step {refused - 1} of {self._run.count} was refused")
+        times_ns = self._library.profile(self._backend.index, self._run.address, self._run.count, rounds)
         by_op = np.zeros((len(self._plan.ops), rounds))
         np.add.at(by_op, self._op_of_step, times_ns.T)
         return tuple(float(value) for value in np.median(by_op, axis=1))

@@ -6,13 +6,17 @@ import ctypes
 import functools
 import hashlib
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from device_agent.native.build import CompilerError, build_library, library_name
 from device_agent.native.errors import NativeBuildError, NativeError
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 #: The vector lengths that a tile can have, in float32 elements.
 VECTOR_LENGTHS = (16, 8, 4)
 GROUP_SIZES = (4, 2, 1)
@@ -84,9 +88,8 @@ class Library:
             )
             for index in range(self._dll.kerf_num_backends())
         )
+        #: kerf_run itself, for callers that prepare its arguments: see `check` for its result.
         self.run = self._dll.kerf_run
-        self.time = self._dll.kerf_time
-        self.profile = self._dll.kerf_profile
 
     @functools.cached_property
     def sha256(self) -> str:
@@ -107,6 +110,33 @@ class Library:
             if backend.name == isa:
                 return backend
         raise NativeError(f"no backend {isa!r} on this machine: it has {', '.join(b.name for b in usable)}")
+
+    def time(self, backend: int, steps: int, num_steps: int, repeats: int) -> int:
+        """Wall time of `repeats` runs of the steps at the address `steps`, in ns. Raises `NativeError`."""
+        time_ns = ctypes.c_int64()
+        self.check(
+            self._dll.kerf_time(backend, steps, num_steps, repeats, *_wall_clock(), ctypes.byref(time_ns)), num_steps
+        )
+        return time_ns.value
+
+    def profile(self, backend: int, steps: int, num_steps: int, rounds: int) -> NDArray[np.int64]:
+        """Wall time of each step in each round, in ns (rounds, num_steps). Raises `NativeError`."""
+        times_ns = np.zeros((rounds, num_steps), dtype=np.int64)
+        self.check(
+            self._dll.kerf_profile(backend, steps, num_steps, rounds, *_wall_clock(), times_ns.ctypes.data), num_steps
+        )
+        return times_ns
+
+    def check(self, result: int, num_steps: int) -> None:
+        """Raise `NativeError` with the library's words unless `result`, that of a function for steps, is 0."""
+        if result > 0:
+            raise NativeError(f"step {result - 1} of {num_steps} was refused: {self.error_message(result)}")
+        if result < 0:
+            raise NativeError(self.error_message(result))
+
+    def error_message(self, code: int) -> str:
+        """What a result of the C interface means."""
+        return str(self._dll.kerf_error_message(code).decode())
 
     def max_vectors(self, backend: BackendInfo, vector_length: int, group_size: int) -> int:
         """The widest tile of `backend`, in vectors; 0 where it has none of this vector length."""
@@ -135,13 +165,25 @@ def load_library() -> Library:
     raise NativeBuildError(f"no folder can hold the library: {'; '.join(reasons)}")
 
 
+@functools.cache
+def _wall_clock() -> tuple[int, int]:
+    """The address of the C library's clock_gettime, and the number of its monotonic clock.
+
+    The kernels have no clock, as they know no C library. Reading it from C costs a tenth of a call from Python.
+    """
+    clock_gettime = getattr(ctypes.CDLL(None), "clock_gettime")  # noqa: B009, not an attribute that mypy can know
+    address = ctypes.cast(clock_gettime, ctypes.c_void_p).value
+    assert address is not None
+    return address, time.CLOCK_MONOTONIC
+
+
 def _cache_dir() -> Path:
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "kerf"
 
 
 def _declare(dll: ctypes.CDLL) -> None:
-    int32, int64, pointer = ctypes.c_int32, ctypes.c_int64, ctypes.c_void_p
+    int32, pointer = ctypes.c_int32, ctypes.c_void_p
     signatures = {
         "kerf_abi_version": (int32, ()),
         "kerf_step_bytes": (int32, ()),
@@ -152,8 +194,9 @@ def _declare(dll: ctypes.CDLL) -> None:
         "kerf_backend_is_supported": (int32, (int32,)),
         "kerf_max_vectors": (int32, (int32, int32, int32)),
         "kerf_run": (int32, (int32, pointer, int32)),
-        "kerf_time": (int64, (int32, pointer, int32, int32)),
-        "kerf_profile": (int32, (int32, pointer, int32, int32, pointer)),
+        "kerf_time": (int32, (int32, pointer, int32, int32, pointer, int32, pointer)),
+        "kerf_profile": (int32, (int32, pointer, int32, int32, pointer, int32, pointer)),
+        "kerf_error_message": (ctypes.c_char_p, (int32,)),
     }
     for name, (result, arguments) in signatures.items():
         try:

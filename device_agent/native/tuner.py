@@ -12,7 +12,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from device_agent.native.errors import NativeError
 from device_agent.native.library import VECTOR_LENGTHS, BackendInfo, Kind, Library, Step
 from device_agent.native.planner import Program, Work
 from device_agent.native.steps import Way
@@ -117,10 +116,7 @@ class _Tuner:
         return best
 
     def _run(self, step: Step, repeats: int) -> float:
-        time_ns = self._library.time(self._backend.index, ctypes.addressof(step), 1, repeats)
-        if time_ns < 0:
-            raise NativeError(f"the backend {self._backend.name} refused a tile that it offered")
-        return float(time_ns)
+        return float(self._library.time(self._backend.index, ctypes.addressof(step), 1, repeats))
 
     def _tiles(self, step: Step) -> list[Tile]:
         tiles = []

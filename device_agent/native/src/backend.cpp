@@ -32,20 +32,16 @@ static int32_t run_step_entry(const KerfStep *step, int32_t part, int32_t parts)
   return run_step(*step, part, parts);
 }
 
-static int is_supported() {
 #if defined(__x86_64__) && defined(__AVX512F__)
-  __builtin_cpu_init();
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("fma");
+const int32_t ISA = KERF_ISA_AVX512;
 #elif defined(__x86_64__) && defined(__AVX2__)
-  __builtin_cpu_init();
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+const int32_t ISA = KERF_ISA_AVX2;
 #else
-  return 1;
+const int32_t ISA = KERF_ISA_BASELINE;
 #endif
-}
 
-#if defined(__FMA__) || defined(__ARM_FEATURE_FMA) || defined(__aarch64__)
+// Not on 32-bit ARM, whose vector unit flushes denormals.
+#if defined(__FMA__) || defined(__aarch64__)
 const int32_t HAS_FMA = 1;
 #else
 const int32_t HAS_FMA = 0;
@@ -59,5 +55,5 @@ const int32_t HAS_FMA = 0;
 #define KERF_TEXT(a) KERF_TEXT2(a)
 
 extern "C" const KerfBackend KERF_JOIN(kerf_backend_, KERF_BACKEND);
-extern "C" const KerfBackend KERF_JOIN(kerf_backend_, KERF_BACKEND) = {KERF_TEXT(KERF_BACKEND), HAS_FMA, is_supported,
+extern "C" const KerfBackend KERF_JOIN(kerf_backend_, KERF_BACKEND) = {KERF_TEXT(KERF_BACKEND), HAS_FMA, ISA,
                                                                       max_vectors, run_step_entry};

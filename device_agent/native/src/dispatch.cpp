@@ -1,65 +1,106 @@
 // The library's entry points: which backends it holds, running, and timing. build.py defines KERF_BACKENDS(X).
-#include <time.h>
-
 #include "kerf_native.h"
+
+#include "cpu.h"
+#include "kerf_errors.h"
 
 #define KERF_EXPORT extern "C" __attribute__((visibility("default")))
 
-#define KERF_DECLARE(name) extern "C" const KerfBackend kerf_backend_##name;
+#define KERF_DECLARE(name) extern "C" __attribute__((visibility("hidden"))) const KerfBackend kerf_backend_##name;
 KERF_BACKENDS(KERF_DECLARE)
 
 #define KERF_ADDRESS(name) &kerf_backend_##name,
 static const KerfBackend *const backends[] = {KERF_BACKENDS(KERF_ADDRESS)};
 static const int32_t num_backends = sizeof(backends) / sizeof(backends[0]);
 
-static int64_t now_ns() {
-  struct timespec time;
-  clock_gettime(CLOCK_MONOTONIC, &time);
-  return (int64_t)time.tv_sec * 1000000000 + time.tv_nsec;
-}
+#define KERF_TEXT2(a) #a
+#define KERF_TEXT(a) KERF_TEXT2(a)
+#if defined(__clang__)
+#define KERF_COMPILER "clang " KERF_TEXT(__clang_major__) "." KERF_TEXT(__clang_minor__)
+#else
+#define KERF_COMPILER "gcc " KERF_TEXT(__GNUC__) "." KERF_TEXT(__GNUC_MINOR__)
+#endif
+
+static bool is_backend(int32_t backend) { return backend >= 0 && backend < num_backends; }
 
 KERF_EXPORT int32_t kerf_abi_version() { return KERF_ABI_VERSION; }
 KERF_EXPORT int32_t kerf_step_bytes() { return (int32_t)sizeof(KerfStep); }
-KERF_EXPORT const char *kerf_compiler() { return __VERSION__; }
-// Fastest first.
-KERF_EXPORT int32_t kerf_num_backends() { return num_backends; }
-KERF_EXPORT const char *kerf_backend_name(int32_t backend) { return backends[backend]->name; }
-KERF_EXPORT int32_t kerf_backend_has_fma(int32_t backend) { return backends[backend]->has_fma; }
-KERF_EXPORT int32_t kerf_backend_is_supported(int32_t backend) { return backends[backend]->is_supported(); }
-KERF_EXPORT int32_t kerf_max_vectors(int32_t backend, int32_t vector_length, int32_t group_size) {
-  return backends[backend]->max_vectors(vector_length, group_size);
+KERF_EXPORT const char *kerf_compiler() { return KERF_COMPILER; }
+
+// What `code`, the result of another function, means. Never null.
+KERF_EXPORT const char *kerf_error_message(int32_t code) {
+#define KERF_ERROR_CASE(name, number, text) \
+  case number: return text;
+  switch (code) {
+    KERF_ERRORS(KERF_ERROR_CASE)
+    default: return code > 0 ? "the backend cannot run a step: its index is this number - 1" : "unknown error";
+  }
+#undef KERF_ERROR_CASE
 }
 
-// 0, or 1 + index of the first step that the backend cannot run.
+// Fastest first. The next three functions answer null or 0 for a number that no backend has.
+KERF_EXPORT int32_t kerf_num_backends() { return num_backends; }
+KERF_EXPORT const char *kerf_backend_name(int32_t backend) { return is_backend(backend) ? backends[backend]->name : 0; }
+KERF_EXPORT int32_t kerf_backend_has_fma(int32_t backend) {
+  return is_backend(backend) ? backends[backend]->has_fma : 0;
+}
+KERF_EXPORT int32_t kerf_backend_is_supported(int32_t backend) {
+  return is_backend(backend) && cpu_supports(backends[backend]->isa);
+}
+KERF_EXPORT int32_t kerf_max_vectors(int32_t backend, int32_t vector_length, int32_t group_size) {
+  return is_backend(backend) ? backends[backend]->max_vectors(vector_length, group_size) : 0;
+}
+
 static int32_t run_steps(const KerfBackend *backend, const KerfStep *steps, int32_t num_steps) {
   for (int32_t i = 0; i < num_steps; i++)
     if (!backend->run_step(steps + i, 0, 1)) return i + 1;
-  return 0;
+  return KERF_OK;
 }
 
+static int32_t read_clock(KerfClockGettime clock_gettime, int32_t clock_id, int64_t *time_ns) {
+  KerfTimespec time;
+  if (clock_gettime(clock_id, &time)) return KERF_ERROR_CLOCK;
+  *time_ns = (int64_t)time.seconds * 1000000000 + time.nanoseconds;
+  return KERF_OK;
+}
+
+// Runs the steps once. Like the two functions after it, returns KERF_OK, an error code, or 1 + the index of the first
+// step that the backend cannot run.
 KERF_EXPORT int32_t kerf_run(int32_t backend, const KerfStep *steps, int32_t num_steps) {
+  if (!is_backend(backend)) return KERF_ERROR_BACKEND;
+  if (num_steps < 0) return KERF_ERROR_COUNT;
   return run_steps(backends[backend], steps, num_steps);
 }
 
-// Wall time of `repeats` runs, in ns; -1 where a step cannot be run.
-KERF_EXPORT int64_t kerf_time(int32_t backend, const KerfStep *steps, int32_t num_steps, int32_t repeats) {
-  const int64_t start = now_ns();
-  for (int32_t i = 0; i < repeats; i++)
-    if (run_steps(backends[backend], steps, num_steps)) return -1;
-  return now_ns() - start;
+// *time_ns: the time that `repeats` runs take by the clock `clock_id` of `clock_gettime`.
+KERF_EXPORT int32_t kerf_time(int32_t backend, const KerfStep *steps, int32_t num_steps, int32_t repeats,
+                              KerfClockGettime clock_gettime, int32_t clock_id, int64_t *time_ns) {
+  if (!is_backend(backend)) return KERF_ERROR_BACKEND;
+  if (num_steps < 0 || repeats < 0) return KERF_ERROR_COUNT;
+  int64_t start = 0, end = 0;
+  if (read_clock(clock_gettime, clock_id, &start)) return KERF_ERROR_CLOCK;
+  for (int32_t i = 0; i < repeats; i++) {
+    const int32_t result = run_steps(backends[backend], steps, num_steps);
+    if (result) return result;
+  }
+  if (read_clock(clock_gettime, clock_id, &end)) return KERF_ERROR_CLOCK;
+  *time_ns = end - start;
+  return KERF_OK;
 }
 
-// Wall time of each step in each round: times_ns[round * num_steps + step].
+// times_ns[round * num_steps + step]: the time of each step in each round.
 KERF_EXPORT int32_t kerf_profile(int32_t backend, const KerfStep *steps, int32_t num_steps, int32_t rounds,
-                                 int64_t *times_ns) {
+                                 KerfClockGettime clock_gettime, int32_t clock_id, int64_t *times_ns) {
+  if (!is_backend(backend)) return KERF_ERROR_BACKEND;
+  if (num_steps < 0 || rounds < 0) return KERF_ERROR_COUNT;
   for (int32_t round = 0; round < rounds; round++) {
-    int64_t before = now_ns();
-    for (int32_t i = 0; i < num_steps; i++) {
+    int64_t before = 0, after = 0;
+    if (read_clock(clock_gettime, clock_id, &before)) return KERF_ERROR_CLOCK;
+    for (int32_t i = 0; i < num_steps; i++, before = after) {
       if (!backends[backend]->run_step(steps + i, 0, 1)) return i + 1;
-      const int64_t after = now_ns();
+      if (read_clock(clock_gettime, clock_id, &after)) return KERF_ERROR_CLOCK;
       times_ns[(int64_t)round * num_steps + i] = after - before;
-      before = after;
     }
   }
-  return 0;
+  return KERF_OK;
 }

@@ -8,7 +8,7 @@
 
 #include <stdint.h>
 
-#define KERF_ABI_VERSION 2
+#define KERF_ABI_VERSION 3
 
 enum KerfKind {
   KERF_CONV = 0,             // sparse convolution of the output channels of some row groups
@@ -51,11 +51,20 @@ struct KerfStep {
   const float *weights;           // group_size per entry
 };
 
+// What a backend needs of the processor: see cpu.h.
+enum KerfIsa { KERF_ISA_BASELINE = 0, KERF_ISA_AVX2 = 1, KERF_ISA_AVX512 = 2 };
+
+// The signature of the C library's clock_gettime, which callers pass in: the library itself has no clock.
+struct KerfTimespec {
+  long seconds, nanoseconds;
+};
+typedef int (*KerfClockGettime)(int clock_id, KerfTimespec *time);
+
 // One compilation of the kernels for one instruction set.
 struct KerfBackend {
   const char *name;
   int32_t has_fma;                                    // outputs are bit-identical among backends with FMA
-  int (*is_supported)(void);
+  int32_t isa;                                        // a KerfIsa
   int32_t (*max_vectors)(int32_t vector_length, int32_t group_size);  // 0: no such tile
   // Share `part` of `parts` of one step: shares write to different places and need no order. 0 where it cannot run it.
   int32_t (*run_step)(const KerfStep *step, int32_t part, int32_t parts);

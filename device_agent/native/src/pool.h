@@ -2,9 +2,8 @@
 #ifndef KERF_POOL_H
 #define KERF_POOL_H
 
-#include <string.h>
-
 #include "kerf_native.h"
+#include "memory.h"
 #include "vec.h"
 
 namespace {
@@ -32,7 +31,7 @@ template <class Combine> static void pool(const KerfStep &step, int part, int pa
       int first = y * s - step.padding, last = first + step.kernel_h;
       first = first < 0 ? 0 : first;
       last = last > step.input_h ? step.input_h : last;
-      memcpy(inner, in + (int64_t)first * step.input_row, (size_t)step.input_w * sizeof(float));
+      copy_floats(inner, in + (int64_t)first * step.input_row, step.input_w);
       for (int input_y = first + 1; input_y < last; input_y++) {
         const float *__restrict source = in + (int64_t)input_y * step.input_row;
         float *__restrict target = inner;
@@ -44,7 +43,7 @@ template <class Combine> static void pool(const KerfStep &step, int part, int pa
         for (int x = 0; x < padded_w; x++) phases[(x % s) * phase_w + x / s] = row[x];
       }
       float *__restrict out = step.output + c * step.output_plane + (int64_t)y * step.output_row;
-      memcpy(out, phases, (size_t)step.output_w * sizeof(float));
+      copy_floats(out, phases, step.output_w);
       for (int k = 1; k < step.kernel_w; k++) {
         const float *__restrict column = phases + (k % s) * phase_w + k / s;
         for (int x = 0; x < step.output_w; x++) out[x] = Combine::apply(out[x], column[x]);

@@ -2,9 +2,8 @@
 #ifndef KERF_SPLIT_H
 #define KERF_SPLIT_H
 
-#include <string.h>
-
 #include "kerf_native.h"
+#include "memory.h"
 #include "vec.h"
 
 namespace {
@@ -17,9 +16,8 @@ static void split_rows_by_two(const float *source, int64_t source_step, int num_
 }
 
 static void copy_rows(const KerfStep &step, const float *in, float *out) {
-  const size_t row_bytes = (size_t)step.output_w * sizeof(float);
   for (int y = 0; y < step.output_h; y++)
-    memcpy(out + (int64_t)y * step.output_row, in + (int64_t)y * step.input_row, row_bytes);
+    copy_floats(out + (int64_t)y * step.output_row, in + (int64_t)y * step.input_row, step.output_w);
 }
 
 // The phases of the rows stride * y + phase_y of one channel, where the stride is 2.
@@ -71,8 +69,7 @@ static void split(const KerfStep &step, int part, int parts) {
       for (int phase_x = 0; phase_x < s; phase_x++) {
         const int32_t phase = step.phases[phase_y * s + phase_x];
         for (int y = num_rows; phase >= 0 && y < step.output_h; y++)
-          memset(out + phase * step.output_plane + (int64_t)y * step.output_row, 0,
-                 (size_t)step.output_w * sizeof(float));
+          clear_floats(out + phase * step.output_plane + (int64_t)y * step.output_row, step.output_w);
       }
     }
   }
@@ -80,8 +77,7 @@ static void split(const KerfStep &step, int part, int parts) {
 
 static void zero(const KerfStep &step, int part, int parts) {
   const Share share = share_of(step.channels, part, parts);
-  memset(step.output + share.first * step.output_plane, 0,
-         (size_t)((share.last - share.first) * step.output_plane) * sizeof(float));
+  clear_floats(step.output + share.first * step.output_plane, (share.last - share.first) * step.output_plane);
 }
 
 }  // namespace

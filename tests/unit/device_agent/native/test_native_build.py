@@ -49,16 +49,39 @@ def test_a_file_that_is_no_library_is_refused(empty_machine: Path) -> None:
         load_again()
 
 
-def test_the_name_changes_with_the_sources_and_the_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = {build.library_name("x86_64"), build.library_name("aarch64")}
-    monkeypatch.setenv("CXX", "some-compiler")
-    names.add(build.library_name("x86_64"))
+def test_the_name_changes_with_the_sources_and_the_machine_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = {build.library_name("x86_64"), build.library_name("aarch64"), build.library_name("armv7l")}
     for path in build.SOURCE_DIR.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    (tmp_path / "tile.h").write_text("// changed\n")
-    monkeypatch.setattr(build, "SOURCE_DIR", tmp_path)
-    names.add(build.library_name("x86_64"))
+    (tmp_path / "vec.h").write_text("// changed\n")
+    with monkeypatch.context() as changed:
+        changed.setattr(build, "SOURCE_DIR", tmp_path)
+        names.add(build.library_name("x86_64"))
     assert len(names) == 4
+    # A wheel's library is found on a machine that has another compiler, or none.
+    monkeypatch.setenv("CXX", "some-compiler")
+    assert build.library_name("x86_64") in names
+
+
+@pytest.mark.parametrize(
+    ("machine", "pointer_bytes", "expected"),
+    [
+        ("x86_64", 8, "x86_64"),
+        ("AMD64", 8, "x86_64"),
+        ("arm64", 8, "aarch64"),
+        ("aarch64", 4, "armv7l"),  # 32-bit Raspberry Pi OS on a 64-bit kernel
+        ("armv8l", 4, "armv7l"),
+        ("riscv64", 8, "riscv64"),
+    ],
+)
+def test_machines_have_one_name(
+    machine: str, pointer_bytes: int, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build.platform, "machine", lambda: machine)
+    monkeypatch.setattr(build.struct, "calcsize", lambda layout: pointer_bytes)
+    assert build.this_machine() == expected
 
 
 def test_every_architecture_has_a_backend() -> None:
@@ -83,7 +106,25 @@ def test_a_step_of_unknown_kind_is_refused_and_not_run() -> None:
     step = library.Step(kind=99)
     backend = loaded.backend()
     assert loaded.run(backend.index, ctypes.addressof(step), 1) == 1
-    assert loaded.time(backend.index, ctypes.addressof(step), 1, 1) == -1
+    with pytest.raises(NativeError, match="step 0 of 1 was refused"):
+        loaded.time(backend.index, ctypes.addressof(step), 1, 1)
+    with pytest.raises(NativeError, match="step 0 of 1 was refused"):
+        loaded.profile(backend.index, ctypes.addressof(step), 1, 1)
+
+
+def test_errors_are_codes_with_messages() -> None:
+    loaded = library.load_library()
+    step = library.Step(kind=library.Kind.ZERO)
+    no_backend = loaded.run(len(loaded.backends), ctypes.addressof(step), 1)
+    assert no_backend < 0
+    assert "no backend" in loaded.error_message(no_backend)
+    with pytest.raises(NativeError, match="is negative"):
+        loaded.time(loaded.backend().index, ctypes.addressof(step), 1, -1)
+    with pytest.raises(NativeError, match="is negative"):
+        loaded.check(loaded.run(loaded.backend().index, ctypes.addressof(step), -1), -1)
+    texts = [loaded.error_message(code) for code in (0, no_backend, -12345, 1)]
+    assert len(set(texts)) == 4
+    assert all(texts)
 
 
 def test_the_fallback_backend_compiles_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
