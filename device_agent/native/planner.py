@@ -7,7 +7,8 @@ so that the zeros between its rows stay zeros. Last, each node is emitted as ste
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
@@ -36,23 +37,26 @@ class Phase(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """The steps of one node, in one or more equivalent ways; the tuner chooses."""
+    """The steps of one node. `ways` emits them in one or more equivalent ways, of which the tuner chooses one."""
 
     op_index: int
     phase: Phase
-    ways: Ways
+    #: Called once, and late: the constants of all ways of all nodes together would take several times the memory.
+    ways: Callable[[], Ways]
     #: Nodes with the same key have the same best tile.
     tuning_key: object = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
-    """Everything that execution needs. `held` keeps the memory alive that all ways point into."""
+    """Everything that execution needs. `held` keeps the memory alive that all ways point into, and is complete when all
+    ways have been emitted.
+    """
 
     work: tuple[Work, ...]
     inputs: dict[str, FloatArray]
     output: FloatArray
-    held: tuple[NDArray[Any], ...]
+    held: Sequence[NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,13 +242,12 @@ class _Lowering:
         work = []
         for index, node in enumerate(self._nodes):
             placement.allocate(node.writes)
-            ways = node.emit(placement)
             layouts = tuple(tensor.layout() for tensor in (*node.reads, node.writes))
             work.append(
                 Work(
                     op_index=node.op_index,
                     phase=node.phase,
-                    ways=ways,
+                    ways=functools.partial(node.emit, placement),
                     tuning_key=None if node.tuning_key is None else (node.tuning_key, layouts),
                 )
             )
@@ -255,7 +258,7 @@ class _Lowering:
             work=tuple(work),
             inputs={name: placement.elements(tensor) for name, tensor in self._external.items()},
             output=placement.elements(output),
-            held=tuple(placement.held),
+            held=placement.held,
         )
 
 

@@ -9,12 +9,12 @@ import ctypes
 import functools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from device_agent.native.library import VECTOR_LENGTHS, BackendInfo, Kind, Library, Step
-from device_agent.native.planner import Program, Work
-from device_agent.native.steps import Way
+from device_agent.native.planner import Program
+from device_agent.native.steps import Way, Ways
 
 #: A timing sample lasts at least this long, for the clock's resolution.
 _MIN_SAMPLE_NS = 15_000
@@ -42,26 +42,35 @@ class Tile:
 def choose_ways(program: Program, library: Library, backend: BackendInfo, *, tune: bool) -> list[Way]:
     """One way for each piece of the program's work, with all tiles set.
 
-    Without `tune`, the tile that wastes least is taken and nothing is run.
+    Without `tune`, the first way and the tile that wastes least are taken and nothing is run. The constants of ways
+    that are not chosen are free again before the next piece of work is emitted.
     """
     tuner = _Tuner(library, backend)
     chosen = []
-    remembered: dict[object, tuple[int, list[Tile]]] = {}
+    remembered: dict[object, _Choice] = {}
     for work in program.work:
-        if not any(step.kind == Kind.CONV for way in work.ways for step in way.steps):
-            chosen.append(work.ways[0])
-            continue
-        known = remembered.get(work.tuning_key) if work.tuning_key is not None else None
-        if known is not None and known[0] < len(work.ways) and len(known[1]) == len(work.ways[known[0]].steps):
-            way = work.ways[known[0]]
-            for step, tile in zip(way.steps, known[1], strict=True):
-                _set_tile(step, tile)
-        else:
-            index, tiles = tuner.tune(work) if tune else tuner.guess(work)
-            remembered[work.tuning_key] = (index, tiles)
-            way = work.ways[index]
+        ways = work.ways()
+        choice = remembered.get(work.tuning_key) if work.tuning_key is not None else None
+        if choice is None or not choice.fits(ways):
+            choice = tuner.tune(ways) if tune else tuner.guess(ways)
+            remembered[work.tuning_key] = choice
+        way = ways[choice.way]
+        for step, tile in zip(way.steps, choice.tiles, strict=True):
+            _set_tile(step, tile)
         chosen.append(way)
+        del ways  # before the next ones are emitted
     return chosen
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Choice:
+    """The index of a way, and the tile of each of its steps; None for steps without one."""
+
+    way: int
+    tiles: tuple[Tile | None, ...]
+
+    def fits(self, ways: Ways) -> bool:
+        return self.way < len(ways) and len(self.tiles) == len(ways[self.way].steps)
 
 
 class _Tuner:
@@ -69,56 +78,69 @@ class _Tuner:
         self._library = library
         self._backend = backend
 
-    def guess(self, work: Work) -> tuple[int, list[Tile]]:
-        way = work.ways[0]
-        tiles = [min(self._tiles(step), key=functools.partial(_waste, step)) for step in way.steps]
-        for step, tile in zip(way.steps, tiles, strict=True):
-            _set_tile(step, tile)
-        return 0, tiles
+    def guess(self, ways: Ways) -> _Choice:
+        tiles = tuple(
+            min(tiles, key=functools.partial(_waste, step)) if (tiles := self._tiles(step)) else None
+            for step in ways[0].steps
+        )
+        return _Choice(way=0, tiles=tiles)
 
-    def tune(self, work: Work) -> tuple[int, list[Tile]]:
-        best: tuple[float, int, list[Tile]] = (math.inf, 0, [])
-        for index, way in enumerate(work.ways):
-            tiles, total_ns = [], 0.0
-            for step in way.steps:
-                tile, time_ns = self._best_tile(step)
+    def tune(self, ways: Ways) -> _Choice:
+        """The best tile of each step by itself; then ways are compared as a whole, with all their steps in order."""
+        choices = []
+        for index, way in enumerate(ways):
+            tiles = tuple(self._best_tile(step) for step in way.steps)
+            for step, tile in zip(way.steps, tiles, strict=True):
                 _set_tile(step, tile)
-                tiles.append(tile)
-                total_ns += time_ns
-            if total_ns < best[0]:
-                best = (total_ns, index, tiles)
-        return best[1], best[2]
+            choices.append(_Choice(way=index, tiles=tiles))
+        runs = [functools.partial(self._run, (Step * len(way.steps))(*way.steps)) for way in ways]
+        return choices[self._fastest(runs)]
 
-    def _best_tile(self, step: Step) -> tuple[Tile, float]:
+    def _best_tile(self, step: Step) -> Tile | None:
         tiles = self._tiles(step)
-        times_ns = self._time(step, tiles, _FIRST_ROUNDS)
-        limit = _GIVE_UP_RATIO * min(times_ns)
-        finalists = [tile for tile, time_ns in zip(tiles, times_ns, strict=True) if time_ns <= limit]
-        times_ns = self._time(step, finalists, _FINAL_ROUNDS)
-        time_ns, index = min((time_ns, index) for index, time_ns in enumerate(times_ns))
-        return finalists[index], time_ns
+        if not tiles:
+            return None
+        return tiles[self._fastest([functools.partial(self._run_tile, step, tile) for tile in tiles])]
 
-    def _time(self, step: Step, tiles: Sequence[Tile], rounds: int) -> list[float]:
-        """The shortest time of each tile. Rounds are interleaved, so that a disturbance hits all tiles alike."""
-        best = [math.inf] * len(tiles)
+    def _fastest(self, runs: Sequence[Callable[[int], float]]) -> int:
+        """The index of the fastest of `runs`, each of which returns the time of so many repeats."""
+        if len(runs) == 1:
+            return 0
+        times_ns = self._time(runs, _FIRST_ROUNDS)
+        limit = _GIVE_UP_RATIO * min(times_ns)
+        finalists = [index for index, time_ns in enumerate(times_ns) if time_ns <= limit]
+        if len(finalists) > 1:
+            times_ns = self._time([runs[index] for index in finalists], _FINAL_ROUNDS)
+            return min(zip(times_ns, finalists, strict=True))[1]
+        return finalists[0]
+
+    def _time(self, runs: Sequence[Callable[[int], float]], rounds: int) -> list[float]:
+        """The shortest time of each of `runs`. Rounds are interleaved, so that a disturbance hits all of them alike."""
+        best = [math.inf] * len(runs)
         end_ns = time.perf_counter_ns() + _BUDGET_NS
         for round_index in range(rounds):
             if round_index > 0 and time.perf_counter_ns() > end_ns:
                 break
-            for index, tile in enumerate(tiles):
-                _set_tile(step, tile)
+            for index, run in enumerate(runs):
                 if best[index] == math.inf:
-                    best[index] = self._run(step, 1)
+                    best[index] = run(1)
                     if best[index] >= _MIN_SAMPLE_NS:
                         continue
                 repeats = max(1, math.ceil(_MIN_SAMPLE_NS / max(best[index], 100.0)))
-                best[index] = min(best[index], self._run(step, repeats) / repeats)
+                best[index] = min(best[index], run(repeats) / repeats)
         return best
 
-    def _run(self, step: Step, repeats: int) -> float:
-        return float(self._library.time(self._backend.index, ctypes.addressof(step), 1, repeats))
+    def _run_tile(self, step: Step, tile: Tile, repeats: int) -> float:
+        _set_tile(step, tile)
+        return self._run((Step * 1)(step), repeats)
+
+    def _run(self, steps: ctypes.Array[Step], repeats: int) -> float:
+        return float(self._library.time(self._backend.index, ctypes.addressof(steps), len(steps), repeats))
 
     def _tiles(self, step: Step) -> list[Tile]:
+        """The tiles worth timing; none for steps that have no tile."""
+        if step.kind != Kind.CONV:
+            return []
         tiles = []
         longest = 0
         for vector_length in VECTOR_LENGTHS:
@@ -144,7 +166,9 @@ def _waste(step: Step, tile: Tile) -> tuple[int, int]:
     return (num_vectors * (tile.vector_length + 2), -tile.max_vectors)
 
 
-def _set_tile(step: Step, tile: Tile) -> None:
+def _set_tile(step: Step, tile: Tile | None) -> None:
+    if tile is None:
+        return
     step.vector_length = tile.vector_length
     step.max_vectors = tile.max_vectors
     step.groups_outer = int(tile.groups_outer)
