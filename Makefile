@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-.PHONY: setup demo test test-slow check bench clean
+.PHONY: setup demo test test-slow check bench wheels clean
 
 setup: $(VENV)/.installed
 
@@ -34,6 +34,12 @@ bench: setup
 	$(BIN)/python -m bench.search_methods --landscape a72 --json out/bench/search-methods-a72.json
 	$(BIN)/python -m bench.search_methods --landscape resnet20 --generations 10 \
 		--json out/bench/search-methods-resnet20.json
+
+# One wheel for each machine in WHEELS; armv7l works the same way, untested on hardware.
+WHEELS ?= x86_64 aarch64
+wheels: setup
+	for machine in $(WHEELS); do \
+		KERF_NATIVE_TARGET=$$machine $(BIN)/python -m hatchling build -t wheel -d dist || exit 1; done
 
 clean:
 	rm -rf $(VENV) demo-out build dist

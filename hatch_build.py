@@ -2,6 +2,8 @@
 
 Without a compiler the wheel is pure Python, and the agent builds the library at first use, once there is a compiler.
 KERF_NATIVE_BUILD=require makes a missing or failing compiler an error; KERF_NATIVE_BUILD=skip builds nothing.
+
+KERF_NATIVE_TARGET=aarch64 makes a wheel for that machine instead of this one, to be handed on (`make wheels`).
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shutil
 import sys
 import sysconfig
 from pathlib import Path
@@ -18,6 +21,13 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 _CHOICES = ("auto", "require", "skip")
+
+#: The library knows no C library, so one file serves both kinds of Linux; the oldest tags that pip knows for them.
+_PLATFORMS = {
+    "x86_64": "manylinux_2_17_x86_64.musllinux_1_1_x86_64",
+    "aarch64": "manylinux_2_17_aarch64.musllinux_1_1_aarch64",
+    "armv7l": "manylinux_2_17_armv7l.musllinux_1_1_armv7l",
+}
 
 
 class NativeBuildHook(BuildHookInterface[Any]):
@@ -35,6 +45,10 @@ class NativeBuildHook(BuildHookInterface[Any]):
         if choice == "skip" or not sys.platform.startswith("linux"):
             return
         build = _load_build_module(Path(self.root))
+        machine = os.environ.get("KERF_NATIVE_TARGET")
+        if machine and version != "editable":
+            self._build_for(build, machine, build_data)
+            return
         folder = Path(self.root) / "device_agent" / "native"
         library = folder / build.library_name()
         try:
@@ -53,6 +67,18 @@ class NativeBuildHook(BuildHookInterface[Any]):
             # The library is for one platform, but for every Python 3: it has no Python in it.
             build_data["pure_python"] = False
             build_data["tag"] = f"py3-none-{_platform_tag()}"
+
+    def _build_for(self, build: ModuleType, machine: str, build_data: dict[str, Any]) -> None:
+        """Always built anew, and outside of the package: its folder is searched by this machine, too."""
+        if machine not in _PLATFORMS:
+            raise ValueError(f"KERF_NATIVE_TARGET is {machine!r}: set it to one of {', '.join(_PLATFORMS)}")
+        folder = Path(self.root) / "build" / "native" / machine
+        shutil.rmtree(folder, ignore_errors=True)
+        library = folder / build.library_name(machine)
+        build.build_library(library, machine, build.cross_compiler(machine))
+        build_data["force_include"][str(library)] = f"device_agent/native/{library.name}"
+        build_data["pure_python"] = False
+        build_data["tag"] = f"py3-none-{_PLATFORMS[machine]}"
 
 
 def _load_build_module(root: Path) -> ModuleType:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -49,6 +50,8 @@ def run_hook(root: Path, version: str = "standard", target: str = "wheel") -> tu
     app = RecordingApp()
     hook = load_hook_module().NativeBuildHook(str(root), {}, None, None, str(root / "dist"), target, app)
     build_data: dict[str, Any] = {"artifacts": [], "pure_python": True}
+    if os.environ.get("KERF_NATIVE_TARGET"):
+        build_data["force_include"] = {}
     hook.initialize(version, build_data)
     return build_data, app.warnings
 
@@ -101,4 +104,21 @@ def test_skip_builds_nothing_and_other_words_are_refused(source_tree: Path, monk
     with pytest.raises(ValueError, match="'yes'"):
         run_hook(source_tree)
     assert run_hook(source_tree, target="sdist") == ({"artifacts": [], "pure_python": True}, [])
+    assert libraries(source_tree) == []
+
+
+def test_a_wheel_for_another_machine_leaves_the_package_folder_alone(
+    source_tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KERF_NATIVE_TARGET", "pdp11")
+    with pytest.raises(ValueError, match=r"'pdp11'.*aarch64"):
+        run_hook(source_tree)
+    if importlib.util.find_spec("ziglang") is None:
+        pytest.skip("ziglang is not installed")
+    monkeypatch.setenv("KERF_NATIVE_TARGET", "armv7l")
+    build_data, _ = run_hook(source_tree)
+    ((source, target),) = build_data["force_include"].items()
+    assert Path(source).is_file()
+    assert target == f"device_agent/native/{build.library_name('armv7l')}"
+    assert build_data["tag"] == "py3-none-manylinux_2_17_armv7l.musllinux_1_1_armv7l"
     assert libraries(source_tree) == []
