@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-.PHONY: setup demo test test-slow check bench wheels clean
+.PHONY: setup demo test test-slow check bench bench-kernels wheels clean
 
 setup: $(VENV)/.installed
 
@@ -28,9 +28,12 @@ check: setup
 	$(BIN)/lint-imports
 	KERF_DATA_DIR=$(VENV)/check sh -c '$(BIN)/kerf db upgrade && $(BIN)/alembic check'
 
-bench: setup
+# QUICK=1: a choice of layers and few rounds, under 50 s.
+bench-kernels: setup
+	$(BIN)/python -m bench.kernels $(if $(QUICK),--quick) --json bench/results/kernels.json
+
+bench: bench-kernels
 	mkdir -p out/bench
-	$(BIN)/python -m bench.native_network --json out/bench/native-network.json
 	$(BIN)/python -m bench.search_methods --landscape a72 --json out/bench/search-methods-a72.json
 	$(BIN)/python -m bench.search_methods --landscape resnet20 --generations 10 \
 		--json out/bench/search-methods-resnet20.json
