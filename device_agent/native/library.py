@@ -55,6 +55,7 @@ class Kind:
     DENSE_MATVEC = 6
     SPARSE_MATVEC = 7
     ZERO = 8
+    DEPTHWISE = 9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

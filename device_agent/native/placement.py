@@ -64,8 +64,9 @@ class Placement:
 
 
 def _aligned(size: int, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Zeros, aligned to a cache line, with a vector to spare."""
+    """Zeros, aligned to a cache line, with a vector to spare on both sides: kernels read a little past the borders."""
     num_bytes = (size + VECTOR) * dtype.itemsize
-    raw = np.zeros(num_bytes + _ALIGNMENT, dtype=np.uint8)
-    start = -raw.ctypes.data % _ALIGNMENT
+    front = VECTOR * dtype.itemsize
+    raw = np.zeros(front + num_bytes + _ALIGNMENT, dtype=np.uint8)
+    start = front + -(raw.ctypes.data + front) % _ALIGNMENT
     return raw[start : start + num_bytes].view(dtype)

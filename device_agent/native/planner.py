@@ -164,6 +164,11 @@ class _Lowering:
             inside = row < kernel.kernel_h and column < kernel.kernel_w
             rows = weight[:, :, row, column] if inside else np.zeros(weight.shape[:2], dtype=np.float32)
             self._lower_matvec(op, source, residual, output, rows)
+        elif kernel.op is Op.DEPTHWISE_CONV2D and steps.has_depthwise_kernel(kernel):
+            bias = self._weights[f"{op.name}.bias"]
+            self._add(
+                Phase.RUN, (source,), output, steps.emit_depthwise(kernel, self._weight(op), bias, source, output)
+            )
         elif kernel.op in (Op.CONV2D, Op.DEPTHWISE_CONV2D):
             self._lower_conv(op, source, residual, output)
         elif kernel.op is Op.ADD:

@@ -4,6 +4,7 @@
 #endif
 
 #include "conv.h"
+#include "depthwise.h"
 #include "elementwise.h"
 #include "kerf_native.h"
 #include "matvec.h"
@@ -24,6 +25,7 @@ static bool run_step(const KerfStep &step, int part, int parts) {
     case KERF_DENSE_MATVEC: dense_matvec(step, part, parts); return true;
     case KERF_SPARSE_MATVEC: return sparse_matvec(step, part, parts);
     case KERF_ZERO: zero(step, part, parts); return true;
+    case KERF_DEPTHWISE: return depthwise(step, part, parts);
     default: return false;
   }
 }

@@ -20,7 +20,8 @@ enum KerfKind {
   KERF_DENSE_MATVEC = 6,     // fully connected, weights as [blocks of 16 outputs][inputs][16]
   KERF_SPARSE_MATVEC = 7,    // fully connected over row groups
   KERF_ZERO = 8,             // clear `channels` planes
-  KERF_NUM_KINDS = 9
+  KERF_DEPTHWISE = 9,        // dense depthwise convolution, 3x3 or 5x5, stride 1 or 2; needs no padding around its tensors
+  KERF_NUM_KINDS = 10
 };
 
 struct KerfStep {
@@ -48,7 +49,7 @@ struct KerfStep {
   const int32_t *group_channels;  // first output channel of each row group
   const int32_t *group_starts;    // first entry of each row group; num_groups + 1
   const int32_t *offsets;         // of each entry, from `input` (CONV) or the index of the input (MATVEC)
-  const float *weights;           // group_size per entry
+  const float *weights;           // CONV, SPARSE_MATVEC: group_size per entry; DEPTHWISE: kernel_h * kernel_w per channel
 };
 
 // What a backend needs of the processor: see cpu.h.

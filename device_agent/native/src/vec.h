@@ -3,6 +3,9 @@
 #define KERF_VEC_H
 
 #include <stdint.h>
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
 
 #define KERF_INLINE static inline __attribute__((always_inline))
 #define KERF_UNROLL _Pragma("GCC unroll 32")
@@ -14,6 +17,7 @@ template <int VL> struct Vec {
   typedef float Float __attribute__((vector_size(VL * 4)));
   typedef float FloatUnaligned __attribute__((vector_size(VL * 4), aligned(4), may_alias));
   typedef uint32_t Bits __attribute__((vector_size(VL * 4)));
+  typedef int32_t Int __attribute__((vector_size(VL * 4)));
   typedef uint32_t BitsUnaligned __attribute__((vector_size(VL * 4), aligned(4), may_alias));
 };
 
@@ -70,9 +74,73 @@ template <int VL> KERF_INLINE float horizontal_sum(typename Vec<VL>::Float v) {
 #if defined(__clang__) || __GNUC__ >= 12
 #define KERF_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
-typedef int32_t Lanes8 __attribute__((vector_size(32)));
-#define KERF_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (Lanes8){__VA_ARGS__})
+#define KERF_SHUFFLE(a, b, ...) __builtin_shuffle(a, b, (decltype((a) < (b))){__VA_ARGS__})
 #endif
+
+// Elements 0, 2, 4... of the 2 * VL elements of `a` and `b`.
+template <int VL> KERF_INLINE typename Vec<VL>::Float even_of(typename Vec<VL>::Float a, typename Vec<VL>::Float b) {
+  if constexpr (VL == 16)
+    return KERF_SHUFFLE(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  else if constexpr (VL == 8)
+    return KERF_SHUFFLE(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
+  else
+    return KERF_SHUFFLE(a, b, 0, 2, 4, 6);
+}
+
+// Elements 1, 3, 5... of the 2 * VL elements of `a` and `b`.
+template <int VL> KERF_INLINE typename Vec<VL>::Float odd_of(typename Vec<VL>::Float a, typename Vec<VL>::Float b) {
+  if constexpr (VL == 16)
+    return KERF_SHUFFLE(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+  else if constexpr (VL == 8)
+    return KERF_SHUFFLE(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
+  else
+    return KERF_SHUFFLE(a, b, 1, 3, 5, 7);
+}
+
+// The last element of `before`, then all of `v` but its last one.
+template <int VL> KERF_INLINE typename Vec<VL>::Float shift_in(typename Vec<VL>::Float before, typename Vec<VL>::Float v) {
+  if constexpr (VL == 16)
+    return KERF_SHUFFLE(before, v, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30);
+  else if constexpr (VL == 8)
+    return KERF_SHUFFLE(before, v, 7, 8, 9, 10, 11, 12, 13, 14);
+  else
+    return KERF_SHUFFLE(before, v, 3, 4, 5, 6);
+}
+
+// Makes the compiler keep `v` in a register, instead of reading memory again at each use.
+#if defined(__x86_64__)
+#define KERF_IN_REGISTER(v) __asm__("" : "+v"(v))
+#elif defined(__aarch64__)
+#define KERF_IN_REGISTER(v) __asm__("" : "+w"(v))
+#else
+#define KERF_IN_REGISTER(v)
+#endif
+
+// 0, 1, 2...
+template <int VL> KERF_INLINE typename Vec<VL>::Int lane_numbers() {
+  if constexpr (VL == 16)
+    return (typename Vec<VL>::Int){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  else if constexpr (VL == 8)
+    return (typename Vec<VL>::Int){0, 1, 2, 3, 4, 5, 6, 7};
+  else
+    return (typename Vec<VL>::Int){0, 1, 2, 3};
+}
+
+// The first `count` lanes only, and no byte more.
+template <int VL> KERF_INLINE void store_first(float *p, typename Vec<VL>::Float v, int count) {
+#if defined(__AVX512F__) && defined(__AVX512VL__)
+  const uint32_t lanes = (1u << count) - 1;
+  if constexpr (VL == 16)
+    _mm512_mask_storeu_ps(p, (__mmask16)lanes, (__m512)v);
+  else if constexpr (VL == 8)
+    _mm256_mask_storeu_ps(p, (__mmask8)lanes, (__m256)v);
+  else
+    _mm_mask_storeu_ps(p, (__mmask8)lanes, (__m128)v);
+#else
+  KERF_UNROLL for (int i = 0; i < VL; i++)
+    if (i < count) p[i] = v[i];
+#endif
+}
 
 template <bool EVEN, bool ODD> KERF_INLINE void split_vector_by_two(const float *source, float *even, float *odd) {
   const Vec<8>::Float a = load<8>(source), b = load<8>(source + 8);

@@ -7,6 +7,7 @@ equivalent ways to do the work; the tuner chooses among them.
 from device_agent.native.steps.common import Emitter, Way, Ways
 from device_agent.native.steps.conv import emit_conv
 from device_agent.native.steps.copies import emit_copy, emit_phases, emit_shortcut
+from device_agent.native.steps.depthwise import emit_depthwise, has_depthwise_kernel
 from device_agent.native.steps.elementwise import emit_elementwise
 from device_agent.native.steps.matvec import emit_matvec
 from device_agent.native.steps.pools import emit_global_pool, emit_pool
@@ -17,10 +18,12 @@ __all__ = [
     "Ways",
     "emit_conv",
     "emit_copy",
+    "emit_depthwise",
     "emit_elementwise",
     "emit_global_pool",
     "emit_matvec",
     "emit_phases",
     "emit_pool",
     "emit_shortcut",
+    "has_depthwise_kernel",
 ]
