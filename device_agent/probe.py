@@ -5,7 +5,7 @@ Nothing here needs root. What cannot be read is left out, never guessed.
 
 from __future__ import annotations
 
-import os
+import logging
 import platform
 import re
 import shutil
@@ -15,6 +15,10 @@ from pathlib import Path
 
 from device_agent.arm_cores import core_name
 from device_agent.contracts import CpuCluster, DeviceProfile
+from device_agent.emulation import emulation_signs
+from device_agent.log import log_event
+
+logger = logging.getLogger(__name__)
 
 #: Reads one Android property; "" where it is not set.
 ReadProperty = Callable[[str], str]
@@ -31,10 +35,14 @@ def probe_device(
     kernel_release: str | None = None,
     read_property: ReadProperty | None = None,
     simulated: bool = False,
+    emulated: bool = False,
+    parent: int | None = None,
 ) -> DeviceProfile:
     """Describe the device whose file systems are mounted under `root`.
 
     `machine` and `kernel_release` are those of `uname` unless given; `read_property` runs getprop where there is one.
+    A device is emulated where `emulated` says so or `device_agent.emulation` finds it out, with the help of the
+    process `parent` that started this one.
     """
     machine = machine if machine is not None else platform.machine()
     release = kernel_release if kernel_release is not None else platform.release()
@@ -43,6 +51,9 @@ def probe_device(
     general = processors.get(None, {})
     first = next((fields for number, fields in sorted(processors.items(), key=_by_number) if number is not None), {})
     is_android = bool(read_property("ro.build.version.release"))
+    signs = emulation_signs(root, machine, first, read_property if is_android else None, parent=parent)
+    for sign in signs:
+        log_event(logger, logging.WARNING, "emulated_device", sign=sign)
     return DeviceProfile(
         machine=machine,
         system="Android" if is_android else "Linux",
@@ -52,7 +63,7 @@ def probe_device(
         isa_features=_isa_features(first),
         memory_bytes=_memory_bytes(_text(root / "proc/meminfo")),
         governors=_governors(root),
-        emulated=_is_emulated(root, machine, first),
+        emulated=emulated or bool(signs),
         simulated=simulated,
     )
 
@@ -147,21 +158,6 @@ def _governors(root: Path) -> tuple[str, ...]:
     for path in (root / "sys/devices/system/cpu").glob("cpu[0-9]*/cpufreq/scaling_available_governors"):
         found.update(_text(path).split())
     return tuple(sorted(found))
-
-
-def _is_emulated(root: Path, machine: str, first: Mapping[str, str]) -> bool:
-    """Whether an emulator translates the instructions: then times mean nothing for the real hardware.
-
-    qemu's user mode answers for /proc/self/exe with the guest's program, but passes /proc/thread-self through (seen
-    with 10.x); 7.2 shows the host's x86 cpuinfo to an ARM guest. A whole machine under TCG names itself.
-    """
-    try:
-        if os.path.basename(os.readlink(root / "proc/thread-self/exe")).startswith("qemu-"):
-            return True
-    except OSError:
-        pass  # No such link: an older kernel, or a recorded tree.
-    is_arm = machine.startswith(("arm", "aarch64"))
-    return (is_arm and "vendor_id" in first) or "QEMU" in first.get("model name", "")
 
 
 def _getprop_reader() -> ReadProperty:

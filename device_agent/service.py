@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import random
 from collections.abc import Callable
 from urllib.parse import urlsplit
@@ -40,7 +41,8 @@ def announcement_of(settings: AgentSettings) -> Announcement:
         runtimes = probe_in_child(simulated=settings.simulated)
     except RuntimeError as error:
         raise ProbeFailed(str(error)) from error
-    return Announcement(profile=probe_device(simulated=settings.simulated), runtimes=runtimes)
+    profile = probe_device(simulated=settings.simulated, emulated=settings.emulated, parent=os.getppid())
+    return Announcement(profile=profile, runtimes=runtimes)
 
 
 def enrol(

@@ -21,6 +21,7 @@ ENVIRONMENT = {
     "KERF_AGENT_NAME": "name of the device in the dashboard (default: the host name)",
     "KERF_AGENT_STATE_DIR": "where the agent keeps its token, spool and artifacts",
     "KERF_AGENT_SIMULATED": "1: be a simulated device",
+    "KERF_AGENT_EMULATED": "1: this device is emulated, where the agent cannot see it by itself",
     "KERF_AGENT_MAX_LEASES": "tasks taken at once (1..64)",
     "KERF_AGENT_ARTIFACT_CACHE_BYTES": "size limit of the artifact cache",
     "KERF_AGENT_LOG_LEVEL": "debug, info, warning or error",
@@ -36,6 +37,8 @@ class AgentSettings:
     server_url: str | None = None
     code: str | None = None
     simulated: bool = False
+    #: False leaves it to the probe, which cannot be overruled: emulated times must never pass for measured ones.
+    emulated: bool = False
     max_leases: int = DEFAULT_MAX_LEASES
     artifact_cache_bytes: int = DEFAULT_ARTIFACT_CACHE_BYTES
     log_level: str = "info"
@@ -77,6 +80,7 @@ def load_settings(
         device_name=name or environment.get("KERF_AGENT_NAME") or socket.gethostname() or "device",
         state_dir=Path(directory).expanduser(),
         simulated=simulated or _flag(environment, "KERF_AGENT_SIMULATED"),
+        emulated=_flag(environment, "KERF_AGENT_EMULATED"),
         max_leases=max_leases
         if max_leases is not None
         else _number(environment, "KERF_AGENT_MAX_LEASES", DEFAULT_MAX_LEASES),

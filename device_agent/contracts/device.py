@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from device_agent.contracts.codec import content_id
+from device_agent.contracts.measurement import Source
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +47,13 @@ class DeviceProfile:
     governors: tuple[str, ...] = ()
     emulated: bool = False
     simulated: bool = False
+
+    @property
+    def source(self) -> Source:
+        """Where every number that this device reports comes from."""
+        if self.simulated:
+            return Source.SIMULATED
+        return Source.EMULATED if self.emulated else Source.MEASURED
 
 
 def profile_id(profile: DeviceProfile) -> str:

@@ -6,11 +6,14 @@ and completes nothing. At most one report of an attempt is accepted: a unique in
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import structlog
 from sqlalchemy import insert, select, update
 from sqlalchemy.orm import Session
 
 from device_agent.contracts import (
+    DeviceProfile,
     FailureReason,
     Measurement,
     MeasurementFailure,
@@ -18,6 +21,7 @@ from device_agent.contracts import (
     ReportStatus,
     Source,
     TaskReport,
+    decode,
 )
 from server.errors import Conflict
 from server.fleet import leases, retry
@@ -28,6 +32,14 @@ from server.states import TaskState
 log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Hardware:
+    """What the reporting device is now."""
+
+    profile_id: str
+    source: Source
+
+
 def take_reports(
     session: Session, device_id: str, reports: tuple[TaskReport, ...], *, max_attempts: int
 ) -> tuple[list[ReportReceipt], int]:
@@ -36,11 +48,11 @@ def take_reports(
     Raises `Conflict` for a key that another device used.
     """
     tasks = leases.lock_tasks(session, device_id, sorted({r.task_id for r in reports}))
-    profile = session.execute(select(DeviceRow.profile).where(DeviceRow.id == device_id)).scalar_one()
-    is_simulated = bool(profile["simulated"])
+    device = session.execute(select(DeviceRow.profile_id, DeviceRow.profile).where(DeviceRow.id == device_id)).one()
+    hardware = _Hardware(profile_id=device.profile_id, source=decode(DeviceProfile, device.profile).source)
     receipts, num_ready = [], 0
     for report in reports:
-        status = _take(session, device_id, tasks.get(report.task_id), report, is_simulated, max_attempts)
+        status = _take(session, device_id, tasks.get(report.task_id), report, hardware, max_attempts)
         receipts.append(ReportReceipt(result_key=report.result_key, status=status))
         if status is ReportStatus.ACCEPTED:
             task = tasks[report.task_id]
@@ -54,7 +66,7 @@ def _take(
     device_id: str,
     task: TaskRow | None,
     report: TaskReport,
-    is_simulated: bool,
+    hardware: _Hardware,
     max_attempts: int,
 ) -> ReportStatus:
     owner = session.scalar(select(ReportRow.device_id).where(ReportRow.result_key == report.result_key))
@@ -78,14 +90,14 @@ def _take(
             status=status,
         )
     )
-    result = _checked(task, report.result, is_simulated)
+    result = _checked(task, report.result, hardware.source)
     if isinstance(result, MeasurementFailure):
         store_failure(session, task_id=task.id, attempt=report.attempt, failure=result, status=status)
         if is_current:
             _after_failure(session, task, result, max_attempts)
         return status
     if is_current:
-        _follow_runtime(session, task, result)
+        _follow_key(session, task, result, hardware.profile_id)
     store_measurement(session, result_key=report.result_key, task=task, measurement=result, status=status)
     if is_current:
         decision = retry.after_measurement(result, failures=task.failures, max_attempts=max_attempts)
@@ -115,7 +127,7 @@ def _after_failure(session: Session, task: TaskRow, failure: MeasurementFailure,
 
 
 def _checked(
-    task: TaskRow, result: Measurement | MeasurementFailure, is_simulated: bool
+    task: TaskRow, result: Measurement | MeasurementFailure, source: Source
 ) -> Measurement | MeasurementFailure:
     """The result, or a failure where it is not of what was asked: numbers of different keys must never mix."""
     if isinstance(result, MeasurementFailure):
@@ -126,22 +138,24 @@ def _checked(
     if told != asked:
         detail = f"asked to measure with runtime and threads {asked}, but the report is of {told}"
         return MeasurementFailure(reason=FailureReason.AGENT_ERROR, detail=detail)
-    if (provenance.source is Source.SIMULATED) != is_simulated:
-        detail = f"the report's source is {provenance.source.value!r}, but the device has simulated={is_simulated}"
+    if provenance.source is not source:
+        # Also a report from before the device became emulated, or stopped being it: it is measured again.
+        detail = f"the report's source is {provenance.source.value!r}, but that of this device is {source.value!r}"
         return MeasurementFailure(reason=FailureReason.AGENT_ERROR, detail=detail)
     return result
 
 
-def _follow_runtime(session: Session, task: TaskRow, measurement: Measurement) -> None:
-    """Where the runtime was upgraded since the task was made, its key becomes that of what was measured."""
+def _follow_key(session: Session, task: TaskRow, measurement: Measurement, profile_id: str) -> None:
+    """Where the device or its runtime changed since the task was made, its key becomes that of what was measured."""
     provenance = measurement.provenance
-    told = (provenance.runtime_version, provenance.runtime_sha256)
-    if told == (task.runtime_version, task.runtime_sha256):
+    told = (profile_id, provenance.runtime_version, provenance.runtime_sha256)
+    if told == (task.profile_id, task.runtime_version, task.runtime_sha256):
         return
     session.execute(
         update(TaskRow)
         .where(TaskRow.id == task.id)
-        # `repeat` keeps the key unique where the new runtime has a task of its own already.
-        .values(runtime_version=told[0], runtime_sha256=told[1], repeat=task.id)
+        # `repeat` keeps the key unique where the new key has a task of its own already.
+        .values(profile_id=told[0], runtime_version=told[1], runtime_sha256=told[2], repeat=task.id)
         .execution_options(synchronize_session=False)
     )
+    session.refresh(task)

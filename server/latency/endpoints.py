@@ -6,7 +6,17 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Response
 
-from device_agent.contracts import Op, PruningScheme, ReportStatus, Source, Verdict, kernel_id, setup_id
+from device_agent.contracts import (
+    DeviceProfile,
+    Op,
+    PruningScheme,
+    ReportStatus,
+    Source,
+    Verdict,
+    decode,
+    kernel_id,
+    setup_id,
+)
 from server.context import ContextDep, Reader
 from server.errors import NotFound
 from server.fleet.repository import get_device
@@ -109,11 +119,12 @@ def query_latency(
     context: ContextDep, principal: Reader, body: Annotated[LatencyQuery, Depends(body_of(LatencyQuery))]
 ) -> Response:
     """The latest usable latency of each kernel on a device. Numbers of different keys or sources are never mixed:
-    only the device's present profile counts, and each answer names its runtime version.
+    only the device's present profile and source count, and each answer names its runtime version.
     """
     ids = [kernel_id(kernel) for kernel in body.kernels]
     with context.database.read() as session:
-        profile_id = get_device(session, body.device_id).row.profile_id
+        device = get_device(session, body.device_id).row
+        profile_id, source = device.profile_id, decode(DeviceProfile, device.profile).source
         rows = queries.latencies(
             session,
             device_id=body.device_id,
@@ -123,6 +134,6 @@ def query_latency(
         )
     newest: dict[str, LatencyRow] = {}
     for row in rows:
-        if row.profile_id == profile_id:
+        if row.profile_id == profile_id and row.source is source:
             newest.setdefault(row.kernel_id, row)
     return ContractResponse(LatencyAnswer(latencies=tuple(latency(newest[i]) if i in newest else None for i in ids)))

@@ -10,6 +10,7 @@ from sqlalchemy import func, insert, select, update
 from sqlalchemy.orm import Session
 
 from device_agent.contracts import (
+    DeviceProfile,
     KernelSpec,
     KernelTask,
     Measurement,
@@ -17,8 +18,10 @@ from device_agent.contracts import (
     MeasuringSetup,
     NetworkTask,
     ReportStatus,
+    Source,
     Verdict,
     content_id,
+    decode,
     dumps,
     encode,
     kernel_id,
@@ -94,6 +97,12 @@ def runtime_key(session: Session, device_id: str, runtime: str) -> RuntimeKey:
         "or name another runtime in measuring",
         code="runtime_unavailable",
     )
+
+
+def device_source(session: Session, device_id: str) -> Source:
+    """Where numbers of this device come from, as it is today: measured, emulated or simulated."""
+    profile = session.execute(select(DeviceRow.profile).where(DeviceRow.id == device_id)).scalar_one()
+    return decode(DeviceProfile, profile).source
 
 
 def _describe_runtime(info: Mapping[str, Any]) -> str:

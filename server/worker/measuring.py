@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from device_agent.contracts import KernelTask, MeasurementFailure, Verdict, kernel_id
+from device_agent.contracts import KernelTask, MeasurementFailure, Source, Verdict, kernel_id
 from server.latency.repository import Task
 from server.latency.source import MeasurementSummary, SqlLatencySource
 from server.states import JobStage
@@ -19,22 +19,39 @@ _SHOWN_FAILURES = 3
 Outcome = MeasurementSummary | MeasurementFailure
 
 
-def measure(run: SearchRun, stage: JobStage, tasks: Sequence[Task], note: str) -> list[tuple[str, Outcome]]:
+def measure(
+    run: SearchRun, stage: JobStage, tasks: Sequence[Task], note: str, *, source: Source | None = None
+) -> list[tuple[str, Outcome]]:
     """Have `tasks` measured on the job's device; one (task id, outcome) for each, in their order.
 
     A REJECTED measurement is taken once more before it is returned as it is. Tasks that a pause or a crash left behind
-    are found again. Raises `RunInterrupted` while waiting.
+    are found again. All measurements have one source, which is `source` where that is given. Raises `RunInterrupted`
+    while waiting, and `SearchFailed` where the device turned from a real into an emulated one or back.
     """
-    source = SqlLatencySource(run.database)
-    ids = source.request(run.claim.device_id, tasks, run.search_id)
-    outcomes = _wait(run, source, stage, ids, note)
+    latencies = SqlLatencySource(run.database)
+    ids = latencies.request(run.claim.device_id, tasks, run.search_id)
+    outcomes = _wait(run, latencies, stage, ids, note)
     rejected = [i for i, task_id in enumerate(ids) if _is_rejected(outcomes[task_id])]
     if rejected:
-        again = source.request(run.claim.device_id, [tasks[i] for i in rejected], run.search_id, force=True)
-        outcomes |= _wait(run, source, stage, again, f"{note}, {len(rejected)} of them again")
+        again = latencies.request(run.claim.device_id, [tasks[i] for i in rejected], run.search_id, force=True)
+        outcomes |= _wait(run, latencies, stage, again, f"{note}, {len(rejected)} of them again")
         for i, task_id in zip(rejected, again, strict=True):
             ids[i] = task_id
+    check_one_source((outcomes[task_id] for task_id in ids), source)
     return [(task_id, outcomes[task_id]) for task_id in ids]
+
+
+def check_one_source(outcomes: Iterable[Outcome], source: Source | None) -> None:
+    """Raise `SearchFailed` unless all measurements have the same source, and that is `source` if given."""
+    found = {outcome.source for outcome in outcomes if isinstance(outcome, MeasurementSummary)}
+    if source is not None:
+        found.add(source)
+    if len(found) > 1:
+        names = " and ".join(sorted(found))
+        raise SearchFailed(
+            f"the device gave both {names} latencies to this search, which never mix: submit the search again on the "
+            "device as it is now"
+        )
 
 
 def require_success(what: str, tasks: Sequence[Task], outcomes: Sequence[tuple[str, Outcome]]) -> None:

@@ -32,7 +32,7 @@ from search.latency.table import LatencyTable, dump_table, kernel_latency, load_
 from search.lowering import lower
 from search.space_builder import check_budget
 from server.errors import ApiError
-from server.latency.repository import runtime_key
+from server.latency.repository import device_source, runtime_key
 from server.latency.source import MeasurementSummary, SqlLatencySource
 from server.searches.repository import LATENCY_TABLE, get_document, load_checkpoint
 from server.states import JobStage
@@ -119,6 +119,7 @@ def _taken_over(run: SearchRun, search_id: str) -> tuple[LatencyTable, ProfileSu
     with run.database.read() as session:
         text = get_document(session, search_id, LATENCY_TABLE)
         saved = load_checkpoint(session, search_id, STAGE)
+        source = device_source(session, run.claim.device_id)
     if text is None or saved is None:
         raise SearchFailed(
             f"search {search_id!r} has no latency table: name one that has finished profiling (see `kerf search ls`)"
@@ -129,6 +130,11 @@ def _taken_over(run: SearchRun, search_id: str) -> tuple[LatencyTable, ProfileSu
         raise SearchFailed(
             f"the latency table of {search_id} was measured on device {table.device_id} with setup {table.setup_id}, "
             f"but this search is for {run.claim.device_id} with {setup}: use the same device and measuring.kernels"
+        )
+    if table.source is not source:
+        raise SearchFailed(
+            f"the latency table of {search_id} is {table.source.value}, but what its device gives now is "
+            f"{source.value}: leave latency_from out to have it profiled as it is"
         )
     return table, decode(ProfileSummary, json.loads(saved.data))
 

@@ -35,7 +35,7 @@ def verify(run: SearchRun, prepared: Prepared, profile: Profile, front: Front) -
     run.enter(STAGE)
     missing = [c for c in front.selected if STAGE.value not in c.results]
     tasks = [_task(run, prepared, candidate) for candidate in missing]
-    outcomes = measure(run, STAGE, tasks, "whole networks") if tasks else []
+    outcomes = measure(run, STAGE, tasks, "whole networks", source=profile.table.source) if tasks else []
     for candidate, (task_id, outcome) in zip(missing, outcomes, strict=True):
         result = _judged(run, prepared, candidate, profile.summary.usual_references, task_id, outcome)
         with run.database.write() as session:

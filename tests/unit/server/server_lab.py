@@ -195,6 +195,11 @@ class ServerLab:
         with self.database.write() as session:
             session.execute(update(TaskRow).where(TaskRow.id.in_(task_ids)).values(lease_expires_at=1.0))
 
+    def make_ready(self, *task_ids: str) -> None:
+        """Let the pause after a failed attempt be over."""
+        with self.database.write() as session:
+            session.execute(update(TaskRow).where(TaskRow.id.in_(task_ids)).values(not_before=0.0))
+
     def task(self, task_id: str) -> TaskRow:
         with self.database.read() as session:
             return session.scalars(select(TaskRow).where(TaskRow.id == task_id)).one()

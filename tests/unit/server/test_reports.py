@@ -7,10 +7,28 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import func, select
 
-from device_agent.contracts import FailureReason, ReportBatch, Source, Verdict, VerdictReason
+from device_agent.contracts import (
+    Conditions,
+    FailureReason,
+    HeartbeatRequest,
+    ReportBatch,
+    Source,
+    Verdict,
+    VerdictReason,
+    profile_id,
+)
 from server.models import LatencyRow, MeasurementFailureRow, MeasurementRow, ReportRow
 from server.states import TaskState
-from tests.unit.server.server_lab import ServerLab, failure, kernel_task, measurement, new_key, report_of
+from tests.unit.server.server_lab import (
+    PROFILE,
+    RUNTIMES,
+    ServerLab,
+    failure,
+    kernel_task,
+    measurement,
+    new_key,
+    report_of,
+)
 
 
 def count(lab: ServerLab, table: type, **where: object) -> int:
@@ -162,7 +180,12 @@ class TestProvenance:
 
     @pytest.mark.parametrize(
         ("wrong", "detail"),
-        [(measurement(runtime="tflite"), "tflite"), (measurement(source=Source.SIMULATED), "simulated")],
+        [
+            (measurement(runtime="tflite"), "tflite"),
+            (measurement(source=Source.SIMULATED), "simulated"),
+            (measurement(source=Source.EMULATED), "emulated"),
+            (measurement(source=Source.IMPORTED), "imported"),
+        ],
     )
     def test_a_report_of_something_else_is_a_failure_of_the_agent(
         self, lab: ServerLab, wrong: object, detail: str
@@ -185,3 +208,47 @@ class TestProvenance:
         assert lab.task(task_id).runtime_version == "1.1"
         # The device still says 1.0, so that is what a search asks for.
         assert lab.tasks(agent) != [task_id]
+
+    @pytest.mark.parametrize(
+        ("source", "changes"),
+        [
+            (Source.MEASURED, {}),
+            (Source.EMULATED, {"emulated": True}),
+            (Source.SIMULATED, {"simulated": True}),
+            (Source.SIMULATED, {"simulated": True, "emulated": True}),
+        ],
+    )
+    def test_a_device_reports_under_its_own_source_alone(
+        self, lab: ServerLab, source: Source, changes: dict[str, bool]
+    ) -> None:
+        agent = lab.agent(profile=replace(PROFILE, **changes))
+        for told in Source:
+            (task_id,) = lab.tasks(agent)
+            lab.make_ready(task_id)
+            lab.report(agent, report_of(lab.lease(agent)[0], measurement(source=told)))
+            assert (lab.task(task_id).state is TaskState.SUCCEEDED) is (told is source)
+            if told is source:
+                break
+        with lab.database.read() as session:
+            assert set(session.scalars(select(LatencyRow.source))) == {source}
+
+    def test_a_device_that_becomes_emulated_shares_nothing_with_what_it_was(self, lab: ServerLab) -> None:
+        agent = lab.agent()
+        (before,) = lab.tasks(agent)
+        (lease,) = lab.lease(agent)
+        emulated = replace(PROFILE, emulated=True)
+        heartbeat = HeartbeatRequest(
+            profile=emulated, runtimes=RUNTIMES, conditions=Conditions(), agent_version="0.1.0"
+        )
+        assert lab.post("/v1/agents:heartbeat", heartbeat, agent.token).status_code == 200
+        # What was measured before the change is measured again; what comes after it belongs to the new profile.
+        lab.report(agent, report_of(lease, measurement()))
+        assert lab.task(before).state is TaskState.PENDING
+        lab.make_ready(before)
+        lab.report(agent, report_of(lab.lease(agent)[0], measurement(source=Source.EMULATED)))
+        with lab.database.read() as session:
+            (row,) = session.scalars(select(LatencyRow)).all()
+        assert (row.source, row.profile_id) == (Source.EMULATED, profile_id(emulated))
+        assert lab.task(before).profile_id == profile_id(emulated)
+        lab.post("/v1/agents:heartbeat", replace(heartbeat, profile=PROFILE), agent.token)
+        assert lab.tasks(agent) != [before]

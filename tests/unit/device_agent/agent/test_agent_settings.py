@@ -15,6 +15,7 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_default(tmp_path: Pa
         "KERF_AGENT_NAME": "board",
         "KERF_AGENT_MAX_LEASES": "3",
         "KERF_AGENT_SIMULATED": "1",
+        "KERF_AGENT_EMULATED": "1",
         "KERF_AGENT_STATE_DIR": str(tmp_path),
         "KERF_AGENT_CODE": "kerf_e_x",
         "KERF_AGENT_ARTIFACT_CACHE_BYTES": "1000",
@@ -25,6 +26,8 @@ def test_a_flag_wins_over_the_environment_and_that_over_the_default(tmp_path: Pa
     assert (loaded.device_name, loaded.max_leases, loaded.simulated) == ("board", 3, True)
     assert (loaded.state_dir, loaded.code, loaded.artifact_cache_bytes) == (tmp_path, "kerf_e_x", 1000)
     assert loaded.log_level == "debug"
+    assert loaded.emulated
+    assert not load_settings({}).emulated
     flagged = load_settings(environment, server="http://two.example:81", name="other", max_leases=5)
     assert (flagged.server_url, flagged.device_name, flagged.max_leases) == ("http://two.example:81", "other", 5)
     assert load_settings({}).max_leases == settings_module.DEFAULT_MAX_LEASES
