@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from device_agent.contracts import NETWORK_INPUT, NETWORK_RESIDUAL, KernelSpec, NetworkPlan, Op, PlanOp
 from device_agent.native import steps
+from device_agent.native.blocks import blockwise_pairs, channels_per_block
 from device_agent.native.errors import UnsupportedKernelError
 from device_agent.native.layout import Form, PhaseTensor, Tensor
 from device_agent.native.packing import depthwise_rows, groupings
@@ -90,15 +91,18 @@ class _Lowering:
         self._planes: dict[Tensor, Tensor] = {}
         self._phases: dict[tuple[Tensor, int], PhaseTensor] = {}
         self._external: dict[str, Tensor] = {}
+        self._pairs = blockwise_pairs(plan)
 
     def program(self) -> Program:
         self._add_input(NETWORK_INPUT, self._plan.input_shape)
         if self._plan.residual_shape is not None:
             self._add_input(NETWORK_RESIDUAL, self._plan.residual_shape)
+        later = {op.name for op in self._pairs.values()}
         for index, op in enumerate(self._plan.ops):
             self._op_index = index
             _check_supported(op)
-            self._by_name[op.name] = self._lower(op)
+            if op.name not in later:
+                self._by_name[op.name] = self._lower(op)
         output = self._by_name[self._plan.output_name]
         if output.form is not Form.VECTOR:
             compact = Tensor(output.channels, output.height, output.width, Form.COMPACT)
@@ -152,9 +156,12 @@ class _Lowering:
 
     def _lower(self, op: PlanOp) -> Tensor:
         kernel = op.kernel
+        output = _tensor_for(kernel.out_channels, kernel.output_h, kernel.output_w, unpadded=Form.PLANES)
+        if op.name in self._pairs:
+            self._lower_blockwise(self._pairs[op.name], op, output)
+            return output
         source = self._by_name[op.inputs[0]]
         residual = None if op.residual is None else self._by_name[op.residual]
-        output = _tensor_for(kernel.out_channels, kernel.output_h, kernel.output_w, unpadded=Form.PLANES)
         if kernel.op is Op.FULLY_CONNECTED:
             self._lower_matvec(op, source, None, output, self._weight(op)[:, :, 0, 0])
         elif kernel.op is Op.CONV2D and source.form is Form.VECTOR and output.form is Form.VECTOR:
@@ -165,10 +172,8 @@ class _Lowering:
             rows = weight[:, :, row, column] if inside else np.zeros(weight.shape[:2], dtype=np.float32)
             self._lower_matvec(op, source, residual, output, rows)
         elif kernel.op is Op.DEPTHWISE_CONV2D and steps.has_depthwise_kernel(kernel):
-            bias = self._weights[f"{op.name}.bias"]
-            self._add(
-                Phase.RUN, (source,), output, steps.emit_depthwise(kernel, self._weight(op), bias, source, output)
-            )
+            emit = steps.emit_depthwise(kernel, self._weight(op), self._bias(op), source, output)
+            self._add(Phase.RUN, (source,), output, emit)
         elif kernel.op in (Op.CONV2D, Op.DEPTHWISE_CONV2D):
             self._lower_conv(op, source, residual, output)
         elif kernel.op is Op.ADD:
@@ -186,38 +191,79 @@ class _Lowering:
     def _weight(self, op: PlanOp) -> FloatArray:
         return self._weights[f"{op.name}.weight"]
 
+    def _bias(self, op: PlanOp) -> FloatArray:
+        return self._weights[f"{op.name}.bias"]
+
     def _lower_conv(self, op: PlanOp, source: Tensor, residual: Tensor | None, output: Tensor) -> None:
         kernel = op.kernel
-        if kernel.stride == 1:
-            read = self._as_planes(source)
-            read.need_padding(kernel.padding)
-        else:
-            phases = self._split(source, kernel.stride)
-            phases.need_phases(kernel.kernel_h, kernel.kernel_w, kernel.padding)
-            read = phases
+        read = self._conv_input(kernel, source)
         target = output
         if output.form is not Form.PLANES:
             target = Tensor(output.channels, output.height, output.width, Form.PLANES)
+        if residual is not None:
+            residual = self._as_planes(residual)
+        self._add_conv(kernel, self._weight(op), self._bias(op), read, residual, target)
+        if target is not output:
+            self._add(Phase.RUN, (target,), output, steps.emit_copy(target, output))
+
+    def _conv_input(self, kernel: KernelSpec, source: Tensor) -> Tensor:
+        """`source` as the convolution `kernel` reads it: with padding, or split into phases."""
+        if kernel.stride == 1:
+            read = self._as_planes(source)
+            read.need_padding(kernel.padding)
+            return read
+        phases = self._split(source, kernel.stride)
+        phases.need_phases(kernel.kernel_h, kernel.kernel_w, kernel.padding)
+        return phases
+
+    def _add_conv(
+        self,
+        kernel: KernelSpec,
+        weight: FloatArray,
+        bias: FloatArray,
+        read: Tensor,
+        residual: Tensor | None,
+        target: Tensor,
+    ) -> None:
         target.join_rows(read)
         reads: tuple[Tensor, ...] = (read,)
         if residual is not None:
-            residual = self._as_planes(residual)
             residual.join_rows(target)
             reads = (read, residual)
-        if kernel.op is Op.CONV2D:
-            rows = self._weight(op).reshape(kernel.out_channels, -1)
-            ways = groupings(rows, kernel.pruning.block_filters)
-        else:
-            ways = depthwise_rows(self._weight(op).reshape(kernel.out_channels, -1))
-        emit = steps.emit_conv(kernel, ways, self._weights[f"{op.name}.bias"], read, residual, target)
+        rows = weight.reshape(kernel.out_channels, -1)
+        ways = groupings(rows, kernel.pruning.block_filters) if kernel.op is Op.CONV2D else depthwise_rows(rows)
+        emit = steps.emit_conv(kernel, ways, bias, read, residual, target)
         self._add(Phase.RUN, reads, target, emit, tuning_key=replace(kernel, seed=0))
-        if target is not output:
-            self._add(Phase.RUN, (target,), output, steps.emit_copy(target, output))
+
+    def _lower_blockwise(self, conv: PlanOp, depthwise: PlanOp, output: Tensor) -> None:
+        """A convolution and the depthwise convolution that reads it, a few channels at a time."""
+        kernel, depthwise_index = conv.kernel, self._op_index
+        conv_index = next(index for index, op in enumerate(self._plan.ops) if op is conv)
+        self._op_index = conv_index
+        read = self._conv_input(kernel, self._by_name[conv.inputs[0]])
+        size = channels_per_block(kernel)
+        for first in range(0, kernel.out_channels, size):
+            channels = slice(first, min(first + size, kernel.out_channels))
+            count = channels.stop - channels.start
+            between = Tensor(count, kernel.output_h, kernel.output_w, Form.PLANES)
+            self._op_index = conv_index
+            part = replace(kernel, out_channels=count)
+            self._add_conv(part, self._weight(conv)[channels], self._bias(conv)[channels], read, None, between)
+            self._op_index = depthwise_index
+            emit = steps.emit_depthwise(
+                depthwise.kernel,
+                self._weight(depthwise)[channels],
+                self._bias(depthwise)[channels],
+                between,
+                output,
+                first,
+            )
+            self._add(Phase.RUN, (between,), output, emit)
 
     def _lower_matvec(
         self, op: PlanOp, source: Tensor, residual: Tensor | None, output: Tensor, rows: FloatArray
     ) -> None:
-        emit = steps.emit_matvec(op.kernel, rows, self._weights[f"{op.name}.bias"], source, residual, output)
+        emit = steps.emit_matvec(op.kernel, rows, self._bias(op), source, residual, output)
         reads = (source,) if residual is None else (source, residual)
         self._add(Phase.RUN, reads, output, emit)
 

@@ -51,10 +51,12 @@ def choose_ways(program: Program, library: Library, backend: BackendInfo, *, tun
     for work in program.work:
         ways = work.ways()
         choice = remembered.get(work.tuning_key) if work.tuning_key is not None else None
-        if choice is None or not choice.fits(ways):
+        index = choice.find(ways) if choice is not None else None
+        if choice is None or index is None:
             choice = tuner.tune(ways) if tune else tuner.guess(ways)
+            index = choice.way
             remembered[work.tuning_key] = choice
-        way = ways[choice.way]
+        way = ways[index]
         for step, tile in zip(way.steps, choice.tiles, strict=True):
             _set_tile(step, tile)
         chosen.append(way)
@@ -68,9 +70,15 @@ class _Choice:
 
     way: int
     tiles: tuple[Tile | None, ...]
+    signature: tuple[tuple[int, int], ...]
 
-    def fits(self, ways: Ways) -> bool:
-        return self.way < len(ways) and len(self.tiles) == len(ways[self.way].steps)
+    def find(self, ways: Ways) -> int | None:
+        """The index of the way among `ways` that has the same steps. Other weights can give the ways another order."""
+        return next((index for index, way in enumerate(ways) if _signature(way) == self.signature), None)
+
+
+def _signature(way: Way) -> tuple[tuple[int, int], ...]:
+    return tuple((step.kind, step.group_size) for step in way.steps)
 
 
 class _Tuner:
@@ -83,7 +91,7 @@ class _Tuner:
             min(tiles, key=functools.partial(_waste, step)) if (tiles := self._tiles(step)) else None
             for step in ways[0].steps
         )
-        return _Choice(way=0, tiles=tiles)
+        return _Choice(way=0, tiles=tiles, signature=_signature(ways[0]))
 
     def tune(self, ways: Ways) -> _Choice:
         """The best tile of each step by itself; then ways are compared as a whole, with all their steps in order."""
@@ -92,7 +100,7 @@ class _Tuner:
             tiles = tuple(self._best_tile(step) for step in way.steps)
             for step, tile in zip(way.steps, tiles, strict=True):
                 _set_tile(step, tile)
-            choices.append(_Choice(way=index, tiles=tiles))
+            choices.append(_Choice(way=index, tiles=tiles, signature=_signature(way)))
         runs = [functools.partial(self._run, (Step * len(way.steps))(*way.steps)) for way in ways]
         return choices[self._fastest(runs)]
 

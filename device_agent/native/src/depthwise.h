@@ -83,6 +83,8 @@ static void depthwise_strip(const KerfStep &step, const DepthwiseStrip<VL> &stri
         KERF_UNROLL for (int kx = 0; kx < EDGE; kx++) {
           if (C > 1 || i == 0) values[kx] = (Float)((Bits)values[kx] & first_mask[kx]);
           if (C > 1 || i == P - 1) values[K - 1 - kx] = (Float)((Bits)values[K - 1 - kx] & last_mask[K - 1 - kx]);
+          // The last vector of a row can begin in its second column.
+          if (EDGE > 1 && P > 1 && i == P - 1) values[kx] = (Float)((Bits)values[kx] & last_mask[kx]);
         }
         KERF_UNROLL for (int j = 0; j < J; j++)
           if (S * j + r < K)

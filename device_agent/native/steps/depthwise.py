@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from device_agent.contracts import KernelSpec
-from device_agent.native.layout import Tensor
+from device_agent.native.layout import FLOAT_BYTES, Tensor
 from device_agent.native.library import Kind, Step
 from device_agent.native.placement import Placement
 from device_agent.native.steps.common import Emitter, Way, Ways, bounded, set_input, set_output
@@ -28,13 +28,17 @@ def has_depthwise_kernel(kernel: KernelSpec) -> bool:
     )
 
 
-def emit_depthwise(kernel: KernelSpec, weight: FloatArray, bias: FloatArray, source: Tensor, target: Tensor) -> Emitter:
-    """`weight` is (channels, 1, kernel_h, kernel_w)."""
+def emit_depthwise(
+    kernel: KernelSpec, weight: FloatArray, bias: FloatArray, source: Tensor, target: Tensor, first_channel: int = 0
+) -> Emitter:
+    """`weight` is (channels, 1, kernel_h, kernel_w). `source` has as many channels, which go to those of `target` from
+    `first_channel` on.
+    """
 
     def emit(placement: Placement) -> Ways:
         step = Step(
             kind=Kind.DEPTHWISE,
-            channels=kernel.in_channels,
+            channels=source.channels,
             kernel_h=kernel.kernel_h,
             kernel_w=kernel.kernel_w,
             stride=kernel.stride,
@@ -43,7 +47,8 @@ def emit_depthwise(kernel: KernelSpec, weight: FloatArray, bias: FloatArray, sou
             bias=placement.constant(bias),
         )
         set_input(step, placement, source)
-        set_output(step, placement, target)
+        layout = set_output(step, placement, target)
+        step.output = placement.address(target) + FLOAT_BYTES * first_channel * layout.plane
         return (Way(steps=(bounded(step, kernel.activation),)),)
 
     return emit
