@@ -47,6 +47,8 @@ _FLAGS = (
 _LINK_FLAGS = (
     "-shared",
     "-nostdlib",
+    # The library calls its own functions directly, and not those of the same name elsewhere in the process.
+    "-Wl,-Bsymbolic",
     "-Wl,-z,defs",
     "-Wl,-z,max-page-size=16384",
     "-Wl,--hash-style=both",

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from device_agent.contracts import NETWORK_INPUT, NETWORK_RESIDUAL, ContractError, KernelSpec, NetworkPlan
 from device_agent.formats.packed import check_tensors
 from device_agent.native.errors import UnsupportedKernelError
+from device_agent.native.image import write_image
 from device_agent.native.library import BackendInfo, Library, Step, load_library
 from device_agent.native.planner import Phase, Work, make_program
 from device_agent.native.steps import Way
@@ -45,6 +46,10 @@ class _StepArray:
     @property
     def address(self) -> int:
         return ctypes.addressof(self._array)
+
+    @property
+    def steps(self) -> list[Step]:
+        return list(self._array)
 
     def run(self) -> None:
         result = self._call()
@@ -149,6 +154,12 @@ class NativeNetwork(_Executor):
         self.set_input(x)
         self.invoke()
         return self.output()
+
+    def image(self) -> bytes:
+        """The network as a program image, for the C API: see image.py. Its outputs are the same, bit for bit."""
+        return write_image(
+            self._run.steps, self._held, self._inputs[NETWORK_INPUT], self._output, isa=self.isa, name=self._plan.name
+        )
 
 
 class NativeKernel(_Executor):

@@ -14,7 +14,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-#: Planes start at multiples of this many elements, and may be read this far past their last position.
+#: Planes start at multiples of this many elements. Tensors may be read this far before their first element and past
+#: their last one.
 VECTOR = 16
 FLOAT_BYTES = 4
 
@@ -74,12 +75,12 @@ class Tensor:
     def layout(self) -> Layout:
         """The layout that satisfies every demand made so far."""
         if self.form is not Form.PLANES:
-            row, plane, lead = self.width, self.height * self.width, 0
+            row, plane, lead = self.width, self.height * self.width, VECTOR
         else:
             row = max(member.width + member.padding for member in self._root()._members)
             positions = (self.height - 1) * row + self.width
             plane = round_up(max((self.height + self.padding) * row, round_up(positions)))
-            lead = round_up(self.padding * (row + 1))
+            lead = max(VECTOR, round_up(self.padding * (row + 1)))
         return Layout(
             channels=self.channels,
             height=self.height,

@@ -7,6 +7,7 @@ import functools
 import hashlib
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +42,32 @@ class Step(ctypes.Structure):
             "mask", "bias", "phases", "group_channels", "group_starts", "offsets", "weights",
         )),
     )  # fmt: skip
+
+
+class Region(ctypes.Structure):
+    """`KerfRegion` of src/kerf_native.h, field by field."""
+
+    _fields_ = (("address", ctypes.c_uint64), ("bytes", ctypes.c_uint64), ("is_writable", ctypes.c_int32))
+
+
+class Shape(ctypes.Structure):
+    """`KerfShape` of src/kerf.h."""
+
+    _fields_ = (("channels", ctypes.c_int32), ("height", ctypes.c_int32), ("width", ctypes.c_int32))
+
+
+class ImageInfo(ctypes.Structure):
+    """`KerfImageInfo` of src/kerf.h."""
+
+    _fields_ = (
+        ("memory_bytes", ctypes.c_uint64),
+        ("input", Shape),
+        ("output", Shape),
+        ("num_steps", ctypes.c_int32),
+        ("failed_step", ctypes.c_int32),
+        ("isa", ctypes.c_char * 16),
+        ("name", ctypes.c_char * 64),
+    )
 
 
 class Kind:
@@ -78,7 +105,7 @@ class Library:
         except OSError as error:
             raise NativeError(f"{path} cannot be loaded: {error}") from None
         _declare(self._dll)
-        if self._dll.kerf_abi_version() != ABI_VERSION or self._dll.kerf_step_bytes() != ctypes.sizeof(Step):
+        if self._dll.kerf_abi_version() != ABI_VERSION or self._dll.kerf_step_fields().decode() != _step_fields():
             raise NativeError(f"{path} has another interface than this version of Kerf: delete it to have it rebuilt")
         self.backends = tuple(
             BackendInfo(
@@ -91,6 +118,12 @@ class Library:
         )
         #: kerf_run itself, for callers that prepare its arguments: see `check` for its result.
         self.run = self._dll.kerf_run
+        self.image_check = self._dll.kerf_image_check
+        self.image_checksum = self._dll.kerf_image_checksum
+        self.network_init = self._dll.kerf_network_init
+        self.network_input = self._dll.kerf_network_input
+        self.network_output = self._dll.kerf_network_output
+        self.network_run = self._dll.kerf_network_run
 
     @functools.cached_property
     def sha256(self) -> str:
@@ -127,6 +160,15 @@ class Library:
             self._dll.kerf_profile(backend, steps, num_steps, rounds, *_wall_clock(), times_ns.ctypes.data), num_steps
         )
         return times_ns
+
+    def check_steps(self, steps: Sequence[Step], regions: ctypes.Array[Region]) -> None:
+        """Raise `NativeError` for the first of `steps` that could touch memory outside of `regions`."""
+        failed = ctypes.c_int32(-1)
+        array = (Step * len(steps))(*steps)
+        code = self._dll.kerf_check_steps(array, len(steps), regions, len(regions), ctypes.byref(failed))
+        if code:
+            kind = steps[failed.value].kind if failed.value >= 0 else None
+            raise NativeError(f"step {failed.value} of {len(steps)}, kind {kind}: {self.error_message(code)}")
 
     def check(self, result: int, num_steps: int) -> None:
         """Raise `NativeError` with the library's words unless `result`, that of a function for steps, is 0."""
@@ -183,11 +225,24 @@ def _cache_dir() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "kerf"
 
 
+def _step_fields() -> str:
+    """`Step` as kerf_step_fields() describes it."""
+    types = {ctypes.c_int32: "I", ctypes.c_float: "F", ctypes.c_int64: "L", ctypes.c_void_p: "P"}
+    return "".join(f"{types[field[1]]} {field[0]}\n" for field in Step._fields_)
+
+
 def _declare(dll: ctypes.CDLL) -> None:
-    int32, pointer = ctypes.c_int32, ctypes.c_void_p
+    int32, uint64, pointer = ctypes.c_int32, ctypes.c_uint64, ctypes.c_void_p
     signatures = {
         "kerf_abi_version": (int32, ()),
-        "kerf_step_bytes": (int32, ()),
+        "kerf_step_fields": (ctypes.c_char_p, ()),
+        "kerf_check_steps": (int32, (pointer, int32, pointer, int32, pointer)),
+        "kerf_image_check": (int32, (pointer, uint64, pointer)),
+        "kerf_image_checksum": (uint64, (pointer, uint64)),
+        "kerf_network_init": (int32, (pointer, uint64, pointer, uint64, int32, pointer)),
+        "kerf_network_input": (pointer, (pointer,)),
+        "kerf_network_output": (pointer, (pointer,)),
+        "kerf_network_run": (int32, (pointer,)),
         "kerf_compiler": (ctypes.c_char_p, ()),
         "kerf_num_backends": (int32, ()),
         "kerf_backend_name": (ctypes.c_char_p, (int32,)),

@@ -42,7 +42,8 @@ class Placement:
     def elements(self, tensor: Tensor) -> FloatArray:
         """A COMPACT or VECTOR tensor as an array (c, h, w) over its buffer."""
         shape = (tensor.channels, tensor.height, tensor.width)
-        return self._buffers[tensor][: math.prod(shape)].reshape(shape)
+        lead = tensor.layout().lead
+        return self._buffers[tensor][lead : lead + math.prod(shape)].reshape(shape)
 
     def mask(self, layout: Layout) -> int:
         key = (layout.row, layout.height, layout.width)
@@ -51,11 +52,21 @@ class Placement:
         return self._masks[key]
 
     def constant(self, values: NDArray[Any], held: list[NDArray[Any]] | None = None) -> int:
-        """The address of an aligned copy of `values`, which lives as long as the program, or as `held` if given."""
+        """The address of an aligned copy of `values`, which lives as long as the program, or as `held` if given.
+
+        No step may write to it: see `scratch`.
+        """
         copy = _aligned(values.size, values.dtype)
         copy[: values.size] = values.reshape(-1)
+        copy.flags.writeable = False
         (self.held if held is None else held).append(copy)
         return copy.ctypes.data
+
+    def scratch(self, size: int, held: list[NDArray[Any]] | None = None) -> int:
+        """The address of `size` float32 zeros that steps may write to."""
+        buffer = _aligned(size, np.dtype(np.float32))
+        (self.held if held is None else held).append(buffer)
+        return buffer.ctypes.data
 
     def _new(self, size: int) -> FloatArray:
         buffer = _aligned(size, np.dtype(np.float32))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from device_agent.native.library import VECTOR_LENGTHS, BackendInfo, Kind, Library, Step
 from device_agent.native.planner import Program
+from device_agent.native.regions import ProgramCheck
 from device_agent.native.steps import Way, Ways
 
 #: A timing sample lasts at least this long, for the clock's resolution.
@@ -43,13 +44,16 @@ def choose_ways(program: Program, library: Library, backend: BackendInfo, *, tun
     """One way for each piece of the program's work, with all tiles set.
 
     Without `tune`, the first way and the tile that wastes least are taken and nothing is run. The constants of ways
-    that are not chosen are free again before the next piece of work is emitted.
+    that are not chosen are free again before the next piece of work is emitted. No step is run before it is proved that
+    it stays inside of the program's memory: a plan is data from elsewhere.
     """
     tuner = _Tuner(library, backend)
+    check = ProgramCheck(library, program.held)
     chosen = []
     remembered: dict[object, _Choice] = {}
     for work in program.work:
         ways = work.ways()
+        check.check(ways)
         choice = remembered.get(work.tuning_key) if work.tuning_key is not None else None
         index = choice.find(ways) if choice is not None else None
         if choice is None or index is None:

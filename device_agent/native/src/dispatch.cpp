@@ -3,6 +3,7 @@
 
 #include "cpu.h"
 #include "kerf_errors.h"
+#include "step_fields.h"
 
 #define KERF_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -24,7 +25,15 @@ static const int32_t num_backends = sizeof(backends) / sizeof(backends[0]);
 static bool is_backend(int32_t backend) { return backend >= 0 && backend < num_backends; }
 
 KERF_EXPORT int32_t kerf_abi_version() { return KERF_ABI_VERSION; }
-KERF_EXPORT int32_t kerf_step_bytes() { return (int32_t)sizeof(KerfStep); }
+
+#define KERF_NAME_I(name) "I " #name "\n"
+#define KERF_NAME_F(name) "F " #name "\n"
+#define KERF_NAME_L(name) "L " #name "\n"
+#define KERF_NAME_P(name) "P " #name "\n"
+// Type and name of every field of KerfStep in order, a line for each: see step_fields.h.
+KERF_EXPORT const char *kerf_step_fields() {
+  return KERF_STEP_FIELDS(KERF_NAME_I, KERF_NAME_F, KERF_NAME_L, KERF_NAME_P);
+}
 KERF_EXPORT const char *kerf_compiler() { return KERF_COMPILER; }
 
 // What `code`, the result of another function, means. Never null.

@@ -10,6 +10,9 @@
 
 #define KERF_ABI_VERSION 3
 
+// Scratch memory of a step is there for this many threads.
+#define KERF_MAX_THREADS 16
+
 enum KerfKind {
   KERF_CONV = 0,             // sparse convolution of the output channels of some row groups
   KERF_SPLIT = 1,            // copy rows, or split a tensor into stride x stride phase tensors
@@ -50,6 +53,12 @@ struct KerfStep {
   const int32_t *group_starts;    // first entry of each row group; num_groups + 1
   const int32_t *offsets;         // of each entry, from `input` (CONV) or the index of the input (MATVEC)
   const float *weights;           // CONV, SPARSE_MATVEC: group_size per entry; DEPTHWISE: kernel_h * kernel_w per channel
+};
+
+// Memory that steps may use.
+struct KerfRegion {
+  uint64_t address, bytes;
+  int32_t is_writable;
 };
 
 // What a backend needs of the processor: see cpu.h.

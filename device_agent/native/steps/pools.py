@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from device_agent.contracts import KernelSpec, Op
 from device_agent.native.layout import Tensor
 from device_agent.native.library import MAX_THREADS, Kind, Step
@@ -24,7 +22,7 @@ def emit_pool(kernel: KernelSpec, source: Tensor, output: Tensor) -> Emitter:
                 stride=kernel.stride,
                 padding=kernel.padding,
                 scale=1.0 / (kernel.kernel_h * kernel.kernel_w),
-                scratch=placement.constant(np.zeros(scratch_size * MAX_THREADS, dtype=np.float32)),
+                scratch=placement.scratch(scratch_size * MAX_THREADS),
                 scratch_size=scratch_size,
             ),
             kernel.activation,

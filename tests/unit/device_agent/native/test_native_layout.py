@@ -30,7 +30,7 @@ def test_joined_tensors_have_one_row_stride() -> None:
 
 def test_compact_tensors_have_no_padding() -> None:
     layout = Tensor(2, 3, 4, Form.COMPACT).layout()
-    assert (layout.row, layout.plane, layout.lead) == (4, 12, 0)
+    assert (layout.row, layout.plane, layout.lead) == (4, 12, 16)
 
 
 def test_phases_are_counted_from_the_image() -> None:

@@ -1,0 +1,311 @@
+// Proves for one step that no kernel reads or writes outside of the regions that the step's pointers lie in, for every
+// tile and every instruction set. Weights and activations are numbers and need no check; what is checked are extents,
+// strides, and every entry of every index list.
+//
+// Index lists have to be in constant memory. So no step can change what was checked.
+#include "check.h"
+
+#include "kerf_errors.h"
+#include "step_fields.h"
+
+namespace {
+
+// Extents and counts up to this, and planes up to the second: then no product below overflows 64 bits.
+const int64_t MAX_EXTENT = 1 << 28;
+const int64_t MAX_PLANE = (int64_t)1 << 32;
+const int64_t ELEMENT_BYTES = 4;
+// Kernels run over flattened positions in vectors, up to this many elements: what they touch is rounded up to it.
+const int64_t LONGEST_VECTOR = 16;
+
+struct Range {
+  int64_t first, last;  // [first, last)
+};
+
+int64_t divide_up(int64_t count, int64_t by) { return (count + by - 1) / by; }
+int64_t whole_vectors(int64_t positions) { return divide_up(positions, LONGEST_VECTOR) * LONGEST_VECTOR; }
+
+// Elements from the first one of the first plane to the last one of the last plane, `inner` of which are in a plane.
+int64_t planes_extent(int64_t planes, int64_t plane, int64_t inner) {
+  return planes == 0 || inner == 0 ? 0 : (planes - 1) * plane + inner;
+}
+int64_t rows_extent(int64_t rows, int64_t row, int64_t width) { return planes_extent(rows, row, width); }
+
+class Checker {
+ public:
+  Checker(const KerfStep &step, KerfFindSpan find, const void *context) : step(step), find_(find), context_(context) {}
+
+  const KerfStep &step;
+
+  // Elements [first, last) from `pointer` on can be read.
+  int32_t reads(const void *pointer, int64_t first, int64_t last) const {
+    KerfSpan span;
+    return touches(pointer, first, last, &span) ? KERF_OK : KERF_ERROR_READ;
+  }
+  int32_t reads(const void *pointer, int64_t count) const { return reads(pointer, 0, count); }
+
+  int32_t writes(const void *pointer, int64_t count) const {
+    KerfSpan span;
+    return touches(pointer, 0, count, &span) && (count == 0 || span.is_writable) ? KERF_OK : KERF_ERROR_WRITE;
+  }
+
+  // `count` indices that the check itself may read, and that no step can change afterwards.
+  int32_t is_list(const int32_t *list, int64_t count) const {
+    KerfSpan span;
+    if (!touches(list, 0, count, &span)) return KERF_ERROR_READ;
+    return count > 0 && span.is_writable ? KERF_ERROR_LIST : KERF_OK;
+  }
+
+ private:
+  bool touches(const void *pointer, int64_t first, int64_t last, KerfSpan *span) const {
+    if (first >= last) return true;
+    if (!pointer || (uintptr_t)pointer % ELEMENT_BYTES != 0 || !find_(context_, pointer, span)) return false;
+    const int64_t before = (int64_t)(span->before / ELEMENT_BYTES), after = (int64_t)(span->after / ELEMENT_BYTES);
+    return first >= -before && last <= after;
+  }
+
+  KerfFindSpan find_;
+  const void *context_;
+};
+
+Range range_of(const int32_t *values, int64_t count) {
+  int32_t least = INT32_MAX, most = INT32_MIN;
+  for (int64_t i = 0; i < count; i++) {
+    least = values[i] < least ? values[i] : least;
+    most = values[i] > most ? values[i] : most;
+  }
+  return {least, (int64_t)most + 1};
+}
+
+// --- parts that several kinds have -----------------------------------------------------------------------------------
+
+int32_t check_numbers(const KerfStep &step) {
+  const char *bytes = (const char *)&step;
+  for (const StepField &field : STEP_FIELDS) {
+    if (field.type == 'I') {
+      const int32_t value = *(const int32_t *)(bytes + field.offset);
+      if (value < 0 || value > MAX_EXTENT) return KERF_ERROR_EXTENT;
+    } else if (field.type == 'L') {
+      const int64_t value = *(const int64_t *)(bytes + field.offset);
+      if (value < 0 || value > MAX_PLANE) return KERF_ERROR_EXTENT;
+    }
+  }
+  return KERF_OK;
+}
+
+// Row groups: their lists, their weights, and what the entries read of `step.input` when each reads `reach` elements.
+int32_t check_groups(const Checker &check, int64_t reach) {
+  const KerfStep &step = check.step;
+  if (step.group_size != 1 && step.group_size != 2 && step.group_size != 4) return KERF_ERROR_EXTENT;
+  KERF_TRY(check.is_list(step.group_starts, (int64_t)step.num_groups + 1));
+  int64_t entries = 0;
+  for (int32_t group = 0; group <= step.num_groups; group++) {
+    if (step.group_starts[group] < entries) return KERF_ERROR_INDEX;
+    entries = step.group_starts[group];
+  }
+  KERF_TRY(check.is_list(step.group_channels, step.num_groups));
+  KERF_TRY(check.is_list(step.offsets, entries));
+  KERF_TRY(check.reads(step.weights, entries * step.group_size));
+  if (entries == 0) return KERF_OK;
+  const Range offsets = range_of(step.offsets, entries);
+  return check.reads(step.input, offsets.first, offsets.last - 1 + reach);
+}
+
+// The highest channel that the groups write, plus one. Negative where one of them is out of range.
+int64_t num_group_channels(const KerfStep &step) {
+  if (step.num_groups == 0) return 0;
+  const Range channels = range_of(step.group_channels, step.num_groups);
+  return channels.first < 0 || channels.last > MAX_EXTENT ? -1 : channels.last - 1 + step.group_size;
+}
+
+// --- kinds -----------------------------------------------------------------------------------------------------------
+
+int32_t check_conv(const Checker &check) {
+  const KerfStep &step = check.step;
+  if (step.positions < 1) return KERF_ERROR_EXTENT;
+  const int64_t extent = whole_vectors(step.positions);
+  KERF_TRY(check_groups(check, extent));
+  const int64_t channels = num_group_channels(step);
+  if (channels < 0) return KERF_ERROR_INDEX;
+  KERF_TRY(check.reads(step.bias, channels));
+  KERF_TRY(check.reads(step.mask, extent));
+  if (step.second) KERF_TRY(check.reads(step.second, planes_extent(channels, step.second_plane, extent)));
+  return check.writes(step.output, planes_extent(channels, step.output_plane, extent));
+}
+
+int32_t check_split(const Checker &check) {
+  const KerfStep &step = check.step;
+  const int64_t stride = step.stride, channels = step.channels;
+  if (stride < 1 || stride > (1 << 13) || channels * step.num_phases > MAX_EXTENT) return KERF_ERROR_EXTENT;
+  // Copied rows have the output's extent; phases are cut from the input's.
+  int64_t read_rows = step.output_h, read_width = step.output_w;
+  int64_t written_rows = step.output_h, written_width = step.output_w;
+  if (stride > 1) {
+    KERF_TRY(check.is_list(step.phases, stride * stride));
+    for (int64_t phase = 0; phase < stride * stride; phase++)
+      if (step.phases[phase] < -1 || step.phases[phase] >= step.num_phases) return KERF_ERROR_INDEX;
+    read_rows = step.input_h, read_width = step.input_w;
+    const int64_t phase_rows = divide_up(step.input_h, stride), phase_width = divide_up(step.input_w, stride);
+    written_rows = phase_rows > written_rows ? phase_rows : written_rows;
+    written_width = phase_width > written_width ? phase_width : written_width;
+  } else if (step.num_phases != 1) {
+    return KERF_ERROR_EXTENT;
+  }
+  KERF_TRY(check.reads(step.input,
+                       planes_extent(channels, step.input_plane, rows_extent(read_rows, step.input_row, read_width))));
+  return check.writes(step.output, planes_extent(channels * step.num_phases, step.output_plane,
+                                                 rows_extent(written_rows, step.output_row, written_width)));
+}
+
+int32_t check_elementwise(const Checker &check) {
+  const KerfStep &step = check.step;
+  const int64_t extent = whole_vectors(step.positions);
+  if (step.channels > 0) KERF_TRY(check.reads(step.mask, extent));
+  KERF_TRY(check.reads(step.input, planes_extent(step.channels, step.input_plane, extent)));
+  if (step.second) KERF_TRY(check.reads(step.second, planes_extent(step.channels, step.second_plane, extent)));
+  return check.writes(step.output, planes_extent(step.channels, step.output_plane, extent));
+}
+
+int32_t check_pool(const Checker &check) {
+  const KerfStep &step = check.step;
+  const int64_t stride = step.stride, padding = step.padding;
+  if (stride < 1 || step.kernel_h < 1 || step.kernel_w < 1) return KERF_ERROR_EXTENT;
+  if (step.input_h < 1 || step.input_w < 1 || step.output_h < 1 || step.output_w < 1) return KERF_ERROR_EXTENT;
+  // The first row of the last window is a row of the input, and all windows are inside of a padded row.
+  const int64_t padded_w = step.input_w + 2 * padding, phase_w = divide_up(padded_w, stride);
+  if ((step.output_h - 1) * stride - padding >= step.input_h) return KERF_ERROR_EXTENT;
+  if ((step.kernel_w - 1) / stride + step.output_w > phase_w) return KERF_ERROR_EXTENT;
+  if (padded_w + (stride == 1 ? 0 : stride * phase_w) > step.scratch_size) return KERF_ERROR_EXTENT;
+  KERF_TRY(check.writes(step.scratch, (int64_t)KERF_MAX_THREADS * step.scratch_size));
+  KERF_TRY(check.reads(step.input, planes_extent(step.channels, step.input_plane,
+                                                 rows_extent(step.input_h, step.input_row, step.input_w))));
+  return check.writes(step.output, planes_extent(step.channels, step.output_plane,
+                                                 rows_extent(step.output_h, step.output_row, step.output_w)));
+}
+
+int32_t check_global_avg_pool(const Checker &check) {
+  const KerfStep &step = check.step;
+  KERF_TRY(check.reads(step.input, planes_extent(step.channels, step.input_plane, whole_vectors(step.positions))));
+  return check.writes(step.output, planes_extent(step.channels, step.output_plane, 1));
+}
+
+// Bias, second operand and output of a fully connected layer of `outputs` outputs.
+int32_t check_outputs(const Checker &check, int64_t outputs) {
+  KERF_TRY(check.reads(check.step.bias, outputs));
+  if (check.step.second) KERF_TRY(check.reads(check.step.second, outputs));
+  return check.writes(check.step.output, outputs);
+}
+
+int32_t check_dense_matvec(const Checker &check) {
+  const KerfStep &step = check.step;
+  KERF_TRY(check.reads(step.input, step.channels));
+  KERF_TRY(check.reads(step.weights, whole_vectors(step.outputs) * step.channels));
+  return check_outputs(check, step.outputs);
+}
+
+int32_t check_sparse_matvec(const Checker &check) {
+  KERF_TRY(check_groups(check, 1));
+  const int64_t outputs = num_group_channels(check.step);
+  return outputs < 0 ? KERF_ERROR_INDEX : check_outputs(check, outputs);
+}
+
+int32_t check_zero(const Checker &check) {
+  return check.writes(check.step.output, (int64_t)check.step.channels * check.step.output_plane);
+}
+
+// Rows of a plane are read in vectors that begin up to `padding` columns before the image, and end past it where the
+// whole row is narrower than a vector.
+int32_t check_depthwise(const Checker &check) {
+  const KerfStep &step = check.step;
+  const int64_t kernel = step.kernel_w, stride = step.stride, width = step.output_w;
+  if (step.kernel_h != kernel || (kernel != 3 && kernel != 5) || (stride != 1 && stride != 2)) return KERF_ERROR_EXTENT;
+  if (2 * step.padding >= kernel || step.input_h < 1 || step.output_h < 1 || width < 1) return KERF_ERROR_EXTENT;
+  const int64_t vectors_width = width <= 4 ? 4 : width <= 8 ? 8 : width <= 16 ? 16 : width;
+  const int64_t taps = stride == 2 && kernel == 3 ? 1 : kernel - 1;
+  const int64_t read_width = vectors_width * stride + taps - step.padding;
+  const int64_t extent = rows_extent(step.input_h, step.input_row, read_width);
+  KERF_TRY(check.reads(step.input, -step.padding, planes_extent(step.channels, step.input_plane, extent)));
+  KERF_TRY(check.reads(step.bias, step.channels));
+  KERF_TRY(check.reads(step.weights, step.channels * kernel * kernel));
+  return check.writes(step.output, planes_extent(step.channels, step.output_plane,
+                                                 rows_extent(step.output_h, step.output_row, width)));
+}
+
+struct KindCheck {
+  int32_t kind;
+  int32_t (*check)(const Checker &);
+};
+
+constexpr KindCheck KIND_CHECKS[] = {
+    {KERF_CONV, check_conv},
+    {KERF_SPLIT, check_split},
+    {KERF_ELEMENTWISE, check_elementwise},
+    {KERF_MAX_POOL, check_pool},
+    {KERF_AVG_POOL, check_pool},
+    {KERF_GLOBAL_AVG_POOL, check_global_avg_pool},
+    {KERF_DENSE_MATVEC, check_dense_matvec},
+    {KERF_SPARSE_MATVEC, check_sparse_matvec},
+    {KERF_ZERO, check_zero},
+    {KERF_DEPTHWISE, check_depthwise},
+};
+
+constexpr bool is_complete() {
+  for (int kind = 0; kind < KERF_NUM_KINDS; kind++)
+    if (KIND_CHECKS[kind].kind != kind) return false;
+  return sizeof(KIND_CHECKS) / sizeof(KIND_CHECKS[0]) == KERF_NUM_KINDS;
+}
+static_assert(is_complete(), "every KerfKind needs a check, in the order of the kinds");
+
+}  // namespace
+
+int32_t kerf_check_step(const KerfStep *step, KerfFindSpan find, const void *context) {
+  if (step->kind < 0 || step->kind >= KERF_NUM_KINDS) return KERF_ERROR_KIND;
+  KERF_TRY(check_numbers(*step));
+  return KIND_CHECKS[step->kind].check(Checker(*step, find, context));
+}
+
+// --- steps whose pointers are resolved already -----------------------------------------------------------------------
+
+namespace {
+
+struct RegionTable {
+  const KerfRegion *regions;
+  int32_t count;
+};
+
+bool find_in_table(const void *context, const void *pointer, KerfSpan *span) {
+  const RegionTable &table = *(const RegionTable *)context;
+  const uint64_t address = (uint64_t)(uintptr_t)pointer;
+  int32_t low = 0, high = table.count;
+  while (low < high) {
+    const int32_t middle = low + (high - low) / 2;
+    if (table.regions[middle].address <= address) low = middle + 1;
+    else high = middle;
+  }
+  if (low == 0) return false;
+  const KerfRegion &region = table.regions[low - 1];
+  span->before = address - region.address;
+  if (span->before > region.bytes) return false;
+  span->after = region.bytes - span->before;
+  span->is_writable = region.is_writable != 0;
+  return true;
+}
+
+}  // namespace
+
+// Checks steps against the memory that they may use: `regions` in ascending order, apart from each other. KERF_OK, or an
+// error code, and in *failed_step the index of the step at fault.
+extern "C" __attribute__((visibility("default"))) int32_t kerf_check_steps(const KerfStep *steps, int32_t num_steps,
+                                                                           const KerfRegion *regions,
+                                                                           int32_t num_regions, int32_t *failed_step) {
+  *failed_step = -1;
+  if (num_steps < 0 || num_regions < 0) return KERF_ERROR_COUNT;
+  for (int32_t i = 0; i + 1 < num_regions; i++)
+    if (regions[i].bytes > regions[i + 1].address - regions[i].address) return KERF_ERROR_REGION;
+  const RegionTable table = {regions, num_regions};
+  for (int32_t i = 0; i < num_steps; i++) {
+    *failed_step = i;
+    KERF_TRY(kerf_check_step(steps + i, find_in_table, &table));
+  }
+  *failed_step = -1;
+  return KERF_OK;
+}
