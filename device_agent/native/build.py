@@ -43,13 +43,16 @@ _FLAGS = (
     "-fno-asynchronous-unwind-tables",
     "-fno-unwind-tables",
 )
-#: Undefined symbols are an error. Pages of 16 KB are those of newer phones; both hash tables, for older linkers.
+#: Undefined symbols are an error, and own ones are never replaced by those of others. Newer phones have pages of 16 KB;
+#: older linkers want the other hash table.
 _LINK_FLAGS = (
     "-shared",
     "-nostdlib",
     # The library calls its own functions directly, and not those of the same name elsewhere in the process.
     "-Wl,-Bsymbolic",
     "-Wl,-z,defs",
+    "-Wl,-z,now",
+    "-Wl,-Bsymbolic",
     "-Wl,-z,max-page-size=16384",
     "-Wl,--hash-style=both",
     "-Wl,-s",

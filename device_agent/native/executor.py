@@ -14,13 +14,17 @@ from device_agent.contracts import NETWORK_INPUT, NETWORK_RESIDUAL, ContractErro
 from device_agent.formats.packed import check_tensors
 from device_agent.native.errors import UnsupportedKernelError
 from device_agent.native.image import write_image
-from device_agent.native.library import BackendInfo, Library, Step, load_library
+from device_agent.native.library import MAX_THREADS, BackendInfo, Library, Step, load_library
 from device_agent.native.planner import Phase, Work, make_program
 from device_agent.native.steps import Way
+from device_agent.native.team import Team, limit_shares
 from device_agent.native.tuner import choose_ways
 from device_agent.synthesis import kernel_plan, kernel_plan_tensors
 
 FloatArray = NDArray[np.float32]
+
+#: Of each step on one thread, before the threads are divided: the shortest counts.
+_SHARE_ROUNDS = 4
 
 
 class _StepArray:
@@ -30,10 +34,17 @@ class _StepArray:
     """
 
     def __init__(
-        self, library: Library, backend: BackendInfo, steps: Sequence[Step], held: Sequence[NDArray[Any]]
+        self,
+        library: Library,
+        backend: BackendInfo,
+        steps: Sequence[Step],
+        held: Sequence[NDArray[Any]],
+        team: Team | None = None,
     ) -> None:
         self._library = library
+        self._backend = backend
         self._held = held
+        self._team = team
         self._array = (Step * len(steps))(*steps)
         self.count = len(steps)
         self._call: Callable[[], int] = functools.partial(
@@ -41,6 +52,7 @@ class _StepArray:
             ctypes.c_int32(backend.index),
             ctypes.c_void_p(ctypes.addressof(self._array)),
             ctypes.c_int32(self.count),
+            ctypes.c_void_p(self._team_address),
         )
 
     @property
@@ -51,18 +63,48 @@ class _StepArray:
     def steps(self) -> list[Step]:
         return list(self._array)
 
+    @property
+    def _team_address(self) -> int:
+        return 0 if self._team is None else self._team.address
+
     def run(self) -> None:
         result = self._call()
         if result:
             self._library.check(result, self.count)
 
+    def time(self, repeats: int) -> int:
+        """Wall time of `repeats` runs, in ns."""
+        return self._library.time(self._backend.index, self.address, self.count, repeats, self._team_address)
+
+    def profile(self, rounds: int) -> NDArray[np.int64]:
+        """Wall time of each step, in ns (rounds, steps)."""
+        return self._library.profile(self._backend.index, self.address, self.count, rounds, self._team_address)
+
+    def limit_shares(self) -> None:
+        """Time each step on one thread, and keep the short ones from being shared."""
+        if self._team is not None and self.count:
+            times_ns = self._library.profile(self._backend.index, self.address, self.count, _SHARE_ROUNDS)
+            limit_shares(self._array, times_ns.min(axis=0).tolist(), self._team.num_threads)
+
 
 class _Executor:
-    """A prepared program. Not for concurrent use: the buffers are its own."""
+    """A prepared program. Not for concurrent use: the buffers are its own.
+
+    With several threads it keeps all but the caller's for itself, until `close` or until it is garbage collected.
+    """
 
     def __init__(
-        self, plan: NetworkPlan, tensors: Mapping[str, NDArray[Any]], isa: str | None, tune: bool, inputs_in_place: bool
+        self,
+        plan: NetworkPlan,
+        tensors: Mapping[str, NDArray[Any]],
+        isa: str | None,
+        tune: bool,
+        threads: int,
+        cores: Sequence[int],
+        inputs_in_place: bool,
     ) -> None:
+        if not 1 <= threads <= MAX_THREADS:
+            raise ContractError(f"threads {threads!r} is not in 1..{MAX_THREADS}")
         self._library = load_library()
         self._backend = self._library.backend(isa)
         self._plan = plan
@@ -71,18 +113,31 @@ class _Executor:
         self._inputs, self._output = program.inputs, program.output
         self._held = (*program.held, *(array for way in ways for array in way.held))
         pairs = list(zip(program.work, ways, strict=True))
+        self._team = Team(self._library, threads, cores) if threads > 1 else None
         self._load = self._steps(pairs, Phase.LOAD)
-        self._run = self._steps(pairs, Phase.RUN)
+        self._run = self._steps(pairs, Phase.RUN, self._team)
         self._store = self._steps(pairs, Phase.STORE)
+        if tune:
+            self._run.limit_shares()
         self._op_of_step = np.array(
             [work.op_index for work, way in pairs if work.phase is Phase.RUN for _ in way.steps], dtype=np.int64
         )
         #: Runs once on the inputs that are set, and nothing else: this is what is timed.
         self.invoke: Callable[[], None] = self._run.run
 
-    def _steps(self, pairs: Sequence[tuple[Work, Way]], phase: Phase) -> _StepArray:
+    def _steps(self, pairs: Sequence[tuple[Work, Way]], phase: Phase, team: Team | None = None) -> _StepArray:
         steps = [step for work, way in pairs if work.phase is phase for step in way.steps]
-        return _StepArray(self._library, self._backend, steps, self._held)
+        return _StepArray(self._library, self._backend, steps, self._held, team)
+
+    def close(self) -> None:
+        """End the threads. With more than one, the program cannot be run any more."""
+        if self._team is not None:
+            self._team.close()
+
+    @property
+    def threads(self) -> int:
+        """Threads that a run takes, the caller's counted."""
+        return 1 if self._team is None else self._team.num_threads
 
     @property
     def isa(self) -> str:
@@ -103,7 +158,7 @@ class _Executor:
         """Run `count` times on the inputs that are set. The loop is in C: a call from Python costs as much as a small
         kernel.
         """
-        self._library.time(self._backend.index, self._run.address, self._run.count, count)
+        self._run.time(count)
 
     def op_ns(self, rounds: int) -> tuple[float, ...]:
         """Median wall time in ns of each operator of the plan over `rounds` runs.
@@ -112,7 +167,7 @@ class _Executor:
         """
         if rounds < 1:
             raise ValueError(f"rounds {rounds!r} must be at least 1")
-        times_ns = self._library.profile(self._backend.index, self._run.address, self._run.count, rounds)
+        times_ns = self._run.profile(rounds)
         by_op = np.zeros((len(self._plan.ops), rounds))
         np.add.at(by_op, self._op_of_step, times_ns.T)
         return tuple(float(value) for value in np.median(by_op, axis=1))
@@ -134,16 +189,25 @@ class NativeNetwork(_Executor):
     """A whole network. The timed run begins with the plain (c, h, w) input and ends with the plain output."""
 
     def __init__(
-        self, plan: NetworkPlan, tensors: Mapping[str, NDArray[Any]], *, isa: str | None = None, tune: bool = True
+        self,
+        plan: NetworkPlan,
+        tensors: Mapping[str, NDArray[Any]],
+        *,
+        isa: str | None = None,
+        tune: bool = True,
+        threads: int = 1,
+        cores: Sequence[int] = (),
     ) -> None:
         """Prepare `plan` with `tensors` (`<op>.weight`, `<op>.bias`).
 
-        `isa` names a backend instead of the fastest one; without `tune`, tiles are guessed and nothing is run.
-        Raises `ContractError` for tensors that do not fit, `UnsupportedKernelError` and `NativeBuildError`.
+        `isa` names a backend instead of the fastest one; without `tune`, tiles are guessed and nothing is run. Results
+        do not depend on `threads`. `cores`, one for each of several threads, pins them, and the caller's thread to the
+        first. Raises `ContractError` for tensors that do not fit and for threads not in 1..16,
+        `UnsupportedKernelError` and `NativeBuildError`.
         """
         if plan.residual_shape is not None:
             raise UnsupportedKernelError(f"{plan.name!r} has a second input: run it as a NativeKernel")
-        super().__init__(plan, tensors, isa, tune, inputs_in_place=False)
+        super().__init__(plan, tensors, isa, tune, threads, cores, inputs_in_place=False)
 
     def set_input(self, x: NDArray[Any]) -> None:
         """Copy `x`, float32 (c, h, w), into the input buffer."""
@@ -174,11 +238,13 @@ class NativeKernel(_Executor):
         *,
         isa: str | None = None,
         tune: bool = True,
+        threads: int = 1,
+        cores: Sequence[int] = (),
     ) -> None:
         """Prepare `kernel` with `tensors` (`weight`, `bias`), or with those that its seed stands for."""
         named = kernel_plan_tensors(kernel) if tensors is None else {f"kernel.{k}": v for k, v in tensors.items()}
         self.kernel = kernel
-        super().__init__(kernel_plan(kernel), named, isa, tune, inputs_in_place=True)
+        super().__init__(kernel_plan(kernel), named, isa, tune, threads, cores, inputs_in_place=True)
 
     def set_inputs(self, x: NDArray[Any], second: NDArray[Any] | None = None) -> None:
         """Set the input (c, h, w), and the residual or the second operand of ADD for a kernel that takes one."""

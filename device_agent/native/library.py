@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +18,13 @@ from numpy.typing import NDArray
 from device_agent.native.build import CompilerError, build_library, library_name
 from device_agent.native.errors import NativeBuildError, NativeError
 
-ABI_VERSION = 3
+ABI_VERSION = 4
 #: The vector lengths that a tile can have, in float32 elements.
 VECTOR_LENGTHS = (16, 8, 4)
 GROUP_SIZES = (4, 2, 1)
 #: Scratch memory is there for this many threads.
 MAX_THREADS = 16
+TEAM_ALIGNMENT = 128
 
 
 class Step(ctypes.Structure):
@@ -36,6 +38,8 @@ class Step(ctypes.Structure):
         )),
         *((name, ctypes.c_float) for name in ("lower", "upper", "scale")),
         ("scratch_size", ctypes.c_int32),
+        ("max_parts", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
         *((name, ctypes.c_void_p) for name in ("input", "second", "output", "scratch")),
         *((name, ctypes.c_int64) for name in ("input_plane", "second_plane", "output_plane")),
         *((name, ctypes.c_void_p) for name in (
@@ -145,20 +149,21 @@ class Library:
                 return backend
         raise NativeError(f"no backend {isa!r} on this machine: it has {', '.join(b.name for b in usable)}")
 
-    def time(self, backend: int, steps: int, num_steps: int, repeats: int) -> int:
-        """Wall time of `repeats` runs of the steps at the address `steps`, in ns. Raises `NativeError`."""
+    def time(self, backend: int, steps: int, num_steps: int, repeats: int, team: int = 0) -> int:
+        """Wall time of `repeats` runs of the steps at the address `steps`, in ns. Raises `NativeError`.
+
+        `team` is the address of a team of threads; without one, the caller's thread runs them alone.
+        """
         time_ns = ctypes.c_int64()
-        self.check(
-            self._dll.kerf_time(backend, steps, num_steps, repeats, *_wall_clock(), ctypes.byref(time_ns)), num_steps
-        )
+        result = self._dll.kerf_time(backend, steps, num_steps, repeats, team, *_wall_clock(), ctypes.byref(time_ns))
+        self.check(result, num_steps)
         return time_ns.value
 
-    def profile(self, backend: int, steps: int, num_steps: int, rounds: int) -> NDArray[np.int64]:
+    def profile(self, backend: int, steps: int, num_steps: int, rounds: int, team: int = 0) -> NDArray[np.int64]:
         """Wall time of each step in each round, in ns (rounds, num_steps). Raises `NativeError`."""
         times_ns = np.zeros((rounds, num_steps), dtype=np.int64)
-        self.check(
-            self._dll.kerf_profile(backend, steps, num_steps, rounds, *_wall_clock(), times_ns.ctypes.data), num_steps
-        )
+        result = self._dll.kerf_profile(backend, steps, num_steps, rounds, team, *_wall_clock(), times_ns.ctypes.data)
+        self.check(result, num_steps)
         return times_ns
 
     def check_steps(self, steps: Sequence[Step], regions: ctypes.Array[Region]) -> None:
@@ -169,6 +174,22 @@ class Library:
         if code:
             kind = steps[failed.value].kind if failed.value >= 0 else None
             raise NativeError(f"step {failed.value} of {len(steps)}, kind {kind}: {self.error_message(code)}")
+
+    def team_bytes(self, num_threads: int) -> int:
+        """The memory of a team; 0 where there is no team of so many threads."""
+        return int(self._dll.kerf_team_bytes(num_threads))
+
+    def team_init(self, team: int, num_threads: int) -> None:
+        """Prepare the memory at `team`, a multiple of `TEAM_ALIGNMENT`. Raises `NativeError`."""
+        self.check(self._dll.kerf_team_init(team, num_threads), 0)
+
+    def team_work(self, team: int, thread: int) -> None:
+        """Be thread `thread` of a team until it is stopped. Raises `NativeError`."""
+        self.check(self._dll.kerf_team_work(team, thread), 0)
+
+    def team_stop(self, team: int) -> None:
+        """Send the threads of a team back."""
+        self._dll.kerf_team_stop(team)
 
     def check(self, result: int, num_steps: int) -> None:
         """Raise `NativeError` with the library's words unless `result`, that of a function for steps, is 0."""
@@ -233,7 +254,7 @@ def _step_fields() -> str:
 
 def _declare(dll: ctypes.CDLL) -> None:
     int32, uint64, pointer = ctypes.c_int32, ctypes.c_uint64, ctypes.c_void_p
-    signatures = {
+    signatures: dict[str, tuple[Any, tuple[Any, ...]]] = {
         "kerf_abi_version": (int32, ()),
         "kerf_step_fields": (ctypes.c_char_p, ()),
         "kerf_check_steps": (int32, (pointer, int32, pointer, int32, pointer)),
@@ -243,15 +264,20 @@ def _declare(dll: ctypes.CDLL) -> None:
         "kerf_network_input": (pointer, (pointer,)),
         "kerf_network_output": (pointer, (pointer,)),
         "kerf_network_run": (int32, (pointer,)),
+        "kerf_network_run_on_team": (int32, (pointer, pointer)),
         "kerf_compiler": (ctypes.c_char_p, ()),
         "kerf_num_backends": (int32, ()),
         "kerf_backend_name": (ctypes.c_char_p, (int32,)),
         "kerf_backend_has_fma": (int32, (int32,)),
         "kerf_backend_is_supported": (int32, (int32,)),
         "kerf_max_vectors": (int32, (int32, int32, int32)),
-        "kerf_run": (int32, (int32, pointer, int32)),
-        "kerf_time": (int32, (int32, pointer, int32, int32, pointer, int32, pointer)),
-        "kerf_profile": (int32, (int32, pointer, int32, int32, pointer, int32, pointer)),
+        "kerf_run": (int32, (int32, pointer, int32, pointer)),
+        "kerf_time": (int32, (int32, pointer, int32, int32, pointer, pointer, int32, pointer)),
+        "kerf_profile": (int32, (int32, pointer, int32, int32, pointer, pointer, int32, pointer)),
+        "kerf_team_bytes": (ctypes.c_int64, (int32,)),
+        "kerf_team_init": (int32, (pointer, int32)),
+        "kerf_team_work": (int32, (pointer, int32)),
+        "kerf_team_stop": (None, (pointer,)),
         "kerf_error_message": (ctypes.c_char_p, (int32,)),
     }
     for name, (result, arguments) in signatures.items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from device_agent import __version__
 from device_agent.contracts.device import RuntimeInfo
 from device_agent.contracts.kernel import KernelSpec, PruningScheme
@@ -10,7 +12,8 @@ from device_agent.contracts.measurement import VerdictReason
 from device_agent.formats.packed import read_packed
 from device_agent.native.errors import NativeError, UnsupportedKernelError
 from device_agent.native.executor import NativeKernel, NativeNetwork
-from device_agent.native.library import load_library
+from device_agent.native.library import MAX_THREADS, load_library
+from device_agent.native.team import available_cores
 from device_agent.runtimes.base import FloatArray, RuntimeUnavailable, UnsupportedTask
 
 
@@ -35,16 +38,16 @@ class NativeRuntime:
         )
 
     def load_kernel(self, kernel: KernelSpec, threads: int) -> NativeExecutable:
-        _check_threads(threads)
+        cores = _cores_for(threads)
         try:
-            return NativeExecutable(NativeKernel(kernel), is_sparse=_is_sparse(kernel))
+            return NativeExecutable(NativeKernel(kernel, threads=threads, cores=cores), is_sparse=_is_sparse(kernel))
         except UnsupportedKernelError as error:
             raise UnsupportedTask(str(error)) from None
 
     def load_network(
         self, data: bytes, network_format: NetworkFormat, input_shape: tuple[int, int, int], threads: int
     ) -> NativeExecutable:
-        _check_threads(threads)
+        cores = _cores_for(threads)
         if network_format is not NetworkFormat.PACKED:
             raise UnsupportedTask(
                 f"the native runtime reads packed networks, not {network_format}: export it as packed"
@@ -53,7 +56,7 @@ class NativeRuntime:
         if plan.input_shape != input_shape:
             raise UnsupportedTask(f"the network reads {plan.input_shape}, but the task says {input_shape}")
         try:
-            network = NativeNetwork(plan, tensors)
+            network = NativeNetwork(plan, tensors, threads=threads, cores=cores)
         except UnsupportedKernelError as error:
             raise UnsupportedTask(str(error)) from None
         return NativeExecutable(network, is_sparse=any(_is_sparse(kernel) for kernel in plan.kernels))
@@ -87,6 +90,13 @@ def _is_sparse(kernel: KernelSpec) -> bool:
     return kernel.pruning.scheme is not PruningScheme.DENSE
 
 
-def _check_threads(threads: int) -> None:
-    if threads != 1:
-        raise UnsupportedTask(f"the native runtime runs on one thread: set threads to 1, not {threads}")
+def _cores_for(threads: int) -> tuple[int, ...]:
+    """The cores to pin to, where the caller may use just as many as there are threads: it has chosen them."""
+    cores = available_cores()
+    limit = min(len(cores), MAX_THREADS)
+    if not 1 <= threads <= limit:
+        # More threads than cores wait for each other; the time would be that of the scheduler.
+        raise UnsupportedTask(
+            f"the native runtime may use {limit} cores here: set threads to 1..{limit}, not {threads}"
+        )
+    return cores if len(cores) == threads > 1 and hasattr(os, "sched_setaffinity") else ()

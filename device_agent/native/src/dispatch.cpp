@@ -3,6 +3,7 @@
 
 #include "cpu.h"
 #include "kerf_errors.h"
+#include "program.h"
 #include "step_fields.h"
 
 #define KERF_EXPORT extern "C" __attribute__((visibility("default")))
@@ -60,38 +61,21 @@ KERF_EXPORT int32_t kerf_max_vectors(int32_t backend, int32_t vector_length, int
   return is_backend(backend) ? backends[backend]->max_vectors(vector_length, group_size) : 0;
 }
 
-static int32_t run_steps(const KerfBackend *backend, const KerfStep *steps, int32_t num_steps) {
-  for (int32_t i = 0; i < num_steps; i++)
-    if (!backend->run_step(steps + i, 0, 1)) return i + 1;
-  return KERF_OK;
-}
-
-static int32_t read_clock(KerfClockGettime clock_gettime, int32_t clock_id, int64_t *time_ns) {
-  KerfTimespec time;
-  if (clock_gettime(clock_id, &time)) return KERF_ERROR_CLOCK;
-  *time_ns = (int64_t)time.seconds * 1000000000 + time.nanoseconds;
-  return KERF_OK;
-}
-
-// Runs the steps once. Like the two functions after it, returns KERF_OK, an error code, or 1 + the index of the first
-// step that the backend cannot run.
-KERF_EXPORT int32_t kerf_run(int32_t backend, const KerfStep *steps, int32_t num_steps) {
+// Runs the steps once, on the calling thread and the others of `team`, which may be null. Like the two functions after
+// it, returns KERF_OK, an error code, or 1 + the index of a step that the backend cannot run.
+KERF_EXPORT int32_t kerf_run(int32_t backend, const KerfStep *steps, int32_t num_steps, KerfTeam *team) {
   if (!is_backend(backend)) return KERF_ERROR_BACKEND;
-  if (num_steps < 0) return KERF_ERROR_COUNT;
-  return run_steps(backends[backend], steps, num_steps);
+  return run_job(team, {backends[backend], steps, num_steps, 1}, 0);
 }
 
 // *time_ns: the time that `repeats` runs take by the clock `clock_id` of `clock_gettime`.
 KERF_EXPORT int32_t kerf_time(int32_t backend, const KerfStep *steps, int32_t num_steps, int32_t repeats,
-                              KerfClockGettime clock_gettime, int32_t clock_id, int64_t *time_ns) {
+                              KerfTeam *team, KerfClockGettime clock_gettime, int32_t clock_id, int64_t *time_ns) {
   if (!is_backend(backend)) return KERF_ERROR_BACKEND;
-  if (num_steps < 0 || repeats < 0) return KERF_ERROR_COUNT;
-  int64_t start = 0, end = 0;
+  int64_t start, end;
   if (read_clock(clock_gettime, clock_id, &start)) return KERF_ERROR_CLOCK;
-  for (int32_t i = 0; i < repeats; i++) {
-    const int32_t result = run_steps(backends[backend], steps, num_steps);
-    if (result) return result;
-  }
+  const int32_t result = run_job(team, {backends[backend], steps, num_steps, repeats}, 0);
+  if (result) return result;
   if (read_clock(clock_gettime, clock_id, &end)) return KERF_ERROR_CLOCK;
   *time_ns = end - start;
   return KERF_OK;
@@ -99,17 +83,9 @@ KERF_EXPORT int32_t kerf_time(int32_t backend, const KerfStep *steps, int32_t nu
 
 // times_ns[round * num_steps + step]: the time of each step in each round.
 KERF_EXPORT int32_t kerf_profile(int32_t backend, const KerfStep *steps, int32_t num_steps, int32_t rounds,
-                                 KerfClockGettime clock_gettime, int32_t clock_id, int64_t *times_ns) {
+                                 KerfTeam *team, KerfClockGettime clock_gettime, int32_t clock_id, int64_t *times_ns) {
   if (!is_backend(backend)) return KERF_ERROR_BACKEND;
-  if (num_steps < 0 || rounds < 0) return KERF_ERROR_COUNT;
-  for (int32_t round = 0; round < rounds; round++) {
-    int64_t before = 0, after = 0;
-    if (read_clock(clock_gettime, clock_id, &before)) return KERF_ERROR_CLOCK;
-    for (int32_t i = 0; i < num_steps; i++, before = after) {
-      if (!backends[backend]->run_step(steps + i, 0, 1)) return i + 1;
-      if (read_clock(clock_gettime, clock_id, &after)) return KERF_ERROR_CLOCK;
-      times_ns[(int64_t)round * num_steps + i] = after - before;
-    }
-  }
-  return KERF_OK;
+  StepClock clock = {clock_gettime, clock_id, 0, times_ns};
+  if (read_clock(clock_gettime, clock_id, &clock.before_ns)) return KERF_ERROR_CLOCK;
+  return run_job(team, {backends[backend], steps, num_steps, rounds}, &clock);
 }

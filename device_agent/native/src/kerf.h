@@ -10,6 +10,7 @@
 #include <stdint.h>
 
 #include "kerf_errors.h"
+#include "kerf_team.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -53,6 +54,8 @@ const float *kerf_network_output(const KerfNetwork *network);
 
 /* Runs the network once. */
 int32_t kerf_network_run(KerfNetwork *network);
+/* The same on several threads: see kerf_team.h for where they come from. The output has the same bits. */
+int32_t kerf_network_run_on_team(KerfNetwork *network, struct KerfTeam *team);
 
 /* The backends of the library, one for each instruction set, fastest first. */
 int32_t kerf_num_backends(void);

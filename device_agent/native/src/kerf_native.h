@@ -8,10 +8,10 @@
 
 #include <stdint.h>
 
-#define KERF_ABI_VERSION 3
+#define KERF_ABI_VERSION 4
 
-// Scratch memory of a step is there for this many threads.
-#define KERF_MAX_THREADS 16
+// Scratch memory of a step is there for KERF_MAX_THREADS threads.
+#include "kerf_team.h"
 
 enum KerfKind {
   KERF_CONV = 0,             // sparse convolution of the output channels of some row groups
@@ -41,6 +41,8 @@ struct KerfStep {
   float lower, upper;     // bounds of the activation
   float scale;            // AVG_POOL, GLOBAL_AVG_POOL: one over the number of elements
   int32_t scratch_size;   // pools: elements of `scratch` for each thread
+  int32_t max_parts;      // threads that may share the step, because more would not pay; 0: all
+  int32_t reserved;       // keeps the pointers aligned without a gap
   const float *input;
   const float *second;    // residual or second operand, or null; its row stride is the output's
   float *output;

@@ -4,7 +4,7 @@
 #define KERF_EXPORT extern "C" __attribute__((visibility("default")))
 
 extern "C" int32_t kerf_max_vectors(int32_t backend, int32_t vector_length, int32_t group_size);
-extern "C" int32_t kerf_run(int32_t backend, const KerfStep *steps, int32_t num_steps);
+extern "C" int32_t kerf_run(int32_t backend, const KerfStep *steps, int32_t num_steps, KerfTeam *team);
 
 // In memory: this | steps | workspace, each at a multiple of KERF_ALIGNMENT.
 struct KerfNetwork {
@@ -131,7 +131,11 @@ KERF_EXPORT const float *kerf_network_output(const KerfNetwork *network) { retur
 KERF_EXPORT int32_t kerf_network_backend(const KerfNetwork *network) { return network->backend; }
 
 KERF_EXPORT int32_t kerf_network_run(KerfNetwork *network) {
-  return kerf_run(network->backend, network->steps, network->num_steps);
+  return kerf_run(network->backend, network->steps, network->num_steps, 0);
+}
+
+KERF_EXPORT int32_t kerf_network_run_on_team(KerfNetwork *network, KerfTeam *team) {
+  return kerf_run(network->backend, network->steps, network->num_steps, team);
 }
 
 // --- for those who write images, and for planners --------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from device_agent.contracts import (
+    Clock,
     FailureReason,
     KernelSpec,
     KernelTask,
@@ -34,6 +36,7 @@ from device_agent.contracts import (
 from device_agent.formats.packed import write_packed
 from device_agent.formats.tflite import plan_to_tflite
 from device_agent.measuring.task import Surroundings, measure_task
+from device_agent.native.team import available_cores
 from device_agent.runtimes import RuntimeUnavailable, UnsupportedTask, make_runtime
 from device_agent.runtimes.reference import run_kernel
 from device_agent.synthesis import kernel_inputs, synthesize_input, synthesize_weights
@@ -263,6 +266,20 @@ def test_a_real_runtime_is_measured(name: str) -> None:
     assert result.statistics.median_ns > 0
     assert VerdictReason.WRONG_OUTPUT not in result.reasons
     assert result.statistics.reference_ratio is not None
+
+
+def test_two_native_threads_are_measured_by_the_wall_clock() -> None:
+    if len(available_cores()) < 2:
+        pytest.skip("one core")
+    before = available_cores()
+    setup = MeasuringSetup(runtime="native", threads=2, clock=Clock.WALL, **QUICK)  # type: ignore[arg-type]
+    result = measured(measure_task(KernelTask(kernel=SPARSE, setup=setup)))
+    assert result.provenance.threads == 2
+    assert len(result.provenance.affinity) == 2
+    walls = [statistics.median(block.wall_ns) for block in result.blocks]
+    assert result.statistics.median_ns == statistics.median(walls)
+    assert VerdictReason.WRONG_OUTPUT not in result.reasons
+    assert available_cores() == before
 
 
 def test_a_simulated_kernel_is_the_same_every_time() -> None:

@@ -105,7 +105,7 @@ def test_a_step_of_unknown_kind_is_refused_and_not_run() -> None:
     loaded = library.load_library()
     step = library.Step(kind=99)
     backend = loaded.backend()
-    assert loaded.run(backend.index, ctypes.addressof(step), 1) == 1
+    assert loaded.run(backend.index, ctypes.addressof(step), 1, None) == 1
     with pytest.raises(NativeError, match="step 0 of 1 was refused"):
         loaded.time(backend.index, ctypes.addressof(step), 1, 1)
     with pytest.raises(NativeError, match="step 0 of 1 was refused"):
@@ -115,13 +115,13 @@ def test_a_step_of_unknown_kind_is_refused_and_not_run() -> None:
 def test_errors_are_codes_with_messages() -> None:
     loaded = library.load_library()
     step = library.Step(kind=library.Kind.ZERO)
-    no_backend = loaded.run(len(loaded.backends), ctypes.addressof(step), 1)
+    no_backend = loaded.run(len(loaded.backends), ctypes.addressof(step), 1, None)
     assert no_backend < 0
     assert "no backend" in loaded.error_message(no_backend)
     with pytest.raises(NativeError, match="is negative"):
         loaded.time(loaded.backend().index, ctypes.addressof(step), 1, -1)
     with pytest.raises(NativeError, match="is negative"):
-        loaded.check(loaded.run(loaded.backend().index, ctypes.addressof(step), -1), -1)
+        loaded.check(loaded.run(loaded.backend().index, ctypes.addressof(step), -1, None), -1)
     texts = [loaded.error_message(code) for code in (0, no_backend, -12345, 1)]
     assert len(set(texts)) == 4
     assert all(texts)

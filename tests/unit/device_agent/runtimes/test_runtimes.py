@@ -8,6 +8,7 @@ import pytest
 from device_agent.contracts import ContractError, NetworkFormat, Op, VerdictReason
 from device_agent.formats.packed import write_packed
 from device_agent.formats.tflite import plan_to_tflite
+from device_agent.native.team import available_cores
 from device_agent.runtimes import (
     RUNTIMES,
     Runtime,
@@ -123,9 +124,19 @@ def test_a_runtime_that_cannot_be_loaded_is_listed_with_its_reason(monkeypatch: 
 
 
 def test_threads_where_there_are_none_are_unsupported() -> None:
-    for name in ("native", "simulated"):
-        with pytest.raises(UnsupportedTask, match="set threads to 1"):
-            runtime_or_skip(name).load_kernel(conv(), 2)
+    with pytest.raises(UnsupportedTask, match="set threads to 1"):
+        runtime_or_skip("simulated").load_kernel(conv(), 2)
+    cores = len(available_cores())
+    with pytest.raises(UnsupportedTask, match=rf"set threads to 1\.\.\d+, not {cores + 1}"):
+        runtime_or_skip("native").load_kernel(conv(), cores + 1)
+
+
+def test_native_threads_leave_the_output_alone() -> None:
+    if len(available_cores()) < 2:
+        pytest.skip("one core")
+    x, second = kernel_inputs(conv())
+    outputs = [runtime_or_skip("native").load_kernel(conv(), threads).run(x, second) for threads in (1, 2)]
+    np.testing.assert_array_equal(outputs[0], outputs[1])
 
 
 def test_modes_tell_whether_zeros_are_skipped() -> None:
