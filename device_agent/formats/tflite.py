@@ -1,7 +1,8 @@
 """A network plan as a `.tflite` file, without TensorFlow: the dense baseline and an export.
 
 Activations are NHWC, as TFLite wants them; weights come in torch's layout and are transposed here. Pruned weights are
-stored with their zeros: XNNPACK has no sparse 3x3 convolution, so this file shows what dense execution costs. The plan
+stored with their zeros: XNNPACK has no sparse 3x3 convolution, so this file shows what dense execution costs. Where it
+is asked for, 1x1 convolutions are stored without zeros, so that XNNPACK may skip them (`tflite_sparse`). The plan
 itself is kept in the file's metadata, where `read_plan` finds it.
 """
 
@@ -24,6 +25,7 @@ from device_agent.formats.tflite_graph import (
     Slot,
 )
 from device_agent.formats.tflite_reader import read_metadata
+from device_agent.formats.tflite_sparse import sparse_blocks
 
 PLAN_METADATA = "kerf.plan"
 
@@ -32,16 +34,27 @@ _FUSED = {Activation.NONE: 0, Activation.RELU: 1, Activation.RELU6: 3}
 _NO_OPTIONS = Options(kind=BuiltinOptions.NONE)
 
 
-def plan_to_tflite(plan: NetworkPlan, tensors: Mapping[str, NDArray[np.float32]]) -> bytes:
+def plan_to_tflite(
+    plan: NetworkPlan,
+    tensors: Mapping[str, NDArray[np.float32]],
+    *,
+    sparse_1x1: bool = False,
+    allow_infinite: bool = False,
+) -> bytes:
     """Write `plan` as a float32 TFLite model: the input (1, h, w, c), the plan's residual input if any, one output.
 
     `tensors` holds `<op>.weight` (float32, `KernelSpec.weight_shape`) and `<op>.bias` ((out_channels,)) of every
     operator that has weights. The output is (1, classes) when the last operator is fully connected, else (1, h, w, c).
 
-    Raises `ContractError` when a tensor is missing, of another shape or not finite, or an operator has no TFLite form.
+    With `sparse_1x1` the file takes XNNPACK's sparse path on processors that have it, and runs dense on others.
+    `allow_infinite` is for networks whose infinities tell how they are run; else they are refused.
+
+    Raises `ContractError` when a tensor is missing, of another shape or not finite, an operator has no TFLite form, or
+    `sparse_1x1` is asked of a network that breaks a rule of the sparse path.
     """
+    weights = {op.name: _weights_of(op, tensors, allow_infinite=allow_infinite) for op in plan.ops}
     graph = GraphWriter(plan.name or "network")
-    lowering = _Lowering(graph)
+    lowering = _Lowering(graph, sparse_blocks(plan, tensors) if sparse_1x1 else None)
     values = {}
     for name, shape in ((NETWORK_INPUT, plan.input_shape), (NETWORK_RESIDUAL, plan.residual_shape)):
         if shape is not None:
@@ -54,7 +67,7 @@ def plan_to_tflite(plan: NetworkPlan, tensors: Mapping[str, NDArray[np.float32]]
             op.kernel,
             [values[source] for source in op.inputs],
             values[op.residual] if op.residual is not None else None,
-            *_weights_of(op, tensors),
+            *weights[op.name],
             is_output=op.name == plan.output_name,
         )
     graph.metadata(PLAN_METADATA, canonical_json(plan).encode())
@@ -71,7 +84,7 @@ def read_plan(model: bytes) -> NetworkPlan | None:
 
 
 def _weights_of(
-    op: PlanOp, tensors: Mapping[str, NDArray[np.float32]]
+    op: PlanOp, tensors: Mapping[str, NDArray[np.float32]], *, allow_infinite: bool
 ) -> tuple[NDArray[np.float32] | None, NDArray[np.float32] | None]:
     if not op.kernel.op.has_weights:
         return None, None
@@ -83,6 +96,8 @@ def _weights_of(
         if name not in tensors:
             raise ContractError(f"the tensor {name!r} is missing: {op.kernel.op} needs one of shape {shape}")
         found.append(_checked(name, tensors[name], shape))
+        if not allow_infinite and not np.isfinite(tensors[name]).all():
+            raise ContractError(f"the tensor {name!r} holds values that are not finite")
     return found[0], found[1]
 
 
@@ -91,16 +106,19 @@ def _checked(name: str, values: NDArray[np.float32], shape: tuple[int, ...]) -> 
         raise ContractError(f"the tensor {name!r} has shape {values.shape}, but the plan needs {shape}")
     if values.dtype != np.float32:
         raise ContractError(f"the tensor {name!r} is {values.dtype}, but the plan needs float32")
-    if not np.isfinite(values).all():
-        raise ContractError(f"the tensor {name!r} holds values that are not finite")
     return values
 
 
 class _Lowering:
-    """Fused kernels to TFLite operators. Remembers which tensors cannot be negative."""
+    """Fused kernels to TFLite operators. Remembers which tensors cannot be negative.
 
-    def __init__(self, graph: GraphWriter) -> None:
+    `sparse_blocks` holds the block of each operator whose weights are stored without zeros; None writes a dense file.
+    """
+
+    def __init__(self, graph: GraphWriter, sparse_blocks: Mapping[str, int] | None = None) -> None:
         self._graph = graph
+        self._is_sparse = sparse_blocks is not None
+        self._sparse_blocks = sparse_blocks or {}
         self._non_negative: set[int] = set()
 
     def add(
@@ -159,11 +177,16 @@ class _Lowering:
                 (5, Slot.INT32, 1),
             ),
         )
-        filters = self._graph.constant(f"{name}.weight", weight.transpose(0, 2, 3, 1))
+        filters = self._filters(f"{name}.weight", weight.transpose(0, 2, 3, 1), self._sparse_blocks.get(name))
         offsets = self._graph.constant(f"{name}.bias", bias)
         result = self._graph.activation(name if residual is None else f"{name}.conv", _output_shape(kernel))
         self._graph.operator(BuiltinOperator.CONV_2D, [source, filters, offsets], result, options)
         return result if residual is None else self._sum(name, kernel, result, residual)
+
+    def _filters(self, name: str, weight: NDArray[np.float32], block: int | None) -> int:
+        if block is None:
+            return self._graph.constant(name, weight)
+        return self._graph.densified(name, weight, block)
 
     def _depthwise(
         self, name: str, kernel: KernelSpec, source: int, weight: NDArray[np.float32], bias: NDArray[np.float32]
@@ -283,7 +306,7 @@ class _Lowering:
     ) -> tuple[int, Padding]:
         """Symmetric padding as TFLite can say it: VALID, SAME where that pads alike, else an explicit PAD.
 
-        XNNPACK fuses a zero PAD into the convolution behind it.
+        XNNPACK fuses a zero PAD into the convolution behind it. Its sparse path takes no SAME of a stride.
         """
         pad = kernel.padding
         if pad == 0:
@@ -291,7 +314,7 @@ class _Lowering:
         same = _same_pads_alike(kernel.input_h, kernel.kernel_h, kernel.stride, pad) and _same_pads_alike(
             kernel.input_w, kernel.kernel_w, kernel.stride, pad
         )
-        if same and allow_same:
+        if same and allow_same and not (self._is_sparse and kernel.stride > 1):
             return source, Padding.SAME
         return self._pad(f"{name}.pad", source, [[0, 0], [pad, pad], [pad, pad], [0, 0]], fill), Padding.VALID
 

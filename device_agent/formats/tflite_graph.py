@@ -16,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from device_agent.contracts.codec import ContractError
+from device_agent.formats.flatbuffer_tables import OffsetField, int_vector, offset_vector, write_table
+from device_agent.formats.tflite_sparsity import BlockSparseRows, write_sparsity
 
 SCHEMA_VERSION = 3
 FILE_IDENTIFIER = b"TFL3"
@@ -42,6 +44,7 @@ class BuiltinOperator(IntEnum):
     MEAN = 40
     STRIDED_SLICE = 45
     PADV2 = 60
+    DENSIFY = 124
 
 
 class BuiltinOptions(IntEnum):
@@ -57,6 +60,7 @@ class BuiltinOptions(IntEnum):
     REDUCER = 27
     STRIDED_SLICE = 32
     PADV2 = 43
+    DENSIFY = 99
 
 
 class TensorType(IntEnum):
@@ -95,6 +99,7 @@ class _Tensor:
     shape: tuple[int, ...]
     type: TensorType
     buffer: int
+    sparsity: BlockSparseRows | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,6 +132,18 @@ class GraphWriter:
         self._buffers.append(little_endian.tobytes())
         return self._add_tensor(name, values.shape, kind, len(self._buffers) - 1)
 
+    def densified(self, name: str, values: NDArray[np.float32], block: int) -> int:
+        """A float32 constant that is stored without its zeros, and made dense by an operator of its own.
+
+        `values` is (rows, ..., columns); `block` consecutive rows share their columns.
+        """
+        rows = BlockSparseRows.of(values, block)
+        self._buffers.append(rows.values.astype("<f4", copy=False).tobytes())
+        kind = TensorType.FLOAT32
+        stored = self._add_tensor(f"{name}.sparse", values.shape, kind, len(self._buffers) - 1, rows)
+        result = self._add_tensor(name, values.shape, kind, 0)
+        return self.operator(BuiltinOperator.DENSIFY, [stored], result, Options(kind=BuiltinOptions.DENSIFY))
+
     def operator(self, code: BuiltinOperator, inputs: Sequence[int], output: int, options: Options) -> int:
         """Append one operator; returns its output."""
         self._operators.append(_Operator(code=code, inputs=tuple(inputs), outputs=(output,), options=options))
@@ -152,109 +169,83 @@ class GraphWriter:
         codes = sorted({operator.code for operator in self._operators})
         code_index = {code: i for i, code in enumerate(codes)}
 
-        buffers = _offset_vector(builder, [_write_buffer(builder, b) for b in self._buffers])
-        tensors = _offset_vector(builder, [_write_tensor(builder, t) for t in self._tensors])
-        operators = _offset_vector(
+        buffers = offset_vector(builder, [_write_buffer(builder, b) for b in self._buffers])
+        tensors = offset_vector(builder, [_write_tensor(builder, t) for t in self._tensors])
+        operators = offset_vector(
             builder, [_write_operator(builder, op, code_index[op.code]) for op in self._operators]
         )
-        subgraph = _write_table(
+        subgraph = write_table(
             builder,
             6,
-            _offset(0, tensors),
-            _offset(1, _int_vector(builder, inputs)),
-            _offset(2, _int_vector(builder, outputs)),
-            _offset(3, operators),
-            _offset(4, builder.CreateString(self._name)),
+            OffsetField(0, tensors),
+            OffsetField(1, int_vector(builder, inputs)),
+            OffsetField(2, int_vector(builder, outputs)),
+            OffsetField(3, operators),
+            OffsetField(4, builder.CreateString(self._name)),
         )
-        subgraphs = _offset_vector(builder, [subgraph])
-        operator_codes = _offset_vector(builder, [_write_operator_code(builder, code) for code in codes])
-        metadata = _offset_vector(builder, [_write_metadata(builder, name, b) for name, b in self._metadata])
-        model = _write_table(
+        subgraphs = offset_vector(builder, [subgraph])
+        operator_codes = offset_vector(builder, [_write_operator_code(builder, code) for code in codes])
+        metadata = offset_vector(builder, [_write_metadata(builder, name, b) for name, b in self._metadata])
+        model = write_table(
             builder,
             10,
             lambda: builder.PrependUint32Slot(0, SCHEMA_VERSION, 0),
-            _offset(1, operator_codes),
-            _offset(2, subgraphs),
-            _offset(3, builder.CreateString("written by Kerf")),
-            _offset(4, buffers),
-            _offset(6, metadata),
+            OffsetField(1, operator_codes),
+            OffsetField(2, subgraphs),
+            OffsetField(3, builder.CreateString("written by Kerf")),
+            OffsetField(4, buffers),
+            OffsetField(6, metadata),
         )
         builder.Finish(model, FILE_IDENTIFIER)
         return bytes(builder.Output())
 
-    def _add_tensor(self, name: str, shape: tuple[int, ...], kind: TensorType, buffer: int) -> int:
-        self._tensors.append(_Tensor(name=name, shape=shape, type=kind, buffer=buffer))
+    def _add_tensor(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        kind: TensorType,
+        buffer: int,
+        sparsity: BlockSparseRows | None = None,
+    ) -> int:
+        self._tensors.append(_Tensor(name=name, shape=shape, type=kind, buffer=buffer, sparsity=sparsity))
         return len(self._tensors) - 1
-
-
-def _write_table(builder: flatbuffers.Builder, num_slots: int, *fields: Callable[[], None] | _OffsetField) -> int:
-    builder.StartObject(num_slots)
-    for write in fields:
-        if isinstance(write, _OffsetField):
-            builder.PrependUOffsetTRelativeSlot(write.slot, write.target, 0)
-        else:
-            write()
-    return int(builder.EndObject())
-
-
-@dataclass(frozen=True, slots=True)
-class _OffsetField:
-    slot: int
-    target: int
-
-
-def _offset(slot: int, target: int) -> _OffsetField:
-    return _OffsetField(slot, target)
-
-
-def _offset_vector(builder: flatbuffers.Builder, offsets: Sequence[int]) -> int:
-    builder.StartVector(4, len(offsets), 4)
-    for offset in reversed(offsets):
-        builder.PrependUOffsetTRelative(offset)
-    return int(builder.EndVector())
-
-
-def _int_vector(builder: flatbuffers.Builder, values: Sequence[int]) -> int:
-    builder.StartVector(4, len(values), 4)
-    for value in reversed(values):
-        builder.PrependInt32(value)
-    return int(builder.EndVector())
 
 
 def _write_buffer(builder: flatbuffers.Builder, content: bytes) -> int:
     if not content:
-        return _write_table(builder, 3)
+        return write_table(builder, 3)
     # Flatbuffers grow towards lower addresses: padding first makes the start of the bytes aligned.
     builder.Prep(WEIGHT_ALIGNMENT, len(content))
-    return _write_table(builder, 3, _offset(0, builder.CreateByteVector(content)))
+    return write_table(builder, 3, OffsetField(0, builder.CreateByteVector(content)))
 
 
 def _write_tensor(builder: flatbuffers.Builder, tensor: _Tensor) -> int:
-    shape = _int_vector(builder, tensor.shape)
+    shape = int_vector(builder, tensor.shape)
     name = builder.CreateString(tensor.name)
-    return _write_table(
-        builder,
-        11,
-        _offset(0, shape),
+    fields: list[Callable[[], None] | OffsetField] = [
+        OffsetField(0, shape),
         lambda: builder.PrependInt8Slot(1, int(tensor.type), 0),
         lambda: builder.PrependUint32Slot(2, tensor.buffer, 0),
-        _offset(3, name),
-    )
+        OffsetField(3, name),
+    ]
+    if tensor.sparsity is not None:
+        fields.append(OffsetField(6, write_sparsity(builder, tensor.sparsity, tensor.shape)))
+    return write_table(builder, 11, *fields)
 
 
 def _write_operator(builder: flatbuffers.Builder, operator: _Operator, code_index: int) -> int:
-    inputs = _int_vector(builder, operator.inputs)
-    outputs = _int_vector(builder, operator.outputs)
+    inputs = int_vector(builder, operator.inputs)
+    outputs = int_vector(builder, operator.outputs)
     options = _write_options(builder, operator.options)
-    fields: list[Callable[[], None] | _OffsetField] = [
+    fields: list[Callable[[], None] | OffsetField] = [
         lambda: builder.PrependUint32Slot(0, code_index, 0),
-        _offset(1, inputs),
-        _offset(2, outputs),
+        OffsetField(1, inputs),
+        OffsetField(2, outputs),
     ]
     if operator.options.kind is not BuiltinOptions.NONE:
         fields.append(lambda: builder.PrependUint8Slot(3, int(operator.options.kind), 0))
-        fields.append(_offset(4, options))
-    return _write_table(builder, 14, *fields)
+        fields.append(OffsetField(4, options))
+    return write_table(builder, 14, *fields)
 
 
 def _write_options(builder: flatbuffers.Builder, options: Options) -> int:
@@ -273,7 +264,7 @@ def _write_options(builder: flatbuffers.Builder, options: Options) -> int:
 
 def _write_operator_code(builder: flatbuffers.Builder, code: BuiltinOperator) -> int:
     # `deprecated_builtin_code` (slot 0) is what readers older than schema 3a look at.
-    return _write_table(
+    return write_table(
         builder,
         4,
         lambda: builder.PrependInt8Slot(0, int(code), 0),
@@ -282,6 +273,6 @@ def _write_operator_code(builder: flatbuffers.Builder, code: BuiltinOperator) ->
 
 
 def _write_metadata(builder: flatbuffers.Builder, name: str, buffer: int) -> int:
-    return _write_table(
-        builder, 2, _offset(0, builder.CreateString(name)), lambda: builder.PrependUint32Slot(1, buffer, 0)
+    return write_table(
+        builder, 2, OffsetField(0, builder.CreateString(name)), lambda: builder.PrependUint32Slot(1, buffer, 0)
     )

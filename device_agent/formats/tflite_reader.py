@@ -18,22 +18,27 @@ def read_metadata(model: bytes, name: str) -> bytes | None:
 
     Raises `ContractError` when `model` is no TFLite file.
     """
-    if len(model) < 8 or model[4:8] != FILE_IDENTIFIER:
-        raise ContractError("this is no TFLite file: the identifier TFL3 is missing at byte 4")
+    table = read_root(model)
     try:
-        root = flatbuffers.encode.Get(flatbuffers.packer.uoffset, model, 0)
-        table = flatbuffers.table.Table(model, root)
-        for entry in _read_tables(table, 6):
-            if _read_bytes(entry, 0) == name.encode():
+        for entry in read_tables(table, 6):
+            if read_bytes(entry, 0) == name.encode():
                 index_at = entry.Offset(6)
                 index = entry.Get(flatbuffers.number_types.Uint32Flags, entry.Pos + index_at) if index_at else 0
-                return _read_bytes(_read_tables(table, 4)[index], 0)
+                return read_bytes(read_tables(table, 4)[index], 0)
     except (IndexError, ValueError, TypeError, OverflowError, struct.error) as error:
         raise ContractError(f"the TFLite file is damaged: {error}") from None
     return None
 
 
-def _read_tables(table: flatbuffers.table.Table, slot: int) -> list[flatbuffers.table.Table]:
+def read_root(model: bytes) -> flatbuffers.table.Table:
+    """The model's first table. Raises `ContractError` when `model` is no TFLite file."""
+    if len(model) < 8 or model[4:8] != FILE_IDENTIFIER:
+        raise ContractError("this is no TFLite file: the identifier TFL3 is missing at byte 4")
+    return flatbuffers.table.Table(model, flatbuffers.encode.Get(flatbuffers.packer.uoffset, model, 0))
+
+
+def read_tables(table: flatbuffers.table.Table, slot: int) -> list[flatbuffers.table.Table]:
+    """The tables of a vector. Raises whatever a damaged file makes of it: IndexError, ValueError, struct.error."""
     offset = table.Offset(4 + 2 * slot)
     if not offset:
         return []
@@ -44,7 +49,8 @@ def _read_tables(table: flatbuffers.table.Table, slot: int) -> list[flatbuffers.
     return [flatbuffers.table.Table(table.Bytes, table.Indirect(start + 4 * i)) for i in range(length)]
 
 
-def _read_bytes(table: flatbuffers.table.Table, slot: int) -> bytes:
+def read_bytes(table: flatbuffers.table.Table, slot: int) -> bytes:
+    """A vector of bytes or a string. Raises like `read_tables`."""
     offset = table.Offset(4 + 2 * slot)
     if not offset:
         return b""
