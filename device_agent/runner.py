@@ -18,6 +18,7 @@ from device_agent.contracts import (
     NetworkTask,
     RuntimeInfo,
     Source,
+    why_unusable,
 )
 from device_agent.held import HeldLease
 from device_agent.measuring.conditions import choose_cores, pinned
@@ -31,7 +32,7 @@ class ChildRunner:
     """
 
     def __init__(self, runtimes: tuple[RuntimeInfo, ...], *, emulated: bool = False) -> None:
-        self._available = tuple(info.name for info in runtimes if info.unavailable is None)
+        self._runtimes = runtimes
         self._source = Source.EMULATED if emulated else Source.MEASURED
         self._fastest_cores = choose_cores(os.cpu_count() or 1)
 
@@ -54,12 +55,10 @@ class ChildRunner:
     ) -> Measurement | MeasurementFailure:
         """Measure `task`; its child is killed after `deadline_s`, or once `interrupt` is set."""
         name = task.setup.runtime
-        if name not in self._available:
+        reason = why_unusable(self._runtimes, name)
+        if reason is not None:
             # Also keeps a real device from serving simulated times, and a simulated one from timing its host.
-            return MeasurementFailure(
-                reason=FailureReason.UNSUPPORTED,
-                detail=f"this device has no runtime {name!r}; it has {', '.join(self._available) or 'none'}",
-            )
+            return MeasurementFailure(reason=FailureReason.UNSUPPORTED, detail=f"this device {reason}")
         run = run_task if name == SIMULATED_RUNTIME and isinstance(task, KernelTask) else run_in_child
         return run(
             task,

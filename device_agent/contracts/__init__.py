@@ -9,7 +9,14 @@ from device_agent.contracts.codec import (
     encode,
     loads,
 )
-from device_agent.contracts.device import CpuCluster, DeviceProfile, RuntimeInfo, profile_id
+from device_agent.contracts.device import (
+    TFLITE_SPARSE_RUNTIME,
+    CpuCluster,
+    DeviceProfile,
+    RuntimeInfo,
+    profile_id,
+    why_unusable,
+)
 from device_agent.contracts.kernel import (
     DENSE,
     Activation,
@@ -64,6 +71,7 @@ __all__ = [
     "NETWORK_INPUT",
     "NETWORK_RESIDUAL",
     "SIMULATED_RUNTIME",
+    "TFLITE_SPARSE_RUNTIME",
     "WIRE_VERSION",
     "Activation",
     "Block",
@@ -117,4 +125,5 @@ __all__ = [
     "plan_id",
     "profile_id",
     "setup_id",
+    "why_unusable",
 ]

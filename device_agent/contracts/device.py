@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from device_agent.contracts.codec import content_id
 from device_agent.contracts.measurement import Source
+
+#: TFLite on XNNPACK's sparse path for 1x1 convolutions: a runtime of its own, so that its times mix with no others.
+TFLITE_SPARSE_RUNTIME = "tflite-sparse"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +26,8 @@ class RuntimeInfo:
     """A runtime as probed on the device: its version and the hash of the binary that does the work.
 
     `isa` is the instruction set it dispatches to. `sparse_1x1` tells whether XNNPACK's sparse path was seen
-    taken; None where it does not apply. A runtime that cannot run is listed with the reason in `unavailable`.
+    taken; None where it does not apply or could not be probed. A runtime that cannot run is listed with the reason in
+    `unavailable`.
     """
 
     name: str
@@ -31,6 +36,26 @@ class RuntimeInfo:
     isa: str = ""
     sparse_1x1: bool | None = None
     unavailable: str | None = None
+
+
+def why_unusable(runtimes: Iterable[RuntimeInfo], name: str) -> str | None:
+    """Why a device with these runtimes cannot measure with the one called `name`; None when it can.
+
+    The text continues "device X" and ends in the remedy.
+    """
+    runtimes = tuple(runtimes)
+    found = next((info for info in runtimes if info.name == name), None)
+    usable = ", ".join(info.name for info in runtimes if info.unavailable is None) or "none"
+    if found is None:
+        return f"has no runtime {name!r}; it has: {usable}. Install it there and restart the agent, or name another one"
+    if found.unavailable is not None:
+        return f"cannot use its runtime {name!r} ({found.unavailable}); it has: {usable}"
+    if name == TFLITE_SPARSE_RUNTIME and found.sparse_1x1 is not True:
+        return (
+            f"was not seen to take XNNPACK's sparse path, which the runtime {name!r} is for: measure on an aarch64 "
+            f"device that has it, or name another runtime; it has: {usable}"
+        )
+    return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -155,7 +155,10 @@ class Conditions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """Consecutive samples, with the reference kernel interleaved. All times are ns for one run."""
+    """Consecutive samples, with the reference kernel interleaved. All times are ns for one run.
+
+    A sample of a kernel that is timed as the difference of two networks may be negative, by noise.
+    """
 
     thread_cpu_ns: tuple[float, ...]
     wall_ns: tuple[float, ...]

@@ -3,10 +3,14 @@
 A sample is the mean time of one run over an inner loop, read on two clocks at once. Blocks are added until the order-
 statistic interval of the median over blocks is narrow enough, or the blocks or the time run out. The interval is looked
 at after every block, which makes its coverage a little lower than nominal; `min_blocks` bounds that.
+
+A kernel that runs inside of networks only is timed as a difference: each of its samples is one of a network with it
+minus the next one of the network without it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import math
 import time
@@ -145,6 +149,14 @@ def warm_up(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Subtracted:
+    """What a sample is lessened by: `executable` is the candidate less `copies` of what is to be timed."""
+
+    executable: Repeatable
+    copies: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Prepared:
     """A candidate and its reference kernel, both warm."""
 
@@ -152,12 +164,21 @@ class Prepared:
     warm: WarmedUp
     reference: Repeatable | None = None
     reference_warm: WarmedUp | None = None
+    subtracted: Subtracted | None = None
 
 
 def prepare(
-    executable: Repeatable, reference: Repeatable | None, setup: MeasuringSetup, clock: SampleClock, watch: Stopwatch
+    executable: Repeatable,
+    reference: Repeatable | None,
+    setup: MeasuringSetup,
+    clock: SampleClock,
+    watch: Stopwatch,
+    subtracted: Subtracted | None = None,
 ) -> Prepared:
-    """Calibrate and warm up both, in at most a quarter of the time that `watch` has left (but one run each)."""
+    """Calibrate and warm up both, in at most a quarter of the time that `watch` has left (but one run each).
+
+    With `subtracted`, samples will be of the difference; its inner loop is the candidate's.
+    """
     limit_s = WARMUP_SHARE * max(watch.left_s, 0.0)
     reference_warm = None
     with _without_garbage_collection():
@@ -178,7 +199,13 @@ def prepare(
             min_warmup_s=min(setup.min_warmup_s, limit_s),
             limit_s=limit_s,
         )
-    return Prepared(executable=executable, warm=warm, reference=reference, reference_warm=reference_warm)
+        if subtracted is not None:
+            # As often as the candidate in a sample: it is a little shorter, so this warms it up as well.
+            subtracted.executable.repeat(warm.iterations)
+            warm = dataclasses.replace(warm, runs=warm.runs + warm.iterations, sample_wall_s=2 * warm.sample_wall_s)
+    return Prepared(
+        executable=executable, warm=warm, reference=reference, reference_warm=reference_warm, subtracted=subtracted
+    )
 
 
 def take_samples(prepared: Prepared, setup: MeasuringSetup, clock: SampleClock, watch: Stopwatch) -> Samples:
@@ -199,9 +226,15 @@ def take_samples(prepared: Prepared, setup: MeasuringSetup, clock: SampleClock, 
             fitting = int((per_block_s - reference_wall_s) / max(sample_wall_s, 1e-9))
             if blocks and (left_s <= 0 or left_s < sample_wall_s + reference_wall_s):
                 break
+            started_ns = clock.wall_ns()
             block = _take_block(prepared, min(max(fitting, 1), setup.samples_per_block), setup, clock)
             blocks.append(block)
-            sample_wall_s = median(block.wall_ns) * warm.iterations / 1e9
+            if prepared.subtracted is None:
+                sample_wall_s = median(block.wall_ns) * warm.iterations / 1e9
+            else:
+                # A difference does not tell what taking it costs.
+                spent_s = (clock.wall_ns() - started_ns) / 1e9 - reference_wall_s
+                sample_wall_s = max(spent_s, 0.0) / len(block.wall_ns)
             if len(blocks) >= setup.min_blocks:
                 medians = block_medians(blocks, setup.clock)
                 if is_narrow(median_interval(medians), median(medians), setup.ci_half_width):
@@ -222,12 +255,24 @@ def _take_block(prepared: Prepared, num_samples: int, setup: MeasuringSetup, clo
     for i in range(num_samples):
         if i == (num_samples + 1) // 2:
             sample_reference()
-        samples.append(_take_sample(prepared.executable, clock, prepared.warm.iterations))
+        samples.append(_take_candidate(prepared, clock))
     sample_reference()
     return Block(
         thread_cpu_ns=tuple(s.thread_cpu_ns for s in samples),
         wall_ns=tuple(s.wall_ns for s in samples),
         reference_ns=tuple(references),
+    )
+
+
+def _take_candidate(prepared: Prepared, clock: SampleClock) -> _Sample:
+    sample = _take_sample(prepared.executable, clock, prepared.warm.iterations)
+    subtracted = prepared.subtracted
+    if subtracted is None:
+        return sample
+    less = _take_sample(subtracted.executable, clock, prepared.warm.iterations)
+    return _Sample(
+        (sample.thread_cpu_ns - less.thread_cpu_ns) / subtracted.copies,
+        (sample.wall_ns - less.wall_ns) / subtracted.copies,
     )
 
 

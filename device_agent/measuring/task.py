@@ -25,13 +25,22 @@ from device_agent.contracts.measurement import (
     Verdict,
     VerdictReason,
 )
-from device_agent.measuring.benchmark import SampleClock, Samples, Stopwatch, SystemSampleClock, prepare, take_samples
+from device_agent.measuring.benchmark import (
+    SampleClock,
+    Samples,
+    Stopwatch,
+    Subtracted,
+    SystemSampleClock,
+    prepare,
+    take_samples,
+)
 from device_agent.measuring.conditions import ConditionsReader, choose_cores, pinned, why_not_ready
 from device_agent.measuring.reference_kernel import ReferenceKernel, make_reference_kernel
 from device_agent.measuring.statistics import summarize
 from device_agent.measuring.verdict import judge
 from device_agent.runtimes import Runtime, RuntimeUnavailable, UnsupportedTask, make_runtime
 from device_agent.runtimes.base import Executable, FloatArray
+from device_agent.runtimes.difference import DifferenceExecutable
 from device_agent.runtimes.reference import output_agrees
 from device_agent.runtimes.simulated import SimulatedExecutable, SimulatedRuntime
 from device_agent.synthesis import kernel_inputs, synthesize_input, synthesize_weights
@@ -79,6 +88,13 @@ class _Loaded:
     wants_outputs: bool
     wants_profile: bool
 
+    @property
+    def subtracted(self) -> Subtracted | None:
+        """What the executable's time has to be lessened by, where it is more than what was asked for."""
+        if not isinstance(self.executable, DifferenceExecutable):
+            return None
+        return Subtracted(executable=self.executable.fewer, copies=self.executable.copies)
+
 
 def measure_task(
     task: KernelTask | NetworkTask, artifact: Path | None = None, surroundings: Surroundings | None = None
@@ -117,7 +133,7 @@ def _measure(task: KernelTask | NetworkTask, artifact: Path | None, around: Surr
         loaded = _load(task, artifact, runtime)
         reference = around.make_reference_kernel()
         watch = Stopwatch(around.clock, setup.budget_s)
-        prepared = prepare(loaded.executable, reference, setup, around.clock, watch)
+        prepared = prepare(loaded.executable, reference, setup, around.clock, watch, loaded.subtracted)
         # After warming up: a governor raises the clock under load, and that is no change of conditions.
         before = reader.read()
         samples = take_samples(prepared, setup, around.clock, watch)
@@ -149,6 +165,12 @@ def _load(task: KernelTask | NetworkTask, artifact: Path | None, runtime: Runtim
 
 def _load_kernel(task: KernelTask, runtime: Runtime) -> _Loaded:
     executable = runtime.load_kernel(task.kernel, task.setup.threads)
+    if isinstance(executable, DifferenceExecutable):
+        outputs, agree = executable.check()
+        findings = executable.findings if agree else (*executable.findings, VerdictReason.WRONG_OUTPUT)
+        return _Loaded(
+            executable=executable, outputs=outputs, findings=findings, wants_outputs=False, wants_profile=False
+        )
     x, second = kernel_inputs(task.kernel)
     output = executable.run(x, second)
     inputs, residual = ([x], second) if task.kernel.residual or second is None else ([x, second], None)

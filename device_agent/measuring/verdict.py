@@ -88,7 +88,8 @@ def judge(
         if spread is not None and spread > REFERENCE_HALF_WIDTH:
             reasons.add(VerdictReason.REFERENCE_DRIFTED)
 
-    too_wide_to_use = wide and half_width is not None and half_width > REJECTED_HALF_WIDTH
+    # The median of differences may be zero or less: then it says nothing at all.
+    too_wide_to_use = wide and (half_width is None or half_width > REJECTED_HALF_WIDTH)
     if reasons & _REJECTING or too_wide_to_use:
         verdict = Verdict.REJECTED
     elif reasons:

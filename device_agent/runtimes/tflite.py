@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from device_agent.contracts.device import RuntimeInfo
+from device_agent.contracts.device import TFLITE_SPARSE_RUNTIME, RuntimeInfo
 from device_agent.contracts.kernel import KernelSpec
 from device_agent.contracts.lease import NetworkFormat
 from device_agent.contracts.measurement import VerdictReason
@@ -44,6 +44,11 @@ class TfliteRuntime:
     def __init__(self) -> None:
         self._interpreter_module, self._distribution, self._library = _find_implementation()
 
+    @property
+    def library_folder(self) -> Path:
+        """Where the installed distribution keeps its libraries."""
+        return self._library.parent
+
     def info(self) -> RuntimeInfo:
         return RuntimeInfo(
             name="tflite",
@@ -53,15 +58,28 @@ class TfliteRuntime:
         )
 
     def load_kernel(self, kernel: KernelSpec, threads: int) -> TfliteExecutable:
-        model = plan_to_tflite(kernel_plan(kernel), kernel_plan_tensors(kernel))
-        return TfliteExecutable(self._interpreter_module, model, threads)
+        return self.load_model(plan_to_tflite(kernel_plan(kernel), kernel_plan_tensors(kernel)), threads)
+
+    def load_model(self, model: bytes, threads: int, mode: str = "dense") -> TfliteExecutable:
+        """A model file; `mode` is how zeros are known to be treated in it. Raises `UnsupportedTask`."""
+        return TfliteExecutable(self._interpreter_module, model, threads, mode)
 
     def load_network(
-        self, data: bytes, network_format: NetworkFormat, input_shape: tuple[int, int, int], threads: int
+        self,
+        data: bytes,
+        network_format: NetworkFormat,
+        input_shape: tuple[int, int, int],
+        threads: int,
+        mode: str = "dense",
     ) -> TfliteExecutable:
         if network_format is not NetworkFormat.TFLITE:
             raise UnsupportedTask(f"the tflite runtime reads .tflite files, not {network_format}: export it as tflite")
-        executable = TfliteExecutable(self._interpreter_module, data, threads)
+        executable = self.load_model(data, threads, mode)
+        if executable.is_sparse_encoded and mode == "dense":
+            raise UnsupportedTask(
+                "this file's weights are stored without zeros, and whether they run sparse depends on the device: "
+                f"measure it with the runtime {TFLITE_SPARSE_RUNTIME}, or export it dense"
+            )
         if executable.input_shape != input_shape:
             raise UnsupportedTask(f"the network reads {executable.input_shape}, but the task says {input_shape}")
         return executable
@@ -70,11 +88,11 @@ class TfliteRuntime:
 class TfliteExecutable:
     """An interpreter with its tensors allocated. Inputs are (c, h, w), and turned to NHWC here."""
 
-    mode = "dense"
     #: The interpreter does not tell what its delegate holds.
     memory_bytes: int | None = None
 
-    def __init__(self, interpreter_module: ModuleType, model: bytes, threads: int) -> None:
+    def __init__(self, interpreter_module: ModuleType, model: bytes, threads: int, mode: str) -> None:
+        self.mode = mode
         try:
             self._interpreter: Any = interpreter_module.Interpreter(model_content=model, num_threads=threads)
             self._interpreter.allocate_tensors()
@@ -86,7 +104,9 @@ class TfliteExecutable:
         # The second input, if any, is the one that the writer calls "residual".
         self._inputs = sorted(inputs, key=lambda detail: NETWORK_RESIDUAL in detail["name"])
         self._output_index = outputs[0]["index"]
-        self.findings = _findings(self._interpreter)
+        operators = _operators(self._interpreter)
+        self.findings = _findings(operators)
+        self.is_sparse_encoded = any(op["op_name"] == "DENSIFY" for op in operators)
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -134,17 +154,24 @@ def _nchw_shape(detail: Any) -> tuple[int, int, int]:
     return (channels, height, width)
 
 
-def _findings(interpreter: Any) -> tuple[VerdictReason, ...]:
-    """WRONG_DELEGATE when a heavy operator is left to the plain kernels, or no delegate took any."""
+def _operators(interpreter: Any) -> list[Any]:
     try:
-        operators = interpreter._get_ops_details()
+        listed: list[Any] = interpreter._get_ops_details()
     except AttributeError:
         # A future interpreter without this listing: nothing was seen, so nothing is claimed.
-        return ()
+        return []
+    return listed
+
+
+def _findings(operators: list[Any]) -> tuple[VerdictReason, ...]:
+    """WRONG_DELEGATE when a heavy operator is left to the plain kernels, or no delegate took any."""
     delegated = {int(t) for op in operators if op["op_name"] == "DELEGATE" for t in op["inputs"]}
+    # What a delegate takes of weights without zeros is what is stored, not what becomes of it.
+    stored = {int(op["outputs"][0]): int(op["inputs"][0]) for op in operators if op["op_name"] == "DENSIFY"}
     for op in operators:
         # A delegated operator stays in the list; its weights then belong to a DELEGATE.
-        if op["op_name"] in _HEAVY and int(op["inputs"][1]) not in delegated:
+        weights = int(op["inputs"][1]) if op["op_name"] in _HEAVY else None
+        if weights is not None and stored.get(weights, weights) not in delegated:
             return (VerdictReason.WRONG_DELEGATE,)
     return ()
 

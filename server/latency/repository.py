@@ -18,6 +18,7 @@ from device_agent.contracts import (
     MeasuringSetup,
     NetworkTask,
     ReportStatus,
+    RuntimeInfo,
     Source,
     Verdict,
     content_id,
@@ -26,6 +27,7 @@ from device_agent.contracts import (
     encode,
     kernel_id,
     setup_id,
+    why_unusable,
 )
 from server.columns import now_s
 from server.errors import NotFound, Unprocessable
@@ -75,27 +77,24 @@ def subject_id(task: Task) -> str:
 def runtime_key(session: Session, device_id: str, runtime: str) -> RuntimeKey:
     """The key under which `runtime` measures on this device today.
 
-    Raises `NotFound` for an unknown device, and `Unprocessable` where the device has no such runtime.
+    Raises `NotFound` for an unknown device, and `Unprocessable` where the device has no such runtime or cannot use it.
     """
     device = session.execute(
         select(DeviceRow.name, DeviceRow.profile_id, DeviceRow.runtimes).where(DeviceRow.id == device_id)
     ).one_or_none()
     if device is None:
         raise NotFound(f"there is no device {device_id!r}: `kerf devices ls` shows those that enrolled")
-    for info in device.runtimes:
-        if info["name"] == runtime and not info.get("unavailable"):
-            return RuntimeKey(
-                device_id=device_id,
-                profile_id=device.profile_id,
-                runtime=runtime,
-                runtime_version=info["version"],
-                runtime_sha256=info["binary_sha256"],
-            )
-    known = ", ".join(_describe_runtime(r) for r in device.runtimes) or "none"
-    raise Unprocessable(
-        f"device {device.name!r} has no runtime {runtime!r}; it has: {known}. Install it there and restart the agent, "
-        "or name another runtime in measuring",
-        code="runtime_unavailable",
+    runtimes = tuple(decode(RuntimeInfo, data) for data in device.runtimes)
+    reason = why_unusable(runtimes, runtime)
+    if reason is not None:
+        raise Unprocessable(f"device {device.name!r} {reason}", code="runtime_unavailable")
+    info = next(info for info in runtimes if info.name == runtime)
+    return RuntimeKey(
+        device_id=device_id,
+        profile_id=device.profile_id,
+        runtime=runtime,
+        runtime_version=info.version,
+        runtime_sha256=info.binary_sha256,
     )
 
 
@@ -103,11 +102,6 @@ def device_source(session: Session, device_id: str) -> Source:
     """Where numbers of this device come from, as it is today: measured, emulated or simulated."""
     profile = session.execute(select(DeviceRow.profile).where(DeviceRow.id == device_id)).scalar_one()
     return decode(DeviceProfile, profile).source
-
-
-def _describe_runtime(info: Mapping[str, Any]) -> str:
-    name = str(info["name"])
-    return f"{name} (unavailable: {info['unavailable']})" if info.get("unavailable") else name
 
 
 def ensure_kernels(session: Session, kernels: Iterable[KernelSpec]) -> None:

@@ -8,7 +8,15 @@ from dataclasses import replace
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from device_agent.contracts import ContractError, canonical_json, encode
+from device_agent.contracts import (
+    TFLITE_SPARSE_RUNTIME,
+    ContractError,
+    RuntimeInfo,
+    canonical_json,
+    decode,
+    encode,
+    why_unusable,
+)
 from search.domain.config import SearchConfig, parse_config
 from server.artifacts.repository import has_artifact
 from server.context import Context
@@ -44,6 +52,7 @@ def create_search(
     with context.database.write() as session:
         _check_artifacts(context, session, config)
         device_id = _choose_device(session, config)
+        _check_runtime(config)
         _check_latency_from(session, config, device_id)
         row = queries.insert_search(
             session,
@@ -94,19 +103,17 @@ def _choose_device(session: Session, config: SearchConfig) -> str:
         device = found[0]
         if not device.enabled:
             raise _refused("config.device", f"device {device.name!r} is disabled: enable it, or name another one")
-        if not _has_runtime(device, runtime):
-            usable = ", ".join(r["name"] for r in device.runtimes if not r.get("unavailable")) or "none"
-            raise _refused(
-                "config.measuring.networks.runtime",
-                f"device {device.name!r} has no runtime {runtime!r}; it has: {usable}. Install it, or name another",
-            )
+        reason = _why_unusable(device, runtime)
+        if reason is not None:
+            raise _refused("config.measuring.networks.runtime", f"device {device.name!r} {reason}")
         return device.id
     enabled = session.scalars(select(DeviceRow).where(DeviceRow.enabled).order_by(DeviceRow.id)).all()
-    suitable = [device for device in enabled if _has_runtime(device, runtime)]
+    suitable = [device for device in enabled if _why_unusable(device, runtime) is None]
     if not suitable:
+        reasons = "".join(f"; device {device.name!r} {_why_unusable(device, runtime)}" for device in enabled[:3])
         raise _refused(
             "config.device",
-            f"no enabled device has the runtime {runtime!r}: enrol one with `kerf enrol-code` and kerf-agent",
+            f"no enabled device has the runtime {runtime!r}: enrol one with `kerf enrol-code` and kerf-agent{reasons}",
         )
     if len(suitable) > 1:
         names = ", ".join(repr(d.name) for d in suitable[:20])
@@ -114,8 +121,19 @@ def _choose_device(session: Session, config: SearchConfig) -> str:
     return suitable[0].id
 
 
-def _has_runtime(device: DeviceRow, runtime: str) -> bool:
-    return any(r["name"] == runtime and not r.get("unavailable") for r in device.runtimes)
+def _why_unusable(device: DeviceRow, runtime: str) -> str | None:
+    return why_unusable((decode(RuntimeInfo, data) for data in device.runtimes), runtime)
+
+
+def _check_runtime(config: SearchConfig) -> None:
+    """A search needs every kernel of its network timed, and not every runtime does that."""
+    runtime = config.measuring.networks.runtime
+    if runtime == TFLITE_SPARSE_RUNTIME:
+        raise _refused(
+            "config.measuring.networks.runtime",
+            f"the runtime {runtime!r} times sparse 1x1 convolutions and whole networks of them, and a search needs the "
+            "time of every other kernel as well: name 'native' or 'tflite'",
+        )
 
 
 def _check_latency_from(session: Session, config: SearchConfig, device_id: str) -> None:

@@ -27,12 +27,14 @@ from server.searches.tasks import cancel_unwanted_tasks
 from server.states import JobState, TaskState
 from tests.unit.server.server_lab import (
     PROFILE,
+    RUNTIMES,
     SETUP,
     LabAgent,
     ServerLab,
     failure,
     kernel_task,
     measurement,
+    new_key,
     report_of,
 )
 
@@ -44,6 +46,10 @@ NETWORK = NetworkTask(
 def measure(lab: ServerLab, agent: LabAgent, **kwargs: object) -> None:
     (lease,) = lab.lease(agent)
     lab.report(agent, report_of(lease, measurement(**kwargs)))  # type: ignore[arg-type]
+
+
+def sparse_runtime(**changes: object) -> RuntimeInfo:
+    return RuntimeInfo(name="tflite-sparse", version="2.0", binary_sha256="ef" * 32, **changes)  # type: ignore[arg-type]
 
 
 class TestRequest:
@@ -81,6 +87,40 @@ class TestRequest:
             lab.source.request(agent.device_id, [tflite], search_id)
         with lab.database.read() as session:
             assert session.scalar(select(func.count()).select_from(TaskRow)) == 0
+
+    @pytest.mark.parametrize(
+        ("sparse", "words"),
+        [
+            ({"sparse_1x1": False, "unavailable": "zeros are multiplied: use aarch64"}, "zeros are multiplied"),
+            ({"sparse_1x1": False}, "measure on an aarch64 device that has it, or name another runtime"),
+            ({"sparse_1x1": None}, "was not seen to take XNNPACK's sparse path"),
+        ],
+    )
+    def test_a_sparse_kernel_on_a_device_without_the_sparse_path(
+        self, lab: ServerLab, sparse: dict[str, object], words: str
+    ) -> None:
+        """The probe's answer may change with any start of the agent: each announcement counts from then on."""
+        task = kernel_task(1, MeasuringSetup(runtime="tflite-sparse"))
+        key = new_key()
+        agent = lab.agent(agent_key=key, runtimes=(*RUNTIMES, sparse_runtime(**sparse)))
+        search_id = lab.search(agent.device_id)
+        with pytest.raises(Unprocessable, match=words) as refusal:
+            lab.source.request(agent.device_id, [task], search_id)
+        assert refusal.value.code == "runtime_unavailable"
+        with lab.database.read() as session:
+            assert session.scalar(select(func.count()).select_from(TaskRow)) == 0
+
+        able = HeartbeatRequest(
+            conditions=Conditions(),
+            profile=PROFILE,
+            runtimes=(*RUNTIMES, sparse_runtime(sparse_1x1=True)),
+            agent_version="0.1.0",
+        )
+        lab.post("/v1/agents:heartbeat", able, agent.token)
+        assert lab.source.request(agent.device_id, [task], search_id)
+        lab.agent(agent_key=key, runtimes=(*RUNTIMES, sparse_runtime(**sparse)))
+        with pytest.raises(Unprocessable, match=words):
+            lab.source.request(agent.device_id, [kernel_task(2, task.setup)], search_id)
 
     def test_two_workers_at_once_make_one_task(self, lab: ServerLab) -> None:
         agent = lab.agent()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select, update
 
+from device_agent.contracts import RuntimeInfo
 from server.accounts.service import Scope
 from server.models import SearchRow
 from server.searches import repository
@@ -71,7 +72,7 @@ class TestSubmit:
                     measuring={"kernels": {"runtime": "tflite"}, "networks": {"runtime": "tflite"}}, device="board"
                 ),
                 "config.measuring.networks.runtime",
-                "has no runtime 'tflite'; it has: native",
+                "cannot use its runtime 'tflite' (no wheel for this platform); it has: native",
             ),
         ],
     )
@@ -82,6 +83,26 @@ class TestSubmit:
         problem = response.json()
         assert problem["errors"][0]["field"] == field
         assert words in problem["detail"]
+        assert num_searches(sqlite_lab) == 0
+
+    @pytest.mark.parametrize(
+        ("seen", "unavailable", "words"),
+        [
+            (False, "zeros are multiplied here: use aarch64", "zeros are multiplied here: use aarch64"),
+            (None, None, "was not seen to take XNNPACK's sparse path"),
+            (True, None, "times sparse 1x1 convolutions"),
+        ],
+    )
+    def test_a_search_on_the_sparse_path(
+        self, sqlite_lab: ServerLab, seen: bool | None, unavailable: str | None, words: str
+    ) -> None:
+        sparse = RuntimeInfo(name="tflite-sparse", version="1", sparse_1x1=seen, unavailable=unavailable)
+        sqlite_lab.agent(runtimes=(sparse,))
+        measuring = {"kernels": {"runtime": "tflite-sparse"}, "networks": {"runtime": "tflite-sparse"}}
+        for named in ({}, {"device": "board"}):
+            response = submit(sqlite_lab, search_config(measuring=measuring, **named))
+            assert response.status_code == 422, response.text
+            assert words in response.json()["detail"]
         assert num_searches(sqlite_lab) == 0
 
     def test_which_device(self, lab: ServerLab) -> None:

@@ -8,10 +8,20 @@ import threading
 
 import pytest
 
-from device_agent.contracts import FailureReason, Measurement, MeasurementFailure, RuntimeInfo, Source
+from device_agent.contracts import (
+    FailureReason,
+    KernelTask,
+    Measurement,
+    MeasurementFailure,
+    MeasuringSetup,
+    RuntimeInfo,
+    Source,
+)
 from device_agent.runner import ChildRunner
+from device_agent.runtimes.sparse_probe import probe_sparse_1x1
 from device_agent.stopping import PollInterrupted, StopRequest
 from tests.unit.device_agent.agent.agent_samples import kernel_task
+from tests.unit.device_agent.runtimes.sparse_samples import pointwise
 
 SIMULATED = RuntimeInfo(name="simulated", version="1")
 NATIVE = RuntimeInfo(name="native", version="1")
@@ -38,6 +48,31 @@ def test_only_announced_runtimes_are_used(runtimes: tuple[RuntimeInfo, ...], wan
     assert isinstance(result, MeasurementFailure)
     assert result.reason is FailureReason.UNSUPPORTED
     assert repr(wanted) in result.detail
+
+
+@pytest.mark.parametrize("seen", [False, None])
+@pytest.mark.parametrize("unavailable", ["zeros are multiplied here", None])
+def test_a_device_that_does_not_take_the_sparse_path_times_nothing_as_if(
+    seen: bool | None, unavailable: str | None
+) -> None:
+    sparse = RuntimeInfo(name="tflite-sparse", version="1", sparse_1x1=seen, unavailable=unavailable)
+    result = ChildRunner((NATIVE, sparse)).run_task(kernel_task(0, "tflite-sparse"), deadline_s=60.0)
+    assert isinstance(result, MeasurementFailure)
+    assert result.reason is FailureReason.UNSUPPORTED
+    assert (unavailable or "was not seen to take XNNPACK's sparse path") in result.detail
+
+
+def test_a_child_does_not_trust_the_announcement() -> None:
+    """The announcement says yes, and the machine does otherwise: the child finds out by itself."""
+    sparse = RuntimeInfo(name="tflite-sparse", version="1", sparse_1x1=True)
+    task = KernelTask(kernel=pointwise(), setup=MeasuringSetup(runtime="tflite-sparse", budget_s=0.1))
+    result = ChildRunner((sparse,)).run_task(task, deadline_s=60.0)
+    if probe_sparse_1x1().taken:
+        assert isinstance(result, Measurement)
+        assert result.provenance.mode == "sparse"
+    else:
+        assert isinstance(result, MeasurementFailure)
+        assert result.reason is FailureReason.UNSUPPORTED
 
 
 def test_a_child_is_killed_at_its_deadline() -> None:

@@ -148,7 +148,7 @@ def test_a_lack_of_memory_is_a_failure_of_the_device() -> None:
 
 
 def test_runtimes_are_probed_in_a_child() -> None:
-    assert [info.name for info in probe_in_child()] == ["native", "tflite"]
+    assert [info.name for info in probe_in_child()] == ["native", "tflite", "tflite-sparse"]
     assert [info.name for info in probe_in_child(simulated=True)] == ["simulated"]
 
 

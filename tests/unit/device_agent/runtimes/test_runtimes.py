@@ -30,7 +30,11 @@ def runtime_or_skip(name: str) -> Runtime:
         pytest.skip(f"the runtime {name} cannot run here: {error}")
 
 
-@pytest.fixture(params=sorted(RUNTIMES))
+#: Runs no kernel but those of XNNPACK's sparse path: it has tests of its own.
+OF_ALL_KERNELS = sorted(set(RUNTIMES) - {"tflite-sparse"})
+
+
+@pytest.fixture(params=OF_ALL_KERNELS)
 def runtime(request: pytest.FixtureRequest) -> Runtime:
     return runtime_or_skip(request.param)
 
@@ -108,19 +112,20 @@ def test_info_names_version_and_binary(runtime: Runtime) -> None:
 
 
 def test_an_unknown_runtime_is_unavailable() -> None:
-    with pytest.raises(RuntimeUnavailable, match="'gpu'; this agent knows native, tflite, simulated"):
+    with pytest.raises(RuntimeUnavailable, match="'gpu'; this agent knows native, tflite, tflite-sparse, simulated"):
         make_runtime("gpu")
 
 
 def test_a_simulated_device_has_no_real_runtime_and_the_other_way_round() -> None:
     assert [info.name for info in probe_runtimes(simulated=True)] == ["simulated"]
-    assert [info.name for info in probe_runtimes()] == ["native", "tflite"]
+    assert [info.name for info in probe_runtimes()] == ["native", "tflite", "tflite-sparse"]
 
 
 def test_a_runtime_that_cannot_be_loaded_is_listed_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("device_agent.runtimes.tflite._IMPLEMENTATIONS", (("no_such_package", "no-such-package", ()),))
-    _, tflite = probe_runtimes()
+    _, tflite, sparse = probe_runtimes()
     assert "pip install ai-edge-litert" in (tflite.unavailable or "")
+    assert (sparse.unavailable, sparse.sparse_1x1) == (tflite.unavailable, None)
 
 
 def test_threads_where_there_are_none_are_unsupported() -> None:
@@ -148,7 +153,7 @@ def test_modes_tell_whether_zeros_are_skipped() -> None:
 
 
 def test_heavy_operators_outside_of_a_delegate_are_found() -> None:
-    from device_agent.runtimes.tflite import _findings
+    from device_agent.runtimes.tflite import _findings, _operators
 
     class Interpreter:
         def __init__(self, *delegated: int) -> None:
@@ -161,9 +166,21 @@ def test_heavy_operators_outside_of_a_delegate_are_found() -> None:
             ]
             return [*operators, {"op_name": "DELEGATE", "inputs": list(self.delegated)}]
 
-    assert _findings(Interpreter(0, 1, 2)) == ()
-    assert _findings(Interpreter(3)) == (VerdictReason.WRONG_DELEGATE,)
-    assert _findings(object()) == ()
+    assert _findings(_operators(Interpreter(0, 1, 2))) == ()
+    assert _findings(_operators(Interpreter(3))) == (VerdictReason.WRONG_DELEGATE,)
+    assert _findings(_operators(object())) == ()
+
+
+def test_weights_stored_without_zeros_are_delegated_as_they_are_stored() -> None:
+    from device_agent.runtimes.tflite import _findings
+
+    stored, dense = 7, 8
+    operators = [
+        {"op_name": "DENSIFY", "inputs": [stored], "outputs": [dense]},
+        {"op_name": "CONV_2D", "inputs": [0, dense, 2]},
+    ]
+    assert _findings([*operators, {"op_name": "DELEGATE", "inputs": [0, stored, 2]}]) == ()
+    assert _findings([*operators, {"op_name": "DELEGATE", "inputs": [0, 2]}]) == (VerdictReason.WRONG_DELEGATE,)
 
 
 # --- the simulated device -------------------------------------------------------------------------------------------
