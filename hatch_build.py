@@ -14,6 +14,7 @@ import re
 import shutil
 import sys
 import sysconfig
+import tempfile
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -34,6 +35,7 @@ class NativeBuildHook(BuildHookInterface[Any]):
     """Builds `device_agent/native/libkerf_native-<hash>.so` and puts it into the wheel."""
 
     PLUGIN_NAME = "custom"
+    _work_dir: Path | None = None
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Build before the files are collected. `version` is "standard" or, for `pip install -e`, "editable"."""
@@ -68,13 +70,22 @@ class NativeBuildHook(BuildHookInterface[Any]):
             build_data["pure_python"] = False
             build_data["tag"] = f"py3-none-{_platform_tag()}"
 
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
+        """The wheel is written: what it was made from can go."""
+        if self._work_dir is not None:
+            shutil.rmtree(self._work_dir)
+
     def _build_for(self, build: ModuleType, machine: str, build_data: dict[str, Any]) -> None:
-        """Always built anew, and outside of the package: its folder is searched by this machine, too."""
+        """Always built anew, and outside of the package: its folder is searched by this machine, too.
+
+        In a folder of its own, so that two builds at once do not take each other's files away.
+        """
         if machine not in _PLATFORMS:
             raise ValueError(f"KERF_NATIVE_TARGET is {machine!r}: set it to one of {', '.join(_PLATFORMS)}")
-        folder = Path(self.root) / "build" / "native" / machine
-        shutil.rmtree(folder, ignore_errors=True)
-        library = folder / build.library_name(machine)
+        base = Path(self.root) / "build" / "native"
+        base.mkdir(parents=True, exist_ok=True)
+        self._work_dir = Path(tempfile.mkdtemp(prefix=f"{machine}-", dir=base))
+        library = self._work_dir / build.library_name(machine)
         build.build_library(library, machine, build.cross_compiler(machine))
         build_data["force_include"][str(library)] = f"device_agent/native/{library.name}"
         build_data["pure_python"] = False

@@ -113,11 +113,10 @@ def _core_ids(root: Path, processors: Mapping[int | None, Mapping[str, str]]) ->
 
 
 def _core_model(fields: Mapping[str, str]) -> str:
-    if fields.get("model name"):
-        return fields["model name"]
     if "CPU implementer" in fields and "CPU part" in fields:
+        # Before "model name", which on ARM says no more than "ARMv8 Processor rev 3 (v8l)".
         return core_name(fields["CPU implementer"], fields["CPU part"])
-    return "unknown"
+    return fields.get("model name") or "unknown"
 
 
 def _cpu_model(
@@ -130,7 +129,7 @@ def _cpu_model(
         if name:
             return name
     device_tree = _text(root / "proc/device-tree/model").rstrip("\0").strip()
-    return device_tree or first.get("model name", "") or general.get("Hardware", "") or _core_model(first)
+    return device_tree or general.get("Hardware", "") or _core_model(first)
 
 
 def _isa_features(first: Mapping[str, str]) -> tuple[str, ...]:

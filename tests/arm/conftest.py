@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.arm.environment import ArmEnvironment, Unavailable, arm_environment
-from tests.arm.installed_agent import installed_agent
+from tests.arm.environment import ROOT, ArmEnvironment, Unavailable, arm_environment
 
 
 @pytest.fixture(scope="session")
@@ -23,12 +24,18 @@ def arm() -> ArmEnvironment:
 
 
 @pytest.fixture(scope="session")
-def agent_folder(arm: ArmEnvironment) -> Path:
-    """Where an emulated Python imports the agent from."""
-    try:
-        return installed_agent(arm)
-    except Unavailable as error:
-        pytest.skip(f"no agent for aarch64: {error}")
+def agent_folder(arm: ArmEnvironment, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The agent as a board without a compiler gets it: the wheel for aarch64, unpacked. Imported from here."""
+    for package in ("ziglang", "hatchling"):
+        pytest.importorskip(package, reason=f"{package} makes the wheel for aarch64")
+    folder = tmp_path_factory.mktemp("agent")
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)],
+        cwd=ROOT, env={**os.environ, "KERF_NATIVE_TARGET": "aarch64"}, capture_output=True, check=True,
+    )  # fmt: skip
+    (wheel,) = folder.glob("*.whl")
+    arm.install_wheel(wheel, folder / "site-packages")
+    return folder / "site-packages"
 
 
 @pytest.fixture(scope="session")

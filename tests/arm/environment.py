@@ -61,6 +61,17 @@ class ArmEnvironment:
         """Where the agent's dependencies lie."""
         return self.folder / "site-packages"
 
+    @property
+    def python_version(self) -> str:
+        """Such as "3.11"."""
+        (library,) = (self.folder / "root/usr/lib").glob("python3.*")
+        return library.name.removeprefix("python")
+
+    def install_wheel(self, wheel: Path, target: Path) -> None:
+        """Unpack a wheel of Kerf for aarch64 into `target`, with its bytecode."""
+        _call([*_pip_install(self.python_version), "--no-deps", "--no-index", f"--target={target}", str(wheel)])
+        _compile_bytecode(self.python_version, self.python, (target,))
+
     def variables(self, cpu: str, *import_from: Path) -> dict[str, str]:
         """Environment variables of a program on `cpu` that imports from `import_from` and the dependencies.
 
@@ -109,7 +120,7 @@ def _make(target: Path, release: str, requirements: Sequence[str]) -> None:
         wrapper.write_text(_PYTHON_WRAPPER)
         wrapper.chmod(0o755)
         version = _call([str(wrapper), "-c", "import sys; print(*sys.version_info[:2], sep='.')"]).strip()
-        _install(requirements, version, made / "site-packages")
+        _download([*_pip_install(version), f"--target={made / 'site-packages'}", *requirements], os.environ, work)
         _compile_bytecode(version, wrapper, (made / "root/usr/lib" / f"python{version}", made / "site-packages"))
         for stale in target.parent.glob(f"{release}-*"):
             shutil.rmtree(stale)
@@ -187,7 +198,9 @@ def _private_apt(folder: Path, mirror: str, suites: Sequence[str], architecture:
         "APT::Install-Recommends": "false",
         "APT::Sandbox::User": "",
         "Acquire::Languages": "none",
-        "Acquire::Retries": "3",
+        "Acquire::Retries": "2",
+        "Acquire::http::Timeout": "30",
+        "Acquire::https::Timeout": "30",
         "Debug::NoLocking": "1",
     }
     text = "".join(f'{name} "{value}";\n' for name, value in options.items())
@@ -198,13 +211,12 @@ def _private_apt(folder: Path, mirror: str, suites: Sequence[str], architecture:
     yield environment
 
 
-def _install(requirements: Sequence[str], version: str, target: Path) -> None:
-    """Wheels for aarch64, unpacked by this machine's pip."""
+def _pip_install(version: str) -> list[str]:
+    """This machine's pip, told to install for an aarch64 Python of `version`."""
     tags = (*(f"manylinux_{tag}_aarch64" for tag in _GLIBC_TAGS), "manylinux2014_aarch64")
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", "--only-binary=:all:"]
-    command += ["--implementation=cp", f"--python-version={version}", f"--target={target}"]
-    command += [f"--platform={tag}" for tag in tags]
-    _download([*command, *requirements], os.environ, target.parent)
+    command += ["--implementation=cp", f"--python-version={version}"]
+    return command + [f"--platform={tag}" for tag in tags]
 
 
 def _compile_bytecode(version: str, emulated: Path, folders: Sequence[Path]) -> None:

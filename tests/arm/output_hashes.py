@@ -13,6 +13,9 @@ import json
 import sys
 from collections.abc import Iterator
 
+import numpy as np
+from numpy.typing import NDArray
+
 from device_agent.contracts import Activation, KernelSpec, NetworkPlan, Op, PlanOp, PruningScheme, WeightPruning
 from device_agent.native.executor import NativeKernel, NativeNetwork
 from device_agent.native.library import load_library
@@ -98,6 +101,11 @@ def network() -> NetworkPlan:
     return NetworkPlan(name="small", input_shape=(3, 32, 32), ops=ops)
 
 
+def network_tensors(plan: NetworkPlan) -> dict[str, NDArray[np.float32]]:
+    """The weights and biases that the seeds of the operators stand for."""
+    return {f"{op.name}.{name}": t for op in plan.ops for name, t in synthesize_weights(op.kernel).items()}
+
+
 def describe(kernel: KernelSpec) -> str:
     """A name that tells the kernels of this file apart."""
     pruning = kernel.pruning
@@ -114,8 +122,7 @@ def output_hashes(isa: str) -> dict[str, str]:
         output = NativeKernel(kernel, isa=isa, tune=False).run(*kernel_inputs(kernel))
         hashes[describe(kernel)] = hashlib.sha256(output.tobytes()).hexdigest()
     plan = network()
-    tensors = {f"{op.name}.{name}": t for op in plan.ops for name, t in synthesize_weights(op.kernel).items()}
-    output = NativeNetwork(plan, tensors, isa=isa, tune=False).run(synthesize_input(plan.input_shape, 1))
+    output = NativeNetwork(plan, network_tensors(plan), isa=isa, tune=False).run(synthesize_input(plan.input_shape, 1))
     hashes["network"] = hashlib.sha256(output.tobytes()).hexdigest()
     return hashes
 

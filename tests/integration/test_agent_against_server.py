@@ -6,157 +6,23 @@ This test plays the worker: it asks for measurements through the database, as se
 from __future__ import annotations
 
 import hashlib
-import os
 import signal
-import socket
-import subprocess
-import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import func, select, update
 
-from device_agent.contracts import (
-    Activation,
-    KernelSpec,
-    KernelTask,
-    MeasuringSetup,
-    NetworkFormat,
-    NetworkTask,
-    Op,
-    ReportStatus,
-    Source,
-)
+from device_agent.contracts import MeasuringSetup, NetworkFormat, NetworkTask, ReportStatus, Source
 from device_agent.formats.packed import write_packed
 from device_agent.synthesis import kernel_plan, kernel_plan_tensors
-from server.accounts.service import mint_enrolment_code
-from server.accounts.tokens import SecretHasher
 from server.artifacts.store import ArtifactStore
-from server.database import Database, upgrade
 from server.fleet.repository import set_enabled
-from server.ids import new_id
-from server.latency.source import MeasurementSummary, SqlLatencySource
+from server.latency.source import MeasurementSummary
 from server.models import DeviceRow, ReportRow, SearchRow, TaskRow, TokenRow
-from server.settings import Settings
 from server.states import JobState, TaskState
-
-ROOT = Path(__file__).resolve().parents[2]
-SETUP = MeasuringSetup(runtime="simulated")
-TIMEOUT_S = 60.0
-
-
-def kernel_task(seed: int, setup: MeasuringSetup = SETUP) -> KernelTask:
-    kernel = KernelSpec(
-        op=Op.CONV2D, in_channels=8, out_channels=8, input_h=8, input_w=8, kernel_h=3, kernel_w=3, padding=1,
-        activation=Activation.RELU, seed=seed,
-    )  # fmt: skip
-    return KernelTask(kernel=kernel, setup=setup)
-
-
-def wait_until(condition: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + TIMEOUT_S
-    while not condition():
-        assert time.monotonic() < deadline, f"{what}: not within {TIMEOUT_S:g} s"
-        time.sleep(0.02)
-
-
-class Site:
-    """A server and an agent as processes, and the database between."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self._port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self._port}"
-        self.settings = Settings(data_dir=directory / "data")
-        self.settings.data_dir.mkdir(parents=True)
-        upgrade(self.settings)
-        self.database = Database.from_settings(self.settings)
-        self.source = SqlLatencySource(self.database)
-        self.hasher = SecretHasher.from_file(self.settings.key_file)
-        with self.database.write() as session:
-            self.code = mint_enrolment_code(session, self.hasher)[0]
-        self._processes: list[subprocess.Popen[bytes]] = []
-        self.server: subprocess.Popen[bytes] | None = None
-        self.agent: subprocess.Popen[bytes] | None = None
-
-    def start_server(self, **environment: str) -> None:
-        self.server = self._start(
-            ["uvicorn", "--factory", "server.app:create_app", "--port", str(self._port), "--log-level", "warning",
-             "--timeout-graceful-shutdown", "5"],
-            {
-                "KERF_DATA_DIR": str(self.settings.data_dir),
-                "KERF_LEASE_WAIT_S": "1",
-                "KERF_POLL_INTERVAL_S": "0.05",
-                "KERF_HEARTBEAT_INTERVAL_S": "1",
-                **environment,
-            },
-            "server",
-        )  # fmt: skip
-
-    def start_agent(self, *flags: str) -> None:
-        self.agent = self._start(
-            ["device_agent", "run", "--server", self.url, "--state-dir", str(self._directory / "agent"), *flags],
-            {"KERF_AGENT_CODE": self.code},
-            "agent",
-        )
-
-    def start_simulated_agent(self) -> None:
-        self.start_agent("--simulated", "--max-leases", "4")
-
-    def kill(self, process: subprocess.Popen[bytes] | None) -> None:
-        assert process is not None
-        process.kill()
-        process.wait()
-
-    def log(self, name: str) -> str:
-        return (self._directory / f"{name}.log").read_text()
-
-    @property
-    def device_id(self) -> str:
-        with self.database.read() as session:
-            return str(session.execute(select(DeviceRow.id)).scalar_one())
-
-    def has_device(self) -> bool:
-        with self.database.read() as session:
-            return session.scalar(select(func.count()).select_from(DeviceRow)) == 1
-
-    def ask(self, tasks: Sequence[KernelTask | NetworkTask]) -> list[str]:
-        """Ask for measurements as a search does."""
-        wait_until(self.has_device, "the agent enrols")
-        search_id = new_id("search")
-        with self.database.write() as session:
-            session.execute(
-                insert(SearchRow).values(
-                    id=search_id, name="test", device_id=self.device_id, config={}, created_by="test"
-                )
-            )
-        return self.source.request(self.device_id, tasks, search_id)
-
-    def done(self, task_ids: Sequence[str]) -> int:
-        return self.source.progress(task_ids).done
-
-    def wait_for(self, task_ids: Sequence[str], count: int | None = None) -> None:
-        wanted = len(task_ids) if count is None else count
-        wait_until(lambda: self.done(task_ids) >= wanted, f"{wanted} tasks")
-
-    def close(self) -> None:
-        for process in self._processes:
-            process.kill()
-            process.wait()
-        self.database.dispose()
-
-    def _start(self, module: list[str], environment: dict[str, str], name: str) -> subprocess.Popen[bytes]:
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith("KERF_")}
-        with (self._directory / f"{name}.log").open("ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", *module], cwd=ROOT, env=inherited | environment, stdout=log, stderr=log
-            )
-        self._processes.append(process)
-        return process
+from tests.integration.running_site import SETUP, TIMEOUT_S, Site, kernel_task, wait_until
 
 
 @pytest.fixture

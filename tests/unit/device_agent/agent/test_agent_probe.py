@@ -69,6 +69,18 @@ def test_a_virtual_machine_without_frequencies() -> None:
     assert profile.governors == ()
 
 
+def test_an_arm_core_is_named_by_its_number_not_by_its_architecture(tmp_path: Path) -> None:
+    """As 32-bit systems on a 64-bit kernel show it, and qemu."""
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/cpuinfo").write_text(
+        "processor\t: 0\nmodel name\t: ARMv8 Processor rev 1 (v8l)\nFeatures\t: fp asimd\nCPU implementer\t: 0x41\n"
+        "CPU part\t: 0xd0c\n"
+    )
+    profile = probe_device(tmp_path, machine="aarch64", kernel_release="6.1", read_property=no_property)
+    assert profile.clusters == (CpuCluster(model="Neoverse-N1", core_ids=(0,)),)
+    assert profile.cpu_model == "Neoverse-N1"
+
+
 def test_nothing_readable_is_an_empty_description_not_an_error(tmp_path: Path) -> None:
     profile = probe_device(tmp_path, machine="riscv64", kernel_release="6.1", read_property=no_property)
     assert profile.cpu_model == "unknown"
