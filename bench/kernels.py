@@ -33,9 +33,10 @@ from bench.timing import MIN_SAMPLE_NS, Variant, time_interleaved
 from bench.whole_networks import Loader, NetworkRow, network_rows
 from bench.zoo import NETWORKS
 from device_agent.contracts import NetworkFormat, NetworkPlan, PruningScheme
+from device_agent.formats.packed import write_packed
 from device_agent.formats.tflite import plan_to_tflite
 from device_agent.native.library import load_library
-from device_agent.runtimes import RUNTIMES, Runtime, RuntimeUnavailable, make_runtime
+from device_agent.runtimes import Runtime, RuntimeUnavailable, make_runtime
 from device_agent.runtimes.base import Executable
 
 _FULL_DENSITIES = {
@@ -154,9 +155,7 @@ def _time_layers(
 def _baselines() -> dict[str, tuple[Runtime, Loader]]:
     """The dense baselines that this machine has."""
     found: dict[str, tuple[Runtime, Loader]] = {}
-    for name, runtime, loader in (("xnnpack", "tflite", _load_tflite), ("ncnn", "ncnn", _load_tflite)):
-        if runtime not in RUNTIMES:
-            continue
+    for name, runtime, loader in (("xnnpack", "tflite", _load_tflite), ("ncnn", "ncnn", _load_ncnn)):
         try:
             found[name] = (make_runtime(runtime), loader)
         except RuntimeUnavailable as error:
@@ -166,6 +165,10 @@ def _baselines() -> dict[str, tuple[Runtime, Loader]]:
 
 def _load_tflite(runtime: Runtime, plan: NetworkPlan, tensors: Mapping[str, NDArray[np.float32]]) -> Executable:
     return runtime.load_network(plan_to_tflite(plan, tensors), NetworkFormat.TFLITE, plan.input_shape, 1)
+
+
+def _load_ncnn(runtime: Runtime, plan: NetworkPlan, tensors: Mapping[str, NDArray[np.float32]]) -> Executable:
+    return runtime.load_network(write_packed(plan, tensors), NetworkFormat.PACKED, plan.input_shape, 1)
 
 
 def _layers(options: argparse.Namespace) -> tuple[Layer, ...]:

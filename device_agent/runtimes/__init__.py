@@ -21,6 +21,7 @@ RUNTIMES = MappingProxyType(
         "native": ("device_agent.runtimes.native", "NativeRuntime"),
         TFLITE_RUNTIME: ("device_agent.runtimes.tflite", "TfliteRuntime"),
         TFLITE_SPARSE_RUNTIME: ("device_agent.runtimes.tflite_sparse", "TfliteSparseRuntime"),
+        "ncnn": ("device_agent.runtimes.ncnn", "NcnnRuntime"),
         "simulated": ("device_agent.runtimes.simulated", "SimulatedRuntime"),
     }
 )

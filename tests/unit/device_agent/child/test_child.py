@@ -41,7 +41,7 @@ def fail_as(script: str, *, deadline_s: float = LONG_S, interrupt: threading.Eve
     return result
 
 
-@pytest.mark.parametrize("runtime", ["native", "tflite"])
+@pytest.mark.parametrize("runtime", ["native", "tflite", "ncnn"])
 def test_a_kernel_is_measured_in_a_child(runtime: str) -> None:
     try:
         make_runtime(runtime)
@@ -148,7 +148,7 @@ def test_a_lack_of_memory_is_a_failure_of_the_device() -> None:
 
 
 def test_runtimes_are_probed_in_a_child() -> None:
-    assert [info.name for info in probe_in_child()] == ["native", "tflite", "tflite-sparse"]
+    assert [info.name for info in probe_in_child()] == ["native", "tflite", "tflite-sparse", "ncnn"]
     assert [info.name for info in probe_in_child(simulated=True)] == ["simulated"]
 
 

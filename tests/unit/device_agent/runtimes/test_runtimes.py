@@ -45,6 +45,7 @@ def network_files() -> list[tuple[str, NetworkFormat, bytes]]:
     return [
         ("native", NetworkFormat.PACKED, packed),
         ("tflite", NetworkFormat.TFLITE, tflite),
+        ("ncnn", NetworkFormat.PACKED, packed),
         ("simulated", NetworkFormat.PACKED, packed),
         ("simulated", NetworkFormat.TFLITE, tflite),
     ]
@@ -82,14 +83,18 @@ def test_a_task_of_another_shape_is_unsupported(name: str, network_format: Netwo
         runtime_or_skip(name).load_network(data, network_format, (3, 11, 10), 1)
 
 
-@pytest.mark.parametrize(("name", "other"), [("native", NetworkFormat.TFLITE), ("tflite", NetworkFormat.PACKED)])
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [("native", NetworkFormat.TFLITE), ("tflite", NetworkFormat.PACKED), ("ncnn", NetworkFormat.TFLITE)],
+)
 def test_a_file_of_another_format_is_unsupported(name: str, other: NetworkFormat) -> None:
     with pytest.raises(UnsupportedTask, match="export it as"):
         runtime_or_skip(name).load_network(b"", other, (3, 10, 10), 1)
 
 
 @pytest.mark.parametrize(
-    ("name", "network_format"), [("native", NetworkFormat.PACKED), ("tflite", NetworkFormat.TFLITE)]
+    ("name", "network_format"),
+    [("native", NetworkFormat.PACKED), ("tflite", NetworkFormat.TFLITE), ("ncnn", NetworkFormat.PACKED)],
 )
 def test_a_damaged_file_is_refused(name: str, network_format: NetworkFormat) -> None:
     with pytest.raises((UnsupportedTask, ContractError)):
@@ -112,18 +117,18 @@ def test_info_names_version_and_binary(runtime: Runtime) -> None:
 
 
 def test_an_unknown_runtime_is_unavailable() -> None:
-    with pytest.raises(RuntimeUnavailable, match="'gpu'; this agent knows native, tflite, tflite-sparse, simulated"):
+    with pytest.raises(RuntimeUnavailable, match=f"'gpu'; this agent knows {', '.join(RUNTIMES)}"):
         make_runtime("gpu")
 
 
 def test_a_simulated_device_has_no_real_runtime_and_the_other_way_round() -> None:
     assert [info.name for info in probe_runtimes(simulated=True)] == ["simulated"]
-    assert [info.name for info in probe_runtimes()] == ["native", "tflite", "tflite-sparse"]
+    assert [info.name for info in probe_runtimes()] == ["native", "tflite", "tflite-sparse", "ncnn"]
 
 
 def test_a_runtime_that_cannot_be_loaded_is_listed_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("device_agent.runtimes.tflite._IMPLEMENTATIONS", (("no_such_package", "no-such-package", ()),))
-    _, tflite, sparse = probe_runtimes()
+    _, tflite, sparse, _ = probe_runtimes()
     assert "pip install ai-edge-litert" in (tflite.unavailable or "")
     assert (sparse.unavailable, sparse.sparse_1x1) == (tflite.unavailable, None)
 
