@@ -19,8 +19,8 @@ static bool run_step(const KerfStep &step, int part, int parts) {
     case KERF_CONV: return conv(step, part, parts);
     case KERF_SPLIT: split(step, part, parts); return true;
     case KERF_ELEMENTWISE: elementwise(step, part, parts); return true;
-    case KERF_MAX_POOL: max_pool(step, part, parts); return true;
-    case KERF_AVG_POOL: avg_pool(step, part, parts); return true;
+    case KERF_MAX_POOL: pool<Maximum>(step, part, parts); return true;
+    case KERF_AVG_POOL: pool<Sum>(step, part, parts); return true;
     case KERF_GLOBAL_AVG_POOL: global_avg_pool(step, part, parts); return true;
     case KERF_DENSE_MATVEC: dense_matvec(step, part, parts); return true;
     case KERF_SPARSE_MATVEC: return sparse_matvec(step, part, parts);

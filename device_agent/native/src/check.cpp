@@ -7,6 +7,7 @@
 
 #include "kerf_errors.h"
 #include "step_fields.h"
+#include "walkable.h"
 
 namespace {
 
@@ -165,11 +166,27 @@ int32_t check_elementwise(const Checker &check) {
   return check.writes(step.output, planes_extent(step.channels, step.output_plane, extent));
 }
 
+// What the kernels of window.h touch: rows are read in vectors that begin up to `padding` columns before the image, and
+// end past it where the whole row is narrower than a vector.
+int32_t check_walk(const Checker &check) {
+  const KerfStep &step = check.step;
+  const int64_t kernel = step.kernel_w, stride = step.stride, width = step.output_w;
+  if (step.input_h < 1 || step.output_h < 1 || width < 1) return KERF_ERROR_EXTENT;
+  const int64_t vectors_width = width <= 4 ? 4 : width <= 8 ? 8 : width <= 16 ? 16 : width;
+  const int64_t columns = stride == 1 ? kernel - 1 : kernel == 3 ? 1 : (kernel - 1) / 2 * 2;
+  const int64_t read_width = vectors_width * stride + columns - step.padding;
+  const int64_t extent = rows_extent(step.input_h, step.input_row, read_width);
+  KERF_TRY(check.reads(step.input, -step.padding, planes_extent(step.channels, step.input_plane, extent)));
+  return check.writes(step.output, planes_extent(step.channels, step.output_plane,
+                                                 rows_extent(step.output_h, step.output_row, width)));
+}
+
 int32_t check_pool(const Checker &check) {
   const KerfStep &step = check.step;
   const int64_t stride = step.stride, padding = step.padding;
   if (stride < 1 || step.kernel_h < 1 || step.kernel_w < 1) return KERF_ERROR_EXTENT;
   if (step.input_h < 1 || step.input_w < 1 || step.output_h < 1 || step.output_w < 1) return KERF_ERROR_EXTENT;
+  if (is_walked_pool(step)) return check_walk(check);
   // The first row of the last window is a row of the input, and all windows are inside of a padded row.
   const int64_t padded_w = step.input_w + 2 * padding, phase_w = divide_up(padded_w, stride);
   if ((step.output_h - 1) * stride - padding >= step.input_h) return KERF_ERROR_EXTENT;
@@ -212,22 +229,13 @@ int32_t check_zero(const Checker &check) {
   return check.writes(check.step.output, (int64_t)check.step.channels * check.step.output_plane);
 }
 
-// Rows of a plane are read in vectors that begin up to `padding` columns before the image, and end past it where the
-// whole row is narrower than a vector.
 int32_t check_depthwise(const Checker &check) {
   const KerfStep &step = check.step;
-  const int64_t kernel = step.kernel_w, stride = step.stride, width = step.output_w;
-  if (step.kernel_h != kernel || (kernel != 3 && kernel != 5) || (stride != 1 && stride != 2)) return KERF_ERROR_EXTENT;
-  if (2 * step.padding >= kernel || step.input_h < 1 || step.output_h < 1 || width < 1) return KERF_ERROR_EXTENT;
-  const int64_t vectors_width = width <= 4 ? 4 : width <= 8 ? 8 : width <= 16 ? 16 : width;
-  const int64_t taps = stride == 2 && kernel == 3 ? 1 : kernel - 1;
-  const int64_t read_width = vectors_width * stride + taps - step.padding;
-  const int64_t extent = rows_extent(step.input_h, step.input_row, read_width);
-  KERF_TRY(check.reads(step.input, -step.padding, planes_extent(step.channels, step.input_plane, extent)));
+  const int64_t kernel = step.kernel_w;
+  if (!is_walkable(step) || (kernel != 3 && kernel != 5) || step.stride < 1 || step.stride > 2) return KERF_ERROR_EXTENT;
   KERF_TRY(check.reads(step.bias, step.channels));
   KERF_TRY(check.reads(step.weights, step.channels * kernel * kernel));
-  return check.writes(step.output, planes_extent(step.channels, step.output_plane,
-                                                 rows_extent(step.output_h, step.output_row, width)));
+  return check_walk(check);
 }
 
 struct KindCheck {

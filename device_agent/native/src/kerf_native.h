@@ -39,14 +39,14 @@ struct KerfStep {
   int32_t num_groups, group_size;
   int32_t vector_length, max_vectors, groups_outer;  // CONV: the tile, found by tuning
   float lower, upper;     // bounds of the activation
-  float scale;            // AVG_POOL, GLOBAL_AVG_POOL: one over the number of elements
+  float scale;            // pools: one over the number of elements; MAX_POOL: one
   int32_t scratch_size;   // pools: elements of `scratch` for each thread
   int32_t max_parts;      // threads that may share the step, because more would not pay; 0: all
   int32_t reserved;       // keeps the pointers aligned without a gap
   const float *input;
   const float *second;    // residual or second operand, or null; its row stride is the output's
   float *output;
-  float *scratch;         // pools: one padded input row, for each thread
+  float *scratch;         // pools that walkable.h leaves out: one padded input row, for each thread
   int64_t input_plane, second_plane, output_plane;
   const uint32_t *mask;   // all ones where a flattened position is inside the image, zero in the padding
   const float *bias;      // by output channel

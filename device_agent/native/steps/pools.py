@@ -10,7 +10,7 @@ from device_agent.native.steps.common import Emitter, Way, Ways, bounded, set_in
 
 
 def emit_pool(kernel: KernelSpec, source: Tensor, output: Tensor) -> Emitter:
-    scratch_size = _pool_scratch_size(kernel)
+    scratch_size = 0 if _is_walked(kernel) else _pool_scratch_size(kernel)
 
     def emit(placement: Placement) -> Ways:
         step = bounded(
@@ -21,8 +21,8 @@ def emit_pool(kernel: KernelSpec, source: Tensor, output: Tensor) -> Emitter:
                 kernel_w=kernel.kernel_w,
                 stride=kernel.stride,
                 padding=kernel.padding,
-                scale=1.0 / (kernel.kernel_h * kernel.kernel_w),
-                scratch=placement.scratch(scratch_size * MAX_THREADS),
+                scale=1.0 if kernel.op is Op.MAX_POOL else 1.0 / (kernel.kernel_h * kernel.kernel_w),
+                scratch=placement.scratch(scratch_size * MAX_THREADS) if scratch_size else None,
                 scratch_size=scratch_size,
             ),
             kernel.activation,
@@ -32,6 +32,16 @@ def emit_pool(kernel: KernelSpec, source: Tensor, output: Tensor) -> Emitter:
         return (Way(steps=(step,)),)
 
     return emit
+
+
+def _is_walked(kernel: KernelSpec) -> bool:
+    """Whether the pool has a kernel of its own, as src/walkable.h decides; others need a row to work in."""
+    return (
+        kernel.kernel_h == kernel.kernel_w
+        and kernel.kernel_h in (2, 3)
+        and kernel.stride in (1, 2)
+        and 2 * kernel.padding < kernel.kernel_h
+    )
 
 
 def _pool_scratch_size(kernel: KernelSpec) -> int:

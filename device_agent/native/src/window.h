@@ -1,0 +1,175 @@
+// What depthwise convolutions and pools have in common: a square window that moves over one channel.
+//
+// Vectors run along a row of the output. A strip of P vectors walks down the plane with the results of all output rows
+// that are under way, so that an input row is loaded once for all of them. Rows outside the image are left out, columns
+// outside it are masked, so neither input nor output needs padding.
+//
+// Memory: reads up to `padding` elements before the first of the input and up to two vectors past the last; writes the
+// rows of the output, and where a row is narrower than a vector also zeros between rows, never past the last row.
+#ifndef KERF_WINDOW_H
+#define KERF_WINDOW_H
+
+#include "kerf_native.h"
+#include "vec.h"
+#include "walkable.h"
+
+#define KERF_METHOD inline __attribute__((always_inline))
+
+namespace {
+
+// Where a strip lies, and which lanes of its first and its last vector each column of the window may read.
+template <int VL> struct Strip {
+  int x;            // first output column
+  int last_vector;  // column of the last vector, relative to x
+  int num_columns;  // of the last vector, columns that exist: fewer than VL where the whole row is narrower
+  const typename Vec<VL>::Bits *first, *last;
+};
+
+// All ones in the lanes whose input column for window column `kx` is inside the image.
+template <int VL> KERF_INLINE typename Vec<VL>::Bits columns_inside(const KerfStep &step, int x, int kx) {
+  const typename Vec<VL>::Int column = (x + lane_numbers<VL>()) * step.stride + (kx - step.padding);
+  return (typename Vec<VL>::Bits)((column >= 0) & (column < step.input_w));
+}
+
+// Column kx of the K columns, for one vector of outputs whose first window begins at `p`.
+template <int VL, int K, int S> KERF_INLINE void load_columns(const float *p, typename Vec<VL>::Float *values) {
+  if constexpr (S == 1) {
+    KERF_UNROLL for (int kx = 0; kx < K; kx++) values[kx] = load<VL>(p + kx);
+  } else if constexpr (K == 3) {
+    // With a padding of one, the two loads begin at an even column: they hardly ever cross a border of cache lines.
+    const typename Vec<VL>::Float a = load<VL>(p + 1), b = load<VL>(p + 1 + VL);
+    values[1] = even_of<VL>(a, b);
+    values[2] = odd_of<VL>(a, b);
+    values[0] = shift_in<VL>(splat<VL>(*p), values[2]);
+  } else {
+    KERF_UNROLL for (int kx = 0; kx < K; kx += 2) {
+      const typename Vec<VL>::Float a = load<VL>(p + kx), b = load<VL>(p + kx + VL);
+      values[kx] = even_of<VL>(a, b);
+      if (kx + 1 < K) values[kx + 1] = odd_of<VL>(a, b);
+    }
+  }
+  KERF_UNROLL for (int kx = 0; kx < K; kx++) KERF_IN_REGISTER(values[kx]);
+}
+
+// One strip of P vectors of one channel, or of one vector of each of C channels. Round t reads the S input rows that
+// output row t starts with; sum[j] belongs to output row t - j, and window row S * j + r meets input row
+// S * t + r - padding.
+//
+// `Window` says what is computed: start(i) is the value of an empty window of vector i, mask() what takes the place of
+// columns outside the image, row() what all window rows can share of the columns of one input row, add() brings window
+// row ky into the sum, and finish() makes the output.
+template <template <int, int, int> class Window, int VL, int K, int S, int P, int C>
+static __attribute__((noinline)) void window_strip(const KerfStep &step, const Strip<VL> &strip, int channel) {
+  static_assert(P == 1 || C == 1, "several vectors of one channel or one of several");
+  typedef typename Vec<VL>::Float Float;
+  typedef typename Vec<VL>::Bits Bits;
+  constexpr int J = (K + S - 1) / S, EDGE = (K - 1) / 2;
+  const Window<VL, K, C> window(step, channel);
+  Float sum[J][P * C];
+  // Copies, because for all that the compiler knows a store to the output could change the step.
+  const int input_h = step.input_h, num_rounds = step.output_h + J - 1, num_columns = strip.num_columns;
+  const int64_t input_row = step.input_row, output_row = step.output_row;
+  const int64_t last_vector = strip.last_vector;
+  const Bits *const first_mask = strip.first, *const last_mask = strip.last;
+  const int64_t input_plane = step.input_plane, output_plane = step.output_plane;
+  const float *row =
+      step.input + channel * input_plane + (int64_t)strip.x * S - step.padding - step.padding * input_row;
+  float *const output = step.output + channel * output_plane;
+  float *target = output + strip.x - (J - 1) * output_row;
+  // A vector that is stored from here on would reach past the last row.
+  const float *const full_end = output + (num_rounds - J) * output_row + step.output_w - VL;
+  int input_y = -step.padding;
+  for (int t = 0; t < num_rounds; t++, target += output_row) {
+    KERF_UNROLL for (int i = 0; i < P * C; i++) sum[0][i] = window.start(C > 1 ? i : 0);
+    KERF_UNROLL for (int r = 0; r < S; r++, input_y++, row += input_row) {
+      if (input_y < 0 || input_y >= input_h) continue;
+      KERF_UNROLL for (int i = 0; i < P * C; i++) {
+        Float values[K];
+        load_columns<VL, K, S>(row + (C > 1 ? i * input_plane : (i == P - 1 ? last_vector : i * VL) * S), values);
+        KERF_UNROLL for (int kx = 0; kx < EDGE; kx++) {
+          if (C > 1 || i == 0) values[kx] = window.mask(values[kx], first_mask[kx]);
+          if (C > 1 || i == P - 1) values[K - 1 - kx] = window.mask(values[K - 1 - kx], last_mask[K - 1 - kx]);
+          // The last vector of a row can begin in its second column.
+          if (EDGE > 1 && P > 1 && i == P - 1) values[kx] = window.mask(values[kx], last_mask[kx]);
+        }
+        const auto shared = window.row(values);
+        KERF_UNROLL for (int j = 0; j < J; j++)
+          if (S * j + r < K) sum[j][i] = window.add(sum[j][i], shared, S * j + r, C > 1 ? i : 0);
+      }
+    }
+    if (t >= J - 1) {
+      KERF_UNROLL for (int i = 0; i < P * C; i++) {
+        const Float value = window.finish(sum[J - 1][i]);
+        float *const at = target + (C > 1 ? i * output_plane : i == P - 1 ? last_vector : i * VL);
+        if (P > 1 || num_columns == VL) {
+          store<VL>(at, value);
+        } else if (target <= full_end) {
+          // Lanes past the row are zero like padding, or are overwritten by the next row.
+          store<VL>(at, (Float)((Bits)value & (Bits)(lane_numbers<VL>() < num_columns)));
+        } else {
+          store_first<VL>(at, value, num_columns);
+        }
+      }
+    }
+    KERF_UNROLL for (int j = J - 1; j > 0; j--)
+      KERF_UNROLL for (int i = 0; i < P * C; i++) sum[j][i] = sum[j - 1][i];
+  }
+}
+
+// `num_vectors` is at most four where there are 32 registers, else two: sums, weights and a few values fit into them.
+template <template <int, int, int> class Window, int VL, int K, int S>
+static void run_strip(const KerfStep &step, const Strip<VL> &strip, int num_vectors, int channel) {
+  switch (num_vectors) {
+    case 1: window_strip<Window, VL, K, S, 1, 1>(step, strip, channel); break;
+    case 2: window_strip<Window, VL, K, S, 2, 1>(step, strip, channel); break;
+#if KERF_NUM_REGISTERS == 32
+    case 3: window_strip<Window, VL, K, S, 3, 1>(step, strip, channel); break;
+    case 4: window_strip<Window, VL, K, S, 4, 1>(step, strip, channel); break;
+#endif
+  }
+}
+
+// The strips of one channel after the other, so that a plane is read while it is near.
+template <template <int, int, int> class Window, int VL, int K, int S>
+static void window_channels(const KerfStep &step, Share share) {
+  typename Vec<VL>::Bits all[K], left[K], right[K];
+  const int width = step.output_w, rightmost = width > VL ? width - VL : 0;
+  for (int kx = 0; kx < K; kx++) {
+    all[kx] = ~(typename Vec<VL>::Bits){};
+    left[kx] = columns_inside<VL>(step, 0, kx);
+    right[kx] = columns_inside<VL>(step, rightmost, kx);
+  }
+  const int num_vectors = (width + VL - 1) / VL, most = KERF_NUM_REGISTERS == 32 ? 4 : 2;
+  const int num_strips = (num_vectors + most - 1) / most;
+  int c = share.first;
+  if (KERF_NUM_REGISTERS == 32 && K <= 3 && num_vectors == 1) {
+    const Strip<VL> strip = {0, 0, width < VL ? width : VL, left, right};
+    for (; c + 2 <= share.last; c += 2) window_strip<Window, VL, K <= 3 ? K : 3, S, 1, 2>(step, strip, c);
+  }
+  for (; c < share.last; c++)
+    for (int i = 0; i < num_strips; i++) {
+      const Share vectors = share_of(num_vectors, i, num_strips);
+      const int x = vectors.first * VL, count = vectors.last - vectors.first;
+      const bool is_last = i == num_strips - 1;
+      // The last vector of a row ends with the row, and repeats a few columns of the one before.
+      const Strip<VL> strip = {x, is_last ? rightmost - x : (count - 1) * VL, width < VL ? width : VL,
+                               i == 0 ? left : all, is_last ? right : all};
+      run_strip<Window, VL, K, S>(step, strip, count, c);
+    }
+}
+
+// The vectors that suit the width of a row.
+template <template <int, int, int> class Window, int K, int S>
+static void window_rows(const KerfStep &step, Share share) {
+#if KERF_MAX_VECTOR_LENGTH >= 16
+  if (step.output_w > 8) return window_channels<Window, 16, K, S>(step, share);
+#endif
+#if KERF_MAX_VECTOR_LENGTH >= 8
+  if (step.output_w > 4) return window_channels<Window, 8, K, S>(step, share);
+#endif
+  window_channels<Window, 4, K, S>(step, share);
+}
+
+}  // namespace
+
+#endif
