@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,9 +39,9 @@ from device_agent.measuring.reference_kernel import ReferenceKernel, make_refere
 from device_agent.measuring.statistics import summarize
 from device_agent.measuring.verdict import judge
 from device_agent.runtimes import Runtime, RuntimeUnavailable, UnsupportedTask, make_runtime
-from device_agent.runtimes.base import Executable, FloatArray
+from device_agent.runtimes.base import Executable, FloatArray, HasExactTwin
 from device_agent.runtimes.difference import DifferenceExecutable
-from device_agent.runtimes.reference import output_agrees
+from device_agent.runtimes.reference import is_close, output_agrees
 from device_agent.runtimes.simulated import SimulatedExecutable, SimulatedRuntime
 from device_agent.synthesis import kernel_inputs, synthesize_input, synthesize_weights
 
@@ -80,10 +80,14 @@ class TaskFailure(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Loaded:
-    """An executable that has run once: what it gave, and what was found wrong with that."""
+    """An executable that has run once: what it gave, and what was found wrong with that.
+
+    `output_sha256` is of outputs whose bits all devices share: those of the exact twin, where there is one.
+    """
 
     executable: Executable
     outputs: tuple[FloatArray, ...]
+    output_sha256: str
     findings: tuple[VerdictReason, ...]
     wants_outputs: bool
     wants_profile: bool
@@ -151,7 +155,7 @@ def _measure(task: KernelTask | NetworkTask, artifact: Path | None, around: Surr
         reasons=reasons,
         before=before,
         after=after,
-        output_sha256=_sha256(loaded.outputs),
+        output_sha256=loaded.output_sha256,
         outputs=_as_tuples(loaded),
         op_ns=op_ns,
         memory_bytes=loaded.executable.memory_bytes,
@@ -169,7 +173,12 @@ def _load_kernel(task: KernelTask, runtime: Runtime) -> _Loaded:
         outputs, agree = executable.check()
         findings = executable.findings if agree else (*executable.findings, VerdictReason.WRONG_OUTPUT)
         return _Loaded(
-            executable=executable, outputs=outputs, findings=findings, wants_outputs=False, wants_profile=False
+            executable=executable,
+            outputs=outputs,
+            output_sha256=_sha256(outputs),
+            findings=findings,
+            wants_outputs=False,
+            wants_profile=False,
         )
     x, second = kernel_inputs(task.kernel)
     output = executable.run(x, second)
@@ -178,7 +187,12 @@ def _load_kernel(task: KernelTask, runtime: Runtime) -> _Loaded:
     if not output_agrees(task.kernel, synthesize_weights(task.kernel), inputs, residual, output):
         findings = (*findings, VerdictReason.WRONG_OUTPUT)
     return _Loaded(
-        executable=executable, outputs=(output,), findings=findings, wants_outputs=False, wants_profile=False
+        executable=executable,
+        outputs=(output,),
+        output_sha256=_sha256(_exact_outputs(executable, (output,), lambda twin, _: twin.run(x, second))),
+        findings=findings,
+        wants_outputs=False,
+        wants_profile=False,
     )
 
 
@@ -189,24 +203,42 @@ def _load_network(task: NetworkTask, artifact: Path | None, runtime: Runtime) ->
         raise ContractError(f"input_seed {task.input_seed!r} must not be negative")
     data = _read_artifact(task, artifact)
     executable = runtime.load_network(data, task.format, task.input_shape, task.setup.threads)
+
+    def run(one: Executable, index: int) -> FloatArray:
+        return one.run(synthesize_input(task.input_shape, task.input_seed + index))
+
     outputs: list[FloatArray] = []
     for i in range(max(task.num_outputs, 1)):
-        outputs.append(executable.run(synthesize_input(task.input_shape, task.input_seed + i)))
+        outputs.append(run(executable, i))
         if outputs[0].size * task.num_outputs > MAX_OUTPUT_VALUES:
             raise ContractError(
                 f"{task.num_outputs} outputs of {outputs[0].size} values exceed the limit of {MAX_OUTPUT_VALUES}: "
                 "ask for fewer"
             )
+    exact_outputs = _exact_outputs(executable, outputs, run)
     finite = all(bool(np.isfinite(output).all()) for output in outputs)
-    findings = executable.findings if finite else (*executable.findings, VerdictReason.WRONG_OUTPUT)
+    right = finite and all(map(is_close, outputs, exact_outputs))
+    findings = executable.findings if right else (*executable.findings, VerdictReason.WRONG_OUTPUT)
     return _Loaded(
         executable=executable,
         outputs=tuple(outputs),
+        output_sha256=_sha256(exact_outputs),
         findings=findings,
         # JSON has no infinity; the verdict tells why the outputs are missing.
         wants_outputs=finite and task.num_outputs > 0,
         wants_profile=True,
     )
+
+
+def _exact_outputs(
+    executable: Executable, outputs: Sequence[FloatArray], run: Callable[[Executable, int], FloatArray]
+) -> Sequence[FloatArray]:
+    """`outputs` with the bits that all devices share: by `run` on the exact twin of `executable`, if it has one.
+
+    The twin is gone before anything is timed.
+    """
+    twin = executable.exact_twin() if isinstance(executable, HasExactTwin) else None
+    return outputs if twin is None else [run(twin, index) for index in range(len(outputs))]
 
 
 def _read_artifact(task: NetworkTask, artifact: Path | None) -> bytes:
@@ -255,7 +287,7 @@ def _simulated_measurement(setup: MeasuringSetup, loaded: _Loaded, info: Runtime
         reasons=(VerdictReason.WRONG_OUTPUT,) if wrong else (),
         before=Conditions(),
         after=Conditions(),
-        output_sha256=_sha256(loaded.outputs),
+        output_sha256=loaded.output_sha256,
         outputs=_as_tuples(loaded),
         op_ns=executable.op_ns(1) if loaded.wants_profile else (),
         memory_bytes=executable.memory_bytes,
@@ -284,7 +316,7 @@ def _provenance(
     )
 
 
-def _sha256(outputs: tuple[FloatArray, ...]) -> str:
+def _sha256(outputs: Sequence[FloatArray]) -> str:
     digest = hashlib.sha256()
     for output in outputs:
         digest.update(output.astype("<f4", copy=False).tobytes())

@@ -14,7 +14,7 @@ from device_agent.contracts import NETWORK_INPUT, NETWORK_RESIDUAL, ContractErro
 from device_agent.formats.packed import check_tensors
 from device_agent.native.errors import UnsupportedKernelError
 from device_agent.native.image import write_image
-from device_agent.native.library import MAX_THREADS, BackendInfo, Library, Step, load_library
+from device_agent.native.library import MAX_THREADS, BackendInfo, Kind, Library, Step, load_library
 from device_agent.native.planner import Phase, Work, make_program
 from device_agent.native.steps import Way
 from device_agent.native.team import Team, limit_shares
@@ -101,6 +101,7 @@ class _Executor:
         tune: bool,
         threads: int,
         cores: Sequence[int],
+        exact: bool,
         inputs_in_place: bool,
     ) -> None:
         if not 1 <= threads <= MAX_THREADS:
@@ -108,11 +109,16 @@ class _Executor:
         self._library = load_library()
         self._backend = self._library.backend(isa)
         self._plan = plan
-        program = make_program(plan, check_tensors(plan, tensors), inputs_in_place=inputs_in_place)
+        program = make_program(
+            plan, check_tensors(plan, tensors), inputs_in_place=inputs_in_place, exact=exact, threads=threads
+        )
         ways = choose_ways(program, self._library, self._backend, tune=tune)
         self._inputs, self._output = program.inputs, program.output
-        self._held = (*program.held, *(array for way in ways for array in way.held))
         pairs = list(zip(program.work, ways, strict=True))
+        self._held = (*program.held, *(array for way in ways for array in way.held))
+        self._winograd_ops = tuple(
+            plan.ops[work.op_index].name for work, way in pairs if any(step.kind == Kind.WINOGRAD for step in way.steps)
+        )
         self._team = Team(self._library, threads, cores) if threads > 1 else None
         self._load = self._steps(pairs, Phase.LOAD)
         self._run = self._steps(pairs, Phase.RUN, self._team)
@@ -150,9 +156,16 @@ class _Executor:
         return self._backend.has_fma
 
     @property
+    def winograd_ops(self) -> tuple[str, ...]:
+        """Names of the operators that run by Winograd's algorithm. With any, outputs are rounded differently from those
+        of an exact program.
+        """
+        return self._winograd_ops
+
+    @property
     def memory_bytes(self) -> int:
         """Weights, index lists, masks and buffers."""
-        return sum(array.nbytes for array in self._held)
+        return sum({id(array): array.nbytes for array in self._held}.values())
 
     def repeat(self, count: int) -> None:
         """Run `count` times on the inputs that are set. The loop is in C: a call from Python costs as much as a small
@@ -197,17 +210,21 @@ class NativeNetwork(_Executor):
         tune: bool = True,
         threads: int = 1,
         cores: Sequence[int] = (),
+        exact: bool = False,
     ) -> None:
         """Prepare `plan` with `tensors` (`<op>.weight`, `<op>.bias`).
 
         `isa` names a backend instead of the fastest one; without `tune`, tiles are guessed and nothing is run. Results
         do not depend on `threads`. `cores`, one for each of several threads, pins them, and the caller's thread to the
-        first. Raises `ContractError` for tensors that do not fit and for threads not in 1..16,
-        `UnsupportedKernelError` and `NativeBuildError`.
+        first. An `exact` program gives the same bits on every instruction set with FMA: it does without Winograd's
+        algorithm, which the tuner may choose otherwise, and which rounds differently.
+
+        Raises `ContractError` for tensors that do not fit and for threads not in 1..16, `UnsupportedKernelError` and
+        `NativeBuildError`.
         """
         if plan.residual_shape is not None:
             raise UnsupportedKernelError(f"{plan.name!r} has a second input: run it as a NativeKernel")
-        super().__init__(plan, tensors, isa, tune, threads, cores, inputs_in_place=False)
+        super().__init__(plan, tensors, isa, tune, threads, cores, exact, inputs_in_place=False)
 
     def set_input(self, x: NDArray[Any]) -> None:
         """Copy `x`, float32 (c, h, w), into the input buffer."""
@@ -240,11 +257,15 @@ class NativeKernel(_Executor):
         tune: bool = True,
         threads: int = 1,
         cores: Sequence[int] = (),
+        exact: bool = False,
     ) -> None:
-        """Prepare `kernel` with `tensors` (`weight`, `bias`), or with those that its seed stands for."""
+        """Prepare `kernel` with `tensors` (`weight`, `bias`), or with those that its seed stands for.
+
+        The other arguments are those of `NativeNetwork`.
+        """
         named = kernel_plan_tensors(kernel) if tensors is None else {f"kernel.{k}": v for k, v in tensors.items()}
         self.kernel = kernel
-        super().__init__(kernel_plan(kernel), named, isa, tune, threads, cores, inputs_in_place=True)
+        super().__init__(kernel_plan(kernel), named, isa, tune, threads, cores, exact, inputs_in_place=True)
 
     def set_inputs(self, x: NDArray[Any], second: NDArray[Any] | None = None) -> None:
         """Set the input (c, h, w), and the residual or the second operand of ADD for a kernel that takes one."""

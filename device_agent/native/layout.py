@@ -140,9 +140,9 @@ def phase_of(y: IntOrArray, x: IntOrArray, stride: int) -> IntOrArray:
     return (y % stride) * stride + x % stride
 
 
-def round_up(count: int) -> int:
-    """`count` rounded up to whole vectors."""
-    return -(-count // VECTOR) * VECTOR
+def round_up(count: int, step: int = VECTOR) -> int:
+    """`count` rounded up to a multiple of `step`; whole vectors unless told otherwise."""
+    return -(-count // step) * step
 
 
 def position_mask(layout: Layout) -> NDArray[np.uint32]:

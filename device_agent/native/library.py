@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from device_agent.native.build import CompilerError, build_library, library_name
 from device_agent.native.errors import NativeBuildError, NativeError
 
-ABI_VERSION = 4
+ABI_VERSION = 5
 #: The vector lengths that a tile can have, in float32 elements.
 VECTOR_LENGTHS = (16, 8, 4)
 GROUP_SIZES = (4, 2, 1)
@@ -44,6 +44,10 @@ class Step(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("input_plane", "second_plane", "output_plane")),
         *((name, ctypes.c_void_p) for name in (
             "mask", "bias", "phases", "group_channels", "group_starts", "offsets", "weights",
+        )),
+        *((name, ctypes.c_int32) for name in (
+            "winograd_size", "winograd_rows", "winograd_outputs_in_lanes", "winograd_outputs", "winograd_tiles",
+            "winograd_parts",
         )),
     )  # fmt: skip
 
@@ -87,6 +91,7 @@ class Kind:
     SPARSE_MATVEC = 7
     ZERO = 8
     DEPTHWISE = 9
+    WINOGRAD = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -175,6 +180,10 @@ class Library:
             kind = steps[failed.value].kind if failed.value >= 0 else None
             raise NativeError(f"step {failed.value} of {len(steps)}, kind {kind}: {self.error_message(code)}")
 
+    def run_part(self, backend: int, step: int, part: int, parts: int) -> None:
+        """Do share `part` of `parts` of the step at the address `step`. Raises `NativeError`."""
+        self.check(self._dll.kerf_run_part(backend, step, part, parts), 1)
+
     def team_bytes(self, num_threads: int) -> int:
         """The memory of a team; 0 where there is no team of so many threads."""
         return int(self._dll.kerf_team_bytes(num_threads))
@@ -205,6 +214,10 @@ class Library:
     def max_vectors(self, backend: BackendInfo, vector_length: int, group_size: int) -> int:
         """The widest tile of `backend`, in vectors; 0 where it has none of this vector length."""
         return int(self._dll.kerf_max_vectors(backend.index, vector_length, group_size))
+
+    def max_winograd_tiles(self, backend: BackendInfo, outputs: int, outputs_in_lanes: bool) -> int:
+        """The most tiles (outputs in lanes) or vectors of tiles in a product of `backend`; 0 where there is none."""
+        return int(self._dll.kerf_max_winograd_tiles(backend.index, outputs, outputs_in_lanes))
 
 
 @functools.cache
@@ -271,6 +284,8 @@ def _declare(dll: ctypes.CDLL) -> None:
         "kerf_backend_has_fma": (int32, (int32,)),
         "kerf_backend_is_supported": (int32, (int32,)),
         "kerf_max_vectors": (int32, (int32, int32, int32)),
+        "kerf_max_winograd_tiles": (int32, (int32, int32, int32)),
+        "kerf_run_part": (int32, (int32, pointer, int32, int32)),
         "kerf_run": (int32, (int32, pointer, int32, pointer)),
         "kerf_time": (int32, (int32, pointer, int32, int32, pointer, pointer, int32, pointer)),
         "kerf_profile": (int32, (int32, pointer, int32, int32, pointer, pointer, int32, pointer)),

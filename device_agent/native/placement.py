@@ -20,7 +20,10 @@ _ALIGNMENT = 64
 class Placement:
     """Places tensors into buffers. A released buffer serves later tensors of the same layout only."""
 
+    #: Scratch memory is for this many threads.
+    threads: int = 1
     held: list[NDArray[Any]] = field(default_factory=list)
+    _shared_scratch: FloatArray = field(default_factory=lambda: _aligned(0, np.dtype(np.float32)))
     _buffers: dict[Tensor, FloatArray] = field(default_factory=dict)
     _free: dict[Layout, list[FloatArray]] = field(default_factory=dict)
     _masks: dict[tuple[int, int, int], int] = field(default_factory=dict)
@@ -67,6 +70,16 @@ class Placement:
         buffer = _aligned(size, np.dtype(np.float32))
         (self.held if held is None else held).append(buffer)
         return buffer.ctypes.data
+
+    def shared_scratch(self, size: int, held: list[NDArray[Any]]) -> int:
+        """The address of `size` float32 that steps may write to and share: what one leaves there, others destroy.
+
+        The buffer is appended to `held`. Steps emitted later share it, unless they need a larger one.
+        """
+        if self._shared_scratch.size < size:
+            self._shared_scratch = _aligned(size, np.dtype(np.float32))
+        held.append(self._shared_scratch)
+        return self._shared_scratch.ctypes.data
 
     def _new(self, size: int) -> FloatArray:
         buffer = _aligned(size, np.dtype(np.float32))

@@ -70,21 +70,33 @@ class _Node:
     tuning_key: object = None
 
 
-def make_program(plan: NetworkPlan, tensors: Mapping[str, FloatArray], *, inputs_in_place: bool) -> Program:
+def make_program(
+    plan: NetworkPlan,
+    tensors: Mapping[str, FloatArray],
+    *,
+    inputs_in_place: bool,
+    exact: bool = False,
+    threads: int = 1,
+) -> Program:
     """Lower `plan` with `tensors` (checked: `formats.packed.check_tensors`).
 
     With `inputs_in_place`, inputs are in the executor's own layout before the timed steps begin, as they are inside of
-    a network; else the conversion is part of them. Raises `UnsupportedKernelError` naming the operator.
+    a network; else the conversion is part of them. With `exact`, all ways of a node give the same bits: Winograd's
+    algorithm is left out. `threads` is how many may share a step. Raises `UnsupportedKernelError` naming the operator.
     """
-    lowering = _Lowering(plan, tensors, inputs_in_place)
+    lowering = _Lowering(plan, tensors, inputs_in_place, exact, threads)
     return lowering.program()
 
 
 class _Lowering:
-    def __init__(self, plan: NetworkPlan, tensors: Mapping[str, FloatArray], inputs_in_place: bool) -> None:
+    def __init__(
+        self, plan: NetworkPlan, tensors: Mapping[str, FloatArray], inputs_in_place: bool, exact: bool, threads: int
+    ) -> None:
         self._plan = plan
         self._weights = tensors
         self._inputs_in_place = inputs_in_place
+        self._exact = exact
+        self._threads = threads
         self._nodes: list[_Node] = []
         self._op_index = 0
         self._by_name: dict[str, Tensor] = {}
@@ -233,6 +245,8 @@ class _Lowering:
         rows = weight.reshape(kernel.out_channels, -1)
         ways = groupings(rows, kernel.pruning.block_filters) if kernel.op is Op.CONV2D else depthwise_rows(rows)
         emit = steps.emit_conv(kernel, ways, bias, read, residual, target)
+        if not self._exact and steps.is_for_winograd(kernel, weight):
+            emit = steps.emit_any(emit, steps.emit_winograd(kernel, weight, bias, read, residual, target))
         self._add(Phase.RUN, reads, target, emit, tuning_key=replace(kernel, seed=0))
 
     def _lower_blockwise(self, conv: PlanOp, depthwise: PlanOp, output: Tensor) -> None:
@@ -284,7 +298,7 @@ class _Lowering:
     # --- placement --------------------------------------------------------------------------------------------------
 
     def _place(self, output: Tensor) -> Program:
-        placement = Placement()
+        placement = Placement(threads=self._threads)
         for tensor in self._external.values():
             placement.allocate(tensor)
         last_use = {tensor: index for index, node in enumerate(self._nodes) for tensor in node.reads}

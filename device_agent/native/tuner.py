@@ -1,6 +1,7 @@
 """Chooses tile shape, loop order and grouping of each convolution by timing the few that can be best.
 
-The choice never changes a result: every output is the same chain of multiply-adds in every tile.
+Tiles and groupings never change a result: every output is the same chain of multiply-adds in all of them. Winograd's
+algorithm does, by rounding: a program that must give the same bits everywhere is made without it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from device_agent.native.library import VECTOR_LENGTHS, BackendInfo, Kind, Libra
 from device_agent.native.planner import Program
 from device_agent.native.regions import ProgramCheck
 from device_agent.native.steps import Way, Ways
+from device_agent.native.steps.winograd import WinogradTile, winograd_tiles
 
 #: A timing sample lasts at least this long, for the clock's resolution.
 _MIN_SAMPLE_NS = 15_000
@@ -38,6 +40,13 @@ class Tile:
     vector_length: int
     max_vectors: int
     groups_outer: bool
+
+    def set(self, step: Step) -> None:
+        step.vector_length, step.max_vectors = self.vector_length, self.max_vectors
+        step.groups_outer = int(self.groups_outer)
+
+
+AnyTile = Tile | WinogradTile
 
 
 def choose_ways(program: Program, library: Library, backend: BackendInfo, *, tune: bool) -> list[Way]:
@@ -73,16 +82,16 @@ class _Choice:
     """The index of a way, and the tile of each of its steps; None for steps without one."""
 
     way: int
-    tiles: tuple[Tile | None, ...]
-    signature: tuple[tuple[int, int], ...]
+    tiles: tuple[AnyTile | None, ...]
+    signature: tuple[tuple[int, int, int], ...]
 
     def find(self, ways: Ways) -> int | None:
         """The index of the way among `ways` that has the same steps. Other weights can give the ways another order."""
         return next((index for index, way in enumerate(ways) if _signature(way) == self.signature), None)
 
 
-def _signature(way: Way) -> tuple[tuple[int, int], ...]:
-    return tuple((step.kind, step.group_size) for step in way.steps)
+def _signature(way: Way) -> tuple[tuple[int, int, int], ...]:
+    return tuple((step.kind, step.group_size, step.winograd_size) for step in way.steps)
 
 
 class _Tuner:
@@ -91,10 +100,7 @@ class _Tuner:
         self._backend = backend
 
     def guess(self, ways: Ways) -> _Choice:
-        tiles = tuple(
-            min(tiles, key=functools.partial(_waste, step)) if (tiles := self._tiles(step)) else None
-            for step in ways[0].steps
-        )
+        tiles = tuple(next(iter(self._tiles(step)), None) for step in ways[0].steps)
         return _Choice(way=0, tiles=tiles, signature=_signature(ways[0]))
 
     def tune(self, ways: Ways) -> _Choice:
@@ -108,7 +114,7 @@ class _Tuner:
         runs = [functools.partial(self._run, (Step * len(way.steps))(*way.steps)) for way in ways]
         return choices[self._fastest(runs)]
 
-    def _best_tile(self, step: Step) -> Tile | None:
+    def _best_tile(self, step: Step) -> AnyTile | None:
         tiles = self._tiles(step)
         if not tiles:
             return None
@@ -142,17 +148,22 @@ class _Tuner:
                 best[index] = min(best[index], run(repeats) / repeats)
         return best
 
-    def _run_tile(self, step: Step, tile: Tile, repeats: int) -> float:
+    def _run_tile(self, step: Step, tile: AnyTile, repeats: int) -> float:
         _set_tile(step, tile)
         return self._run((Step * 1)(step), repeats)
 
     def _run(self, steps: ctypes.Array[Step], repeats: int) -> float:
         return float(self._library.time(self._backend.index, ctypes.addressof(steps), len(steps), repeats))
 
-    def _tiles(self, step: Step) -> list[Tile]:
-        """The tiles worth timing; none for steps that have no tile."""
-        if step.kind != Kind.CONV:
-            return []
+    def _tiles(self, step: Step) -> Sequence[AnyTile]:
+        """The tiles worth timing, the best guess first; none for steps that have no tile."""
+        if step.kind == Kind.WINOGRAD:
+            return winograd_tiles(step, functools.partial(self._library.max_winograd_tiles, self._backend))
+        if step.kind == Kind.CONV:
+            return sorted(self._conv_tiles(step), key=functools.partial(_waste, step))
+        return []
+
+    def _conv_tiles(self, step: Step) -> list[Tile]:
         tiles = []
         longest = 0
         for vector_length in VECTOR_LENGTHS:
@@ -178,9 +189,6 @@ def _waste(step: Step, tile: Tile) -> tuple[int, int]:
     return (num_vectors * (tile.vector_length + 2), -tile.max_vectors)
 
 
-def _set_tile(step: Step, tile: Tile | None) -> None:
-    if tile is None:
-        return
-    step.vector_length = tile.vector_length
-    step.max_vectors = tile.max_vectors
-    step.groups_outer = int(tile.groups_outer)
+def _set_tile(step: Step, tile: AnyTile | None) -> None:
+    if tile is not None:
+        tile.set(step)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +55,17 @@ class Executable(Protocol):
 
     def op_ns(self, rounds: int) -> tuple[float, ...]:
         """Median time of each operator in plan order over `rounds` runs; empty where it cannot be told."""
+        ...
+
+
+@runtime_checkable
+class HasExactTwin(Protocol):
+    """An executable that may round differently from one device to the next, because it picks algorithms by timing."""
+
+    def exact_twin(self) -> Executable | None:
+        """The same kernel or network with the bits that every device with FMA gives, and not tuned; None where this
+        executable has them itself. Takes as much memory again while it lives.
+        """
         ...
 
 

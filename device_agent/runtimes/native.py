@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from collections.abc import Callable
 
 from device_agent import __version__
 from device_agent.contracts.device import RuntimeInfo
@@ -40,7 +42,8 @@ class NativeRuntime:
     def load_kernel(self, kernel: KernelSpec, threads: int) -> NativeExecutable:
         cores = _cores_for(threads)
         try:
-            return NativeExecutable(NativeKernel(kernel, threads=threads, cores=cores), is_sparse=_is_sparse(kernel))
+            prepare = functools.partial(NativeKernel, kernel, threads=threads, cores=cores)
+            return NativeExecutable(prepare, is_sparse=_is_sparse(kernel))
         except UnsupportedKernelError as error:
             raise UnsupportedTask(str(error)) from None
 
@@ -56,10 +59,10 @@ class NativeRuntime:
         if plan.input_shape != input_shape:
             raise UnsupportedTask(f"the network reads {plan.input_shape}, but the task says {input_shape}")
         try:
-            network = NativeNetwork(plan, tensors, threads=threads, cores=cores)
+            prepare = functools.partial(NativeNetwork, plan, tensors, threads=threads, cores=cores)
+            return NativeExecutable(prepare, is_sparse=any(_is_sparse(kernel) for kernel in plan.kernels))
         except UnsupportedKernelError as error:
             raise UnsupportedTask(str(error)) from None
-        return NativeExecutable(network, is_sparse=any(_is_sparse(kernel) for kernel in plan.kernels))
 
 
 class NativeExecutable:
@@ -67,10 +70,19 @@ class NativeExecutable:
 
     findings: tuple[VerdictReason, ...] = ()
 
-    def __init__(self, program: NativeKernel | NativeNetwork, *, is_sparse: bool) -> None:
-        self._program = program
+    def __init__(self, prepare: Callable[..., NativeKernel | NativeNetwork], *, is_sparse: bool) -> None:
+        """`prepare` takes the keyword arguments of `NativeNetwork`."""
+        self._prepare = prepare
+        self._program = prepare()
+        self._is_sparse = is_sparse
         self.mode = "sparse" if is_sparse else "dense"
-        self.memory_bytes: int | None = program.memory_bytes
+        self.memory_bytes: int | None = self._program.memory_bytes
+
+    def exact_twin(self) -> NativeExecutable | None:
+        if not self._program.winograd_ops:
+            return None
+        prepare = functools.partial(self._prepare, tune=False, exact=True, threads=1, cores=())
+        return NativeExecutable(prepare, is_sparse=self._is_sparse)
 
     def run(self, x: FloatArray, residual: FloatArray | None = None) -> FloatArray:
         if isinstance(self._program, NativeKernel):

@@ -100,6 +100,11 @@ def output_agrees(
     channels = np.unique(np.linspace(0, kernel.out_channels - 1, max_channels).round().astype(int))
     expected = run_kernel(kernel, tensors, inputs, residual, channels.tolist())
     got = output.reshape(expected_shape)[channels]
+    return is_close(got, expected)
+
+
+def is_close(got: FloatArray, expected: FloatArray) -> bool:
+    """Whether `got` is finite and `expected` up to rounding; both of one shape."""
     tolerance = ABSOLUTE_TOLERANCE + RELATIVE_TOLERANCE * float(np.abs(expected).max())
     return bool(np.isfinite(got).all() and np.abs(got - expected).max() <= tolerance)
 

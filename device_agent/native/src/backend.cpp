@@ -10,6 +10,7 @@
 #include "matvec.h"
 #include "pool.h"
 #include "split.h"
+#include "winograd.h"
 
 namespace {
 
@@ -26,6 +27,7 @@ static bool run_step(const KerfStep &step, int part, int parts) {
     case KERF_SPARSE_MATVEC: return sparse_matvec(step, part, parts);
     case KERF_ZERO: zero(step, part, parts); return true;
     case KERF_DEPTHWISE: return depthwise(step, part, parts);
+    case KERF_WINOGRAD: return winograd(step, part, parts);
     default: return false;
   }
 }
@@ -58,4 +60,4 @@ const int32_t HAS_FMA = 0;
 
 extern "C" const KerfBackend KERF_JOIN(kerf_backend_, KERF_BACKEND);
 extern "C" const KerfBackend KERF_JOIN(kerf_backend_, KERF_BACKEND) = {KERF_TEXT(KERF_BACKEND), HAS_FMA, ISA,
-                                                                      max_vectors, run_step_entry};
+                                                                      max_vectors, max_winograd_tiles, run_step_entry};

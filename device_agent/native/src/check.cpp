@@ -238,6 +238,28 @@ int32_t check_depthwise(const Checker &check) {
   return check_walk(check);
 }
 
+// How many tiles are in a block, and their scratch memory, the kernel checks by itself: they depend on the tile.
+int32_t check_winograd(const Checker &check) {
+  const KerfStep &step = check.step;
+  const int64_t size = step.winograd_size, points = size + 2, padding = step.padding;
+  if ((size != 2 && size != 4) || padding > 1 || step.winograd_parts < 1) return KERF_ERROR_EXTENT;
+  if (step.channels < 1 || step.outputs < 1 || step.output_h < 1 || step.output_w < 1) return KERF_ERROR_EXTENT;
+  if (step.output_h != step.input_h + 2 * padding - 2 || step.output_w != step.input_w + 2 * padding - 2)
+    return KERF_ERROR_EXTENT;
+  const int64_t read_width = whole_vectors(divide_up(step.output_w, size) * size + 2) - padding;
+  KERF_TRY(check.reads(step.input, -padding, planes_extent(step.channels, step.input_plane,
+                                                           rows_extent(step.input_h, step.input_row, read_width))));
+  KERF_TRY(check.reads(step.bias, step.outputs));
+  KERF_TRY(check.reads(step.weights, points * points * whole_vectors(step.outputs) * step.channels));
+  if (step.second)
+    KERF_TRY(check.reads(step.second,
+                         planes_extent(step.outputs, step.second_plane,
+                                       rows_extent(step.output_h, step.output_row, whole_vectors(step.output_w)))));
+  KERF_TRY(check.writes(step.scratch, (int64_t)step.winograd_parts * step.scratch_size));
+  return check.writes(step.output, planes_extent(step.outputs, step.output_plane,
+                                                 rows_extent(step.output_h, step.output_row, step.output_w)));
+}
+
 struct KindCheck {
   int32_t kind;
   int32_t (*check)(const Checker &);
@@ -254,6 +276,7 @@ constexpr KindCheck KIND_CHECKS[] = {
     {KERF_SPARSE_MATVEC, check_sparse_matvec},
     {KERF_ZERO, check_zero},
     {KERF_DEPTHWISE, check_depthwise},
+    {KERF_WINOGRAD, check_winograd},
 };
 
 constexpr bool is_complete() {

@@ -57,8 +57,17 @@ KERF_EXPORT int32_t kerf_backend_has_fma(int32_t backend) {
 KERF_EXPORT int32_t kerf_backend_is_supported(int32_t backend) {
   return is_backend(backend) && cpu_supports(backends[backend]->isa);
 }
+KERF_EXPORT int32_t kerf_max_winograd_tiles(int32_t backend, int32_t outputs, int32_t outputs_in_lanes) {
+  return is_backend(backend) ? backends[backend]->max_winograd_tiles(outputs, outputs_in_lanes) : 0;
+}
 KERF_EXPORT int32_t kerf_max_vectors(int32_t backend, int32_t vector_length, int32_t group_size) {
   return is_backend(backend) ? backends[backend]->max_vectors(vector_length, group_size) : 0;
+}
+
+// Share `part` of `parts` of one step, for callers with threads of their own. Same results as kerf_run.
+KERF_EXPORT int32_t kerf_run_part(int32_t backend, const KerfStep *step, int32_t part, int32_t parts) {
+  if (!is_backend(backend)) return KERF_ERROR_BACKEND;
+  return backends[backend]->run_step(step, part, parts) ? KERF_OK : 1;
 }
 
 // Runs the steps once, on the calling thread and the others of `team`, which may be null. Like the two functions after

@@ -8,7 +8,7 @@
 
 #include <stdint.h>
 
-#define KERF_ABI_VERSION 4
+#define KERF_ABI_VERSION 5
 
 // Scratch memory of a step is there for KERF_MAX_THREADS threads.
 #include "kerf_team.h"
@@ -24,7 +24,8 @@ enum KerfKind {
   KERF_SPARSE_MATVEC = 7,    // fully connected over row groups
   KERF_ZERO = 8,             // clear `channels` planes
   KERF_DEPTHWISE = 9,        // dense depthwise convolution, 3x3 or 5x5, stride 1 or 2; needs no padding around its tensors
-  KERF_NUM_KINDS = 10
+  KERF_WINOGRAD = 10,        // dense 3x3 convolution of stride 1
+  KERF_NUM_KINDS = 11
 };
 
 struct KerfStep {
@@ -55,6 +56,18 @@ struct KerfStep {
   const int32_t *group_starts;    // first entry of each row group; num_groups + 1
   const int32_t *offsets;         // of each entry, from `input` (CONV) or the index of the input (MATVEC)
   const float *weights;           // CONV, SPARSE_MATVEC: group_size per entry; DEPTHWISE: kernel_h * kernel_w per channel
+  // WINOGRAD, with N = winograd_size + 2 and, from above: channels, outputs, input*, output*, second*, bias (`outputs`
+  // elements), lower, upper, and padding (0 or 1) which the input's layout must have as zeros. `weights` are [N * N points]
+  // [blocks of 16 outputs][channels][16], the last block filled up with zeros. `scratch` is `scratch_size` elements, at
+  // least WinogradBlock::scratch_size(), for each of `winograd_parts` parts. Of every input row are read `padding` elements
+  // before its first and up to winograd_size + 15 after its last one, of every row of `second` up to 15 after its last
+  // one. Of the output, the image alone is written.
+  int32_t winograd_size;              // outputs of a tile are 2 x 2 or 4 x 4
+  int32_t winograd_rows;              // at most so many rows of tiles are a block
+  int32_t winograd_outputs_in_lanes;  // vectors of output channels instead of tiles
+  int32_t winograd_outputs;           // output channels of a product
+  int32_t winograd_tiles;             // at most so many tiles (outputs in lanes) or vectors of them in a product
+  int32_t winograd_parts;             // parts that have scratch memory: others leave the work to them
 };
 
 // Memory that steps may use.
@@ -78,6 +91,7 @@ struct KerfBackend {
   int32_t has_fma;                                    // outputs are bit-identical among backends with FMA
   int32_t isa;                                        // a KerfIsa
   int32_t (*max_vectors)(int32_t vector_length, int32_t group_size);  // 0: no such tile
+  int32_t (*max_winograd_tiles)(int32_t outputs, int32_t outputs_in_lanes);  // 0: no such product
   // Share `part` of `parts` of one step: shares write to different places and need no order. 0 where it cannot run it.
   int32_t (*run_step)(const KerfStep *step, int32_t part, int32_t parts);
 };

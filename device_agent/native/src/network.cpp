@@ -1,9 +1,11 @@
 // The C API of kerf.h: a program image becomes a network in the caller's memory.
 #include "image.h"
+#include "winograd_block.h"
 
 #define KERF_EXPORT extern "C" __attribute__((visibility("default")))
 
 extern "C" int32_t kerf_max_vectors(int32_t backend, int32_t vector_length, int32_t group_size);
+extern "C" int32_t kerf_max_winograd_tiles(int32_t backend, int32_t outputs, int32_t outputs_in_lanes);
 extern "C" int32_t kerf_run(int32_t backend, const KerfStep *steps, int32_t num_steps, KerfTeam *team);
 
 // In memory: this | steps | workspace, each at a multiple of KERF_ALIGNMENT.
@@ -60,10 +62,23 @@ bool guess_tile(int32_t backend, KerfStep *step) {
   return longest != 0;
 }
 
+// Every backend has products of 16 output channels in lanes.
+int32_t set_winograd_tile(int32_t backend, bool is_tuned, KerfStep *step) {
+  if (!is_tuned) step->winograd_outputs = 16, step->winograd_outputs_in_lanes = 1;
+  const int32_t limit = kerf_max_winograd_tiles(backend, step->winograd_outputs, step->winograd_outputs_in_lanes);
+  if (!is_tuned) step->winograd_tiles = limit;
+  const bool fits = step->winograd_tiles >= 1 && step->winograd_tiles <= limit && has_winograd_scratch(*step);
+  return fits ? KERF_OK : KERF_ERROR_TILE;
+}
+
 // Images tuned for another backend get the tiles that this one would guess.
 int32_t set_tiles(int32_t backend, bool is_tuned, KerfStep *steps, int32_t num_steps) {
   for (int32_t i = 0; i < num_steps; i++) {
     KerfStep &step = steps[i];
+    if (step.kind == KERF_WINOGRAD) {
+      KERF_TRY(set_winograd_tile(backend, is_tuned, &step));
+      continue;
+    }
     if (step.kind != KERF_CONV) continue;
     if (!is_tuned && !guess_tile(backend, &step)) return KERF_ERROR_TILE;
     const int32_t limit = kerf_max_vectors(backend, step.vector_length, step.group_size);

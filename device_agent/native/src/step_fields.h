@@ -14,7 +14,8 @@
   I(max_vectors) I(groups_outer) F(lower) F(upper) F(scale) I(scratch_size) I(max_parts) I(reserved)                   \
   P(input) P(second) P(output) P(scratch)                                                                              \
   L(input_plane) L(second_plane) L(output_plane)                                                                       \
-  P(mask) P(bias) P(phases) P(group_channels) P(group_starts) P(offsets) P(weights)
+  P(mask) P(bias) P(phases) P(group_channels) P(group_starts) P(offsets) P(weights)                                    \
+  I(winograd_size) I(winograd_rows) I(winograd_outputs_in_lanes) I(winograd_outputs) I(winograd_tiles) I(winograd_parts)
 
 namespace {
 

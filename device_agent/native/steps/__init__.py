@@ -4,18 +4,20 @@ Each `emit_*` function returns an emitter, which is called when all layouts are 
 equivalent ways to do the work; the tuner chooses among them.
 """
 
-from device_agent.native.steps.common import Emitter, Way, Ways
+from device_agent.native.steps.common import Emitter, Way, Ways, emit_any
 from device_agent.native.steps.conv import emit_conv
 from device_agent.native.steps.copies import emit_copy, emit_phases, emit_shortcut
 from device_agent.native.steps.depthwise import emit_depthwise, has_depthwise_kernel
 from device_agent.native.steps.elementwise import emit_elementwise
 from device_agent.native.steps.matvec import emit_matvec
 from device_agent.native.steps.pools import emit_global_pool, emit_pool
+from device_agent.native.steps.winograd import emit_winograd, is_for_winograd
 
 __all__ = [
     "Emitter",
     "Way",
     "Ways",
+    "emit_any",
     "emit_conv",
     "emit_copy",
     "emit_depthwise",
@@ -25,5 +27,7 @@ __all__ = [
     "emit_phases",
     "emit_pool",
     "emit_shortcut",
+    "emit_winograd",
     "has_depthwise_kernel",
+    "is_for_winograd",
 ]

@@ -29,6 +29,15 @@ Ways = tuple[Way, ...]
 Emitter = Callable[[Placement], Ways]
 
 
+def emit_any(*emitters: Emitter) -> Emitter:
+    """The ways of all `emitters`, in their order."""
+
+    def emit(placement: Placement) -> Ways:
+        return tuple(way for emitter in emitters for way in emitter(placement))
+
+    return emit
+
+
 _BOUNDS = {
     Activation.NONE: (-math.inf, math.inf),
     Activation.RELU: (0.0, math.inf),

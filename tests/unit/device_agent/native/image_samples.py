@@ -14,6 +14,7 @@ from device_agent.native.executor import NativeNetwork
 from device_agent.native.image import with_checksum
 from device_agent.native.library import Step
 from device_agent.synthesis import synthesize_weights
+from tests.unit.device_agent.native.native_samples import winograd_first
 
 HEADER_BYTES = 192
 #: Offsets in the header of what tests change.
@@ -133,7 +134,8 @@ def weights_of(plan: NetworkPlan) -> dict[str, np.ndarray]:
 
 
 def image_of(plan: NetworkPlan, isa: str | None = None) -> bytes:
-    return NativeNetwork(plan, weights_of(plan), isa=isa, tune=False).image()
+    with winograd_first():
+        return NativeNetwork(plan, weights_of(plan), isa=isa, tune=False).image()
 
 
 def chain(kernels: Iterable[KernelSpec], name: str = "chain") -> NetworkPlan:
@@ -169,6 +171,9 @@ def every_kind() -> NetworkPlan:
     return chain(
         (
             _CONV,
+            replace(_CONV, out_channels=8),
+            replace(_CONV, in_channels=8, out_channels=8, pruning=DENSE),
+            replace(_CONV, in_channels=8),
             replace(_CONV, op=Op.DEPTHWISE_CONV2D, pruning=DENSE),
             replace(_CONV, stride=2),
             replace(pool, input_h=5, input_w=5),

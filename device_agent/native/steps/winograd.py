@@ -1,0 +1,170 @@
+"""Dense 3x3 convolutions of stride 1 by Winograd's algorithm (Lavin and Gray 2015, arXiv 1509.09308)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from device_agent.contracts import KernelSpec, Op
+from device_agent.native.layout import FLOAT_BYTES, VECTOR, Tensor, round_up
+from device_agent.native.library import Kind, Step
+from device_agent.native.packing import dense_blocks
+from device_agent.native.placement import Placement
+from device_agent.native.steps.common import Emitter, Way, Ways, bounded, set_input, set_output
+
+FloatArray = NDArray[np.float32]
+
+#: Outputs of a tile in one dimension.
+SIZES = (4, 2)
+
+#: Below this part of non-zero weights, skipping them is faster than fewer multiplications of all.
+_LEAST_DENSITY = 0.4
+#: With fewer channels, the transforms cost more than the products save.
+_LEAST_CHANNELS = 8
+#: Bytes of weights are read in the time of this many arithmetic operations each. Offering too much costs tuning only.
+_OPERATIONS_PER_BYTE = 10
+#: A block of tiles takes about this much scratch memory, so that it stays in a second-level cache.
+_BLOCK_BYTES = 1_300_000
+#: (output channels, whether they are in lanes) of the products that backends may have.
+_PRODUCTS = ((4, False), (8, False), (16, False), (16, True), (32, True), (64, True))
+_MOST_OUTPUTS = 64
+
+_POINT = np.sqrt(0.5)
+#: The transforms G of weights that fit the transforms of inputs and outputs in src/winograd_transform.h. The rows of
+#: the points +-p are (1, p, p^2) over the product of p's distances to the other points; the last row is infinity's,
+#: with the scale that the output transform leaves to it.
+_WEIGHT_TRANSFORMS = {
+    2: np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]]),
+    4: np.array(
+        [
+            [1, 0, 0],
+            *([-2 / 3, -2 / 3 * p, -2 / 3 * p * p] for p in (_POINT, -_POINT)),
+            *([1 / 6, 1 / 6 * p, 1 / 6 * p * p] for p in (2 * _POINT, -2 * _POINT)),
+            [0, 0, 2 / _POINT],
+        ]
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WinogradTile:
+    """How a Winograd step walks its tiles: rows of them in a block, and the shape of a product."""
+
+    rows: int
+    outputs_in_lanes: bool
+    outputs: int
+    tiles: int
+
+    def set(self, step: Step) -> None:
+        step.winograd_rows, step.winograd_tiles = self.rows, self.tiles
+        step.winograd_outputs, step.winograd_outputs_in_lanes = self.outputs, int(self.outputs_in_lanes)
+
+
+def is_for_winograd(kernel: KernelSpec, weight: FloatArray) -> bool:
+    """Whether Winograd's algorithm computes `kernel`, and may be the fastest way to."""
+    return (
+        kernel.op is Op.CONV2D
+        and (kernel.kernel_h, kernel.kernel_w, kernel.stride) == (3, 3, 1)
+        and kernel.padding <= 1
+        and min(kernel.in_channels, kernel.out_channels) >= _LEAST_CHANNELS
+        and int(np.count_nonzero(weight)) >= _LEAST_DENSITY * weight.size
+    )
+
+
+def emit_winograd(
+    kernel: KernelSpec, weight: FloatArray, bias: FloatArray, source: Tensor, residual: Tensor | None, target: Tensor
+) -> Emitter:
+    """A way for each size of tiles that may pay. `weight` is (outputs, inputs, 3, 3)."""
+
+    def emit(placement: Placement) -> Ways:
+        common = bounded(
+            Step(
+                kind=Kind.WINOGRAD,
+                channels=kernel.in_channels,
+                outputs=kernel.out_channels,
+                padding=kernel.padding,
+                bias=placement.constant(bias),
+                winograd_parts=placement.threads,
+            ),
+            kernel.activation,
+        )
+        set_input(common, placement, source)
+        set_output(common, placement, target)
+        if residual is not None:
+            common.second, common.second_plane = placement.address(residual), residual.layout().plane
+        ways = []
+        for size in SIZES:
+            if _may_pay(kernel, size):
+                held = list[NDArray[Any]]()
+                step = Step.from_buffer_copy(common)
+                step.winograd_size = size
+                step.weights = placement.constant(transform_weights(weight, size), held)
+                step.scratch_size = max(_scratch_size(step, rows, _MOST_OUTPUTS) for rows in _rows_of_blocks(step))
+                ways.append((step, held))
+        scratch_size = max((step.scratch_size for step, _ in ways), default=0) * placement.threads
+        for step, held in ways:
+            step.scratch = placement.shared_scratch(scratch_size, held)
+        return tuple(Way(steps=(step,), held=tuple(held)) for step, held in ways)
+
+    return emit
+
+
+def _may_pay(kernel: KernelSpec, size: int) -> bool:
+    """Whether tiles of this size take less time than the direct path, by a rough model of arithmetic and reading."""
+    tiles = -(-kernel.output_h // size) * -(-kernel.output_w // size)
+    points = (size + 2) ** 2
+    weights = kernel.in_channels * kernel.out_channels
+    cost = weights * points * max(2 * tiles, FLOAT_BYTES * _OPERATIONS_PER_BYTE)
+    direct = weights * 9 * max(2 * kernel.output_h * kernel.output_w, FLOAT_BYTES * _OPERATIONS_PER_BYTE)
+    return cost < direct
+
+
+def winograd_tiles(step: Step, max_tiles: Callable[[int, bool], int]) -> list[WinogradTile]:
+    """The tiles worth timing. `max_tiles` is `Library.max_winograd_tiles` of the backend."""
+    channels = round_up(step.outputs)
+    return [
+        WinogradTile(rows=rows, outputs_in_lanes=in_lanes, outputs=outputs, tiles=max_tiles(outputs, in_lanes))
+        for rows in _rows_of_blocks(step)
+        for outputs, in_lanes in _PRODUCTS
+        if max_tiles(outputs, in_lanes) > 0 and channels % max(outputs, VECTOR) == 0
+    ]
+
+
+def _rows_of_blocks(step: Step) -> list[int]:
+    """Rows of tiles in a block: the most that `_BLOCK_BYTES` have room for, a half and a quarter of that."""
+    tile_rows = -(-step.output_h // step.winograd_size)
+    num_blocks = 1
+    while num_blocks < tile_rows and _block_bytes(step, -(-tile_rows // num_blocks)) > _BLOCK_BYTES:
+        num_blocks += 1
+    return sorted({-(-tile_rows // min(n * num_blocks, tile_rows)) for n in (1, 2, 4)}, reverse=True)
+
+
+def _block_bytes(step: Step, rows: int) -> int:
+    return FLOAT_BYTES * _scratch_size(step, rows, VECTOR)
+
+
+def transform_weights(weight: FloatArray, size: int) -> FloatArray:
+    """`weight` (outputs, inputs, 3, 3) as (points^2, blocks of outputs, inputs, 16), transformed in float64."""
+    transform = _WEIGHT_TRANSFORMS[size]
+    points = np.einsum("ky,oiyx,lx->kloi", transform, weight.astype(np.float64), transform, optimize=True)
+    return np.stack([dense_blocks(rows, VECTOR) for rows in points.reshape(-1, *weight.shape[:2]).astype(np.float32)])
+
+
+def _scratch_size(step: Step, rows: int, outputs: int) -> int:
+    """`WinogradBlock::scratch_size` of blocks of `rows` and products of `outputs` output channels, in elements."""
+    size: int = step.winograd_size
+    points = size + 2
+    tiles_x = -(-step.output_w // size)
+    row = round_up(tiles_x, _longest_vector(tiles_x))
+    pitch = round_up((rows - 1) * tiles_x + row)
+    planes: int = (step.channels + max(outputs, VECTOR)) * pitch + 2 * VECTOR
+    return points * points * planes + (points + 1) * ((size + 1) * row + 2 * VECTOR)
+
+
+def _longest_vector(tiles_x: int) -> int:
+    """The longest vector in which a backend transforms a row of tiles."""
+    return 4 if tiles_x <= 4 else 8 if tiles_x <= 8 else 16
