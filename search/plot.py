@@ -37,6 +37,7 @@ def plot_front(result: SearchResult) -> bytes:
     for latency_ms, label, colour in (
         (base.latency_ms.tflite_dense, "dense, TFLite", "#b5472b"),
         (base.latency_ms.native_dense, "dense, native", "#c98a1b"),
+        (base.latency_ms.ncnn_dense, "dense, ncnn", "#6a4c93"),
     ):
         if latency_ms is not None:
             axes.plot([latency_ms], [100 * base.accuracy], "s", color=colour, ms=7, label=label)

@@ -53,6 +53,8 @@ class BaselineLatency:
 
     tflite_dense: float | None
     native_dense: float | None
+    #: None too where the device does not have ncnn, which is optional.
+    ncnn_dense: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

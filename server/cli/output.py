@@ -56,7 +56,10 @@ def print_front(result: SearchResult, console: Console) -> None:
     table.add_column("verdict", no_wrap=True)
     table.add_column("max |error|", justify="right", no_wrap=True)
     tflite = base.latency_ms.tflite_dense
-    for label, latency in (("dense, TFLite", tflite), ("dense, native", base.latency_ms.native_dense)):
+    dense = [("dense, TFLite", tflite), ("dense, native", base.latency_ms.native_dense)]
+    if base.latency_ms.ncnn_dense is not None:
+        dense.append(("dense, ncnn", base.latency_ms.ncnn_dense))
+    for label, latency in dense:
         speed_up = f"{tflite / latency:.2f}" if tflite and latency else ""
         table.add_row(label, f"{100 * base.accuracy:.2f}", "", _number(latency), "", "", "", speed_up, "", "")
     for point in result.front:

@@ -30,6 +30,7 @@ class Baseline:
     accuracy: float | None = None
     tflite_ms: float | None = None
     native_ms: float | None = None
+    ncnn_ms: float | None = None
 
 
 def baseline_of(session: Session, search_id: str) -> Baseline:
@@ -38,13 +39,19 @@ def baseline_of(session: Session, search_id: str) -> Baseline:
     if text is not None:
         data = json.loads(text)["baseline"]
         latency = data["latency_ms"]
-        return Baseline(accuracy=data["accuracy"], tflite_ms=latency["tflite_dense"], native_ms=latency["native_dense"])
+        return Baseline(
+            accuracy=data["accuracy"],
+            tflite_ms=latency["tflite_dense"],
+            native_ms=latency["native_dense"],
+            ncnn_ms=latency.get("ncnn_dense"),
+        )
     prepared = _checkpoint(session, search_id, JobStage.PREPARING)
     profile = _checkpoint(session, search_id, JobStage.PROFILING)
     return Baseline(
         accuracy=prepared.get("baseline_accuracy"),
         tflite_ms=_ns_to_ms(profile.get("tflite_dense_ns")),
         native_ms=_ns_to_ms(profile.get("native_dense_ns")),
+        ncnn_ms=_ns_to_ms(profile.get("ncnn_dense_ns")),
     )
 
 
@@ -78,7 +85,11 @@ def chart_data(session: Session, search_id: str) -> dict[str, Any]:
     front = front_rows(session, search_id, baseline)
     points = [_point(row) for row in front]
     unit = unit_of(baseline, front)
-    lines = ((baseline.tflite_ms, "unpruned, TFLite"), (baseline.native_ms, "unpruned, native"))
+    lines = (
+        (baseline.tflite_ms, "unpruned, TFLite"),
+        (baseline.native_ms, "unpruned, native"),
+        (baseline.ncnn_ms, "unpruned, ncnn"),
+    )
     return {
         "unit": {"name": unit.name, "per_ms": unit.per_ms},
         "evaluated": _cloud(session, search_id),

@@ -18,6 +18,7 @@ from server.worker.stages.preparing import Prepared
 
 NATIVE_RUNTIME = "native"
 TFLITE_RUNTIME = "tflite"
+NCNN_RUNTIME = "ncnn"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

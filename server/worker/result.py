@@ -64,7 +64,9 @@ def store_result(
         baseline=Baseline(
             accuracy=prepared.baseline_accuracy,
             latency_ms=BaselineLatency(
-                tflite_dense=_ms(profile.summary.tflite_dense_ns), native_dense=_ms(profile.summary.native_dense_ns)
+                tflite_dense=_ms(profile.summary.tflite_dense_ns),
+                native_dense=_ms(profile.summary.native_dense_ns),
+                ncnn_dense=_ms(profile.summary.ncnn_dense_ns),
             ),
             macs=dense.macs,
             parameters=dense.parameters,

@@ -105,10 +105,15 @@ def test_the_same_search_on_postgresql(
     assert (tmp_path / "sqlite" / "front.json").read_bytes() == (tmp_path / "postgresql" / "front.json").read_bytes()
 
 
-def test_a_search_on_tflite_exports_and_verifies_tflite_files(tmp_path: Path, console: Console) -> None:
-    pytest.importorskip("ai_edge_litert", reason="needs the TFLite runtime: pip install '.[agent]'")
-    config = simulated_search("tflite")
-    setup = MeasuringSetup(runtime="tflite", budget_s=0.1, min_blocks=2, samples_per_block=3, ci_half_width=0.5)
+@pytest.mark.parametrize(
+    ("runtime", "package", "extra"), [("tflite", "ai_edge_litert", "agent"), ("ncnn", "ncnn", "ncnn")]
+)
+def test_a_search_on_a_dense_runtime_exports_and_verifies_its_files(
+    tmp_path: Path, console: Console, runtime: str, package: str, extra: str
+) -> None:
+    pytest.importorskip(package, reason=f"needs the runtime {runtime}: pip install '.[{extra}]'")
+    config = simulated_search(runtime)
+    setup = MeasuringSetup(runtime=runtime, budget_s=0.1, min_blocks=2, samples_per_block=3, ci_half_width=0.5)
     config = dataclasses.replace(
         config,
         space=SpaceConfig(channels=ChannelsConfig(min_ratio=0.5, multiple_of=8)),
@@ -119,8 +124,8 @@ def test_a_search_on_tflite_exports_and_verifies_tflite_files(tmp_path: Path, co
     with running_stack(StackOptions(state_dir=tmp_path / "state")) as stack:
         result = run(stack, config, tmp_path / "out", console)
     assert result.device.source is Source.MEASURED
-    assert result.device.runtime == "tflite"
-    assert result.baseline.latency_ms.tflite_dense is not None
+    assert result.device.runtime == runtime
+    assert getattr(result.baseline.latency_ms, f"{runtime}_dense") is not None
     for point in result.front:
         assert point.failure is None
         assert point.output_max_abs_error is not None

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from device_agent.contracts import (
+    SIMULATED_RUNTIME,
     KernelTask,
     MeasurementFailure,
     MeasuringSetup,
@@ -39,6 +40,7 @@ from server.states import JobStage
 from server.worker.measuring import Outcome, describe, measure, require_success
 from server.worker.networks import (
     NATIVE_RUNTIME,
+    NCNN_RUNTIME,
     TFLITE_RUNTIME,
     FoldedNetwork,
     network_task,
@@ -74,6 +76,7 @@ class ProfileSummary:
     tflite_dense_ns: float | None
     native_dense_ns: float | None
     usual_references: Mapping[str, float]
+    ncnn_dense_ns: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -184,6 +187,7 @@ def _measured(run: SearchRun, prepared: Prepared) -> tuple[LatencyTable, Profile
         tflite_dense_ns=_usable_median_ns(baselines.get(TFLITE_RUNTIME), usual),
         native_dense_ns=_usable_median_ns(baselines.get(NATIVE_RUNTIME), usual),
         usual_references=usual,
+        ncnn_dense_ns=_usable_median_ns(baselines.get(NCNN_RUNTIME), usual),
     )
     return table, summary
 
@@ -192,14 +196,19 @@ def _baseline_tasks(run: SearchRun, dense: FoldedNetwork) -> dict[str, NetworkTa
     """The unpruned network in each runtime that the device has; the search's own is always among them."""
     setup = run.config.measuring.networks
     tasks = {}
-    for runtime, form in ((TFLITE_RUNTIME, NetworkFormat.TFLITE), (NATIVE_RUNTIME, NetworkFormat.PACKED)):
+    forms = {TFLITE_RUNTIME: NetworkFormat.TFLITE, NATIVE_RUNTIME: NetworkFormat.PACKED}
+    if setup.runtime != SIMULATED_RUNTIME:
+        forms[NCNN_RUNTIME] = NetworkFormat.PACKED
+    for runtime, form in forms.items():
         in_runtime = setup_in(setup, runtime)
         if runtime != _own_baseline(setup):
             try:
                 with run.database.read() as session:
                     runtime_key(session, run.claim.device_id, in_runtime.runtime)
             except ApiError as error:
-                run.message(f"no dense {runtime} baseline: {error.detail}")
+                # Few devices have the optional ncnn: no need to tell each time.
+                if runtime != NCNN_RUNTIME:
+                    run.message(f"no dense {runtime} baseline: {error.detail}")
                 continue
         tasks[runtime] = network_task(run, dense, form, in_runtime)
     return tasks
@@ -207,6 +216,8 @@ def _baseline_tasks(run: SearchRun, dense: FoldedNetwork) -> dict[str, NetworkTa
 
 def _own_baseline(setup: MeasuringSetup) -> str:
     """The baseline that runs as the search's networks do."""
+    if setup.runtime == NCNN_RUNTIME:
+        return NCNN_RUNTIME
     return TFLITE_RUNTIME if search_format(setup) is NetworkFormat.TFLITE else NATIVE_RUNTIME
 
 

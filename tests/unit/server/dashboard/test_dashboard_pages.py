@@ -133,7 +133,7 @@ def test_front_data_for_the_chart(local: TestClient, seeded: Seeded) -> None:
     data = local.get(f"/searches/{seeded.completed_id}/front.json").json()
     assert len(data["evaluated"]) == 240
     assert len(data["selected"]) == len(data["verified"]) == 8
-    assert {line["label"] for line in data["baselines"]} == {"unpruned, TFLite", "unpruned, native"}
+    assert {line["label"] for line in data["baselines"]} == {"unpruned, TFLite", "unpruned, native", "unpruned, ncnn"}
     front = [(p["predicted_latency_ms"], p["accuracy_estimate"]) for p in data["front"]]
     assert front == sorted(front)
     assert [accuracy for _, accuracy in front] == sorted(accuracy for _, accuracy in front)
