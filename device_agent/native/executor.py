@@ -23,8 +23,10 @@ from device_agent.synthesis import kernel_plan, kernel_plan_tensors
 
 FloatArray = NDArray[np.float32]
 
-#: Of each step on one thread, before the threads are divided: the shortest counts.
-_SHARE_ROUNDS = 4
+#: Deciding which steps threads share: turns of both ways, and the most rounds in each. Shortest times count.
+_SHARE_TURNS = 3
+_MAX_SHARE_ROUNDS = 20
+_SHARE_BUDGET_NS = 5_000_000
 
 
 class _StepArray:
@@ -81,10 +83,16 @@ class _StepArray:
         return self._library.profile(self._backend.index, self.address, self.count, rounds, self._team_address)
 
     def limit_shares(self) -> None:
-        """Time each step on one thread, and keep the short ones from being shared."""
-        if self._team is not None and self.count:
-            times_ns = self._library.profile(self._backend.index, self.address, self.count, _SHARE_ROUNDS)
-            limit_shares(self._array, times_ns.min(axis=0).tolist(), self._team.num_threads)
+        """Time each step on one thread and on all, and keep those on one that gain nothing."""
+        if self._team is None or not self.count:
+            return
+        alone_ns, shared_ns = np.full(self.count, np.inf), np.full(self.count, np.inf)
+        rounds = max(1, min(_MAX_SHARE_ROUNDS, _SHARE_BUDGET_NS // max(self.time(1), 1)))
+        for _ in range(_SHARE_TURNS):
+            times_ns = self._library.profile(self._backend.index, self.address, self.count, rounds)
+            alone_ns = np.minimum(alone_ns, times_ns.min(axis=0))
+            shared_ns = np.minimum(shared_ns, self.profile(rounds).min(axis=0))
+        limit_shares(self.steps, alone_ns.tolist(), shared_ns.tolist(), self._team.num_threads)
 
 
 class _Executor:

@@ -6,10 +6,11 @@ state that they share is in memory that belongs to the team.
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +18,10 @@ from numpy.typing import NDArray
 from device_agent.native.errors import NativeError
 from device_agent.native.library import MAX_THREADS, TEAM_ALIGNMENT, Library, Step
 
-#: A thread's share of a step lasts at least this long: sharing a step costs about a third of it in waiting.
-MIN_SHARE_NS = 1500
+#: Steps that last longer are shared, whatever a measurement on a busy machine says.
+LONGEST_ALONE_NS = 200_000
+#: Shorter ones have to save this part of their time to be worth a second core.
+SHARED_GAIN = 0.1
 
 
 class Team:
@@ -103,7 +106,18 @@ def available_cores() -> tuple[int, ...]:
     return tuple(range(os.cpu_count() or 1))
 
 
-def limit_shares(steps: Iterable[Step], step_ns: Sequence[float], num_threads: int) -> None:
-    """Let fewer threads share steps that are too short for all; `step_ns` are their times on one thread."""
-    for step, time_ns in zip(steps, step_ns, strict=True):
-        step.max_parts = min(max(int(time_ns // MIN_SHARE_NS), 1), num_threads)
+def limit_shares(
+    steps: Sequence[Step], alone_ns: Sequence[float], shared_ns: Sequence[float], num_threads: int
+) -> None:
+    """Let one thread run the steps that are not faster on all: `alone_ns` and `shared_ns` are their times on both.
+
+    What a step costs on several threads is mostly the way of its data from one core's cache to the other's, which no
+    formula knows; so it is measured. Steps in a row whose images have the same size are decided together, since data
+    that stays where it is costs nothing.
+    """
+    for _, run in itertools.groupby(range(len(steps)), lambda i: (steps[i].output_h, steps[i].output_w)):
+        indices = list(run)
+        alone, shared = sum(alone_ns[i] for i in indices), sum(shared_ns[i] for i in indices)
+        pays = shared < (1 - SHARED_GAIN) * alone
+        for i in indices:
+            steps[i].max_parts = num_threads if pays or alone_ns[i] > LONGEST_ALONE_NS else 1

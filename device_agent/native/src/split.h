@@ -15,16 +15,18 @@ static void split_rows_by_two(const float *source, int64_t source_step, int num_
     split_row_by_two<EVEN, ODD>(source, width, even, odd);
 }
 
-static void copy_rows(const KerfStep &step, const float *in, float *out) {
-  for (int y = 0; y < step.output_h; y++)
+static void copy_rows(const KerfStep &step, const float *in, float *out, Share rows) {
+  for (int y = rows.first; y < rows.last; y++)
     copy_floats(out + (int64_t)y * step.output_row, in + (int64_t)y * step.input_row, step.output_w);
 }
 
 // The phases of the rows stride * y + phase_y of one channel, where the stride is 2.
-static void split_channel_by_two(const KerfStep &step, const float *in, float *out, int phase_y, int num_rows) {
+static void split_channel_by_two(const KerfStep &step, const float *in, float *out, int phase_y, Share rows) {
   const int32_t *phases = step.phases + phase_y * 2;
-  const float *source = in + (int64_t)phase_y * step.input_row;
+  const float *source = in + (int64_t)(2 * rows.first + phase_y) * step.input_row;
+  out += (int64_t)rows.first * step.output_row;
   const int64_t source_step = 2 * (int64_t)step.input_row;
+  const int num_rows = rows.last - rows.first;
   float *const even = phases[0] < 0 ? 0 : out + phases[0] * step.output_plane;
   float *const odd = phases[1] < 0 ? 0 : out + phases[1] * step.output_plane;
   if (phases[0] >= 0 && phases[1] >= 0)
@@ -35,13 +37,13 @@ static void split_channel_by_two(const KerfStep &step, const float *in, float *o
     split_rows_by_two<false, true>(source, source_step, num_rows, step.input_w, odd, odd, step.output_row);
 }
 
-static void split_channel(const KerfStep &step, const float *in, float *out, int phase_y, int num_rows) {
+static void split_channel(const KerfStep &step, const float *in, float *out, int phase_y, Share rows) {
   const int s = step.stride;
   for (int phase_x = 0; phase_x < s; phase_x++) {
     const int32_t phase = step.phases[phase_y * s + phase_x];
     if (phase < 0) continue;
     const int count = phase_x < step.input_w ? (step.input_w - phase_x + s - 1) / s : 0;
-    for (int y = 0; y < num_rows; y++) {
+    for (int y = rows.first; y < rows.last; y++) {
       const float *source = in + (int64_t)(y * s + phase_y) * step.input_row + phase_x;
       float *row = out + phase * step.output_plane + (int64_t)y * step.output_row;
       for (int x = 0; x < count; x++) row[x] = source[x * s];
@@ -53,22 +55,25 @@ static void split_channel(const KerfStep &step, const float *in, float *out, int
 // Phase (y, x) of a tensor holds its elements (s * i + y, s * j + x). All phases have the extent of phase (0, 0);
 // what they lack is filled with zeros.
 static void split(const KerfStep &step, int part, int parts) {
-  const Share share = share_of(step.channels, part, parts);
+  const PlaneShare share = share_of_planes(step.channels, step.output_h, part, parts);
   const int s = step.stride;
-  for (int c = share.first; c < share.last; c++) {
+  for (int c = share.channels.first; c < share.channels.last; c++) {
     const float *in = step.input + c * step.input_plane;
     float *out = step.output + (int64_t)c * step.num_phases * step.output_plane;
     if (s == 1) {
-      copy_rows(step, in, out);
+      copy_rows(step, in, out, share.rows);
       continue;
     }
     for (int phase_y = 0; phase_y < s; phase_y++) {
       const int num_rows = phase_y < step.input_h ? (step.input_h - phase_y + s - 1) / s : 0;
-      if (s == 2) split_channel_by_two(step, in, out, phase_y, num_rows);
-      else split_channel(step, in, out, phase_y, num_rows);
+      Share rows = share.rows;
+      rows.last = rows.last < num_rows ? rows.last : num_rows;
+      rows.first = rows.first < rows.last ? rows.first : rows.last;
+      if (s == 2) split_channel_by_two(step, in, out, phase_y, rows);
+      else split_channel(step, in, out, phase_y, rows);
       for (int phase_x = 0; phase_x < s; phase_x++) {
         const int32_t phase = step.phases[phase_y * s + phase_x];
-        for (int y = num_rows; phase >= 0 && y < step.output_h; y++)
+        for (int y = num_rows > share.rows.first ? num_rows : share.rows.first; phase >= 0 && y < share.rows.last; y++)
           clear_floats(out + phase * step.output_plane + (int64_t)y * step.output_row, step.output_w);
       }
     }

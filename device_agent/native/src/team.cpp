@@ -15,9 +15,10 @@ namespace {
 // Two lines of 64 bytes, which Intel's prefetcher loads together.
 enum { LINE_BYTES = KERF_TEAM_ALIGNMENT };
 
-// A waiting thread first spins, for 1 to 20 us. Then it gives way a few times, in case that the thread it waits for wants
-// this very core. Then it sleeps.
-enum { SPINS = 400, YIELDS = 40 };
+// A waiting thread first spins, for 1 to 20 us. Then it gives way many times, in case that the thread it waits for wants
+// this very core: for tens of microseconds between jobs, and for some hundreds in one, where waking up would be paid at
+// once. Then it sleeps.
+enum { SPINS = 400, IDLE_YIELDS = 40, JOB_YIELDS = 1000 };
 
 struct alignas(LINE_BYTES) Progress {
   uint32_t steps_done;  // modulo 2^32
@@ -45,12 +46,12 @@ static inline bool has_reached(const uint32_t *counter, uint32_t target) {
   return (int32_t)(__atomic_load_n(counter, __ATOMIC_ACQUIRE) - target) >= 0;
 }
 
-static void wait_for(KerfTeam *team, const uint32_t *counter, uint32_t target) {
+static void wait_for(KerfTeam *team, const uint32_t *counter, uint32_t target, int max_yields) {
   for (int spin = 0; spin < SPINS; spin++) {
     if (has_reached(counter, target)) return;
     spin_pause();
   }
-  for (int turn = 0; turn < YIELDS; turn++) {
+  for (int turn = 0; turn < max_yields; turn++) {
     if (has_reached(counter, target)) return;
     give_way();
   }
@@ -71,7 +72,7 @@ static void advance(KerfTeam *team, uint32_t *counter, uint32_t value) {
 
 static void wait_for_others(KerfTeam *team, int32_t thread, uint32_t target) {
   for (int32_t other = 0; other < team->num_threads; other++)
-    if (other != thread) wait_for(team, &team->progress[other].steps_done, target);
+    if (other != thread) wait_for(team, &team->progress[other].steps_done, target, JOB_YIELDS);
 }
 
 static int32_t failure_of(KerfTeam *team) { return __atomic_load_n(&team->failure, __ATOMIC_RELAXED); }
@@ -100,7 +101,12 @@ static int32_t run_alone(const Job &job, StepClock *clock) {
   return KERF_OK;
 }
 
-// The shares of one thread. A thread that stops early counts all steps as done, as nobody must wait for it; whoever sees
+static int32_t parts_of(const KerfStep *step, const KerfTeam *team) {
+  return step->max_parts > 0 && step->max_parts < team->num_threads ? step->max_parts : team->num_threads;
+}
+
+// The shares of one thread. A count is made known when others may wait for it: before a step that is shared, and at the
+// end. So the first thread runs a row of small steps without a word, and the others skip it in one go. A thread that stops early counts all steps as done, as nobody must wait for it; whoever sees
 // it so far has also seen the failure.
 static void run_shares(KerfTeam *team, const Job &job, int32_t thread, StepClock *clock) {
   uint32_t *const counter = &team->progress[thread].steps_done;
@@ -109,8 +115,7 @@ static void run_shares(KerfTeam *team, const Job &job, int32_t thread, StepClock
   for (int32_t repeat = 0; repeat < job.repeats; repeat++) {
     for (int32_t i = 0; i < job.num_steps; i++) {
       const KerfStep *const step = job.steps + i;
-      const int32_t parts =
-          step->max_parts > 0 && step->max_parts < team->num_threads ? step->max_parts : team->num_threads;
+      const int32_t parts = parts_of(step, team);
       if (thread < parts) {
         wait_for_others(team, thread, done);
         if (!failure_of(team) && !job.backend->run_step(step, thread, parts)) fail(team, i + 1);
@@ -119,7 +124,9 @@ static void run_shares(KerfTeam *team, const Job &job, int32_t thread, StepClock
           return;
         }
       }
-      advance(team, counter, ++done);
+      done++;
+      const KerfStep *const next = i + 1 < job.num_steps ? step + 1 : job.steps;
+      if (done == end || parts_of(next, team) > 1) advance(team, counter, done);
       if (clock) {
         wait_for_others(team, thread, done);
         if (record(clock)) fail(team, KERF_ERROR_CLOCK);
@@ -171,7 +178,7 @@ KERF_EXPORT int32_t kerf_team_init(KerfTeam *team, int32_t num_threads) {
 KERF_EXPORT int32_t kerf_team_work(KerfTeam *team, int32_t thread) {
   if (thread < 1 || thread >= team->num_threads) return KERF_ERROR_THREADS;
   for (uint32_t next = 1;; next++) {
-    wait_for(team, &team->job_number, next);
+    wait_for(team, &team->job_number, next, IDLE_YIELDS);
     if (team->is_stopped) return KERF_OK;
     // A copy: once the last step is done, the next job may be written.
     const Job job = team->job;

@@ -181,6 +181,16 @@ KERF_INLINE Share share_of(int count, int part, int parts) {
   return {(int)((int64_t)count * part / parts), (int)((int64_t)count * (part + 1) / parts)};
 }
 
+// Threads share the rows of an image where there are enough, else its channels: what a thread has written in one step is
+// then mostly what it reads in the next one, and stays in the cache of its core.
+struct PlaneShare {
+  Share channels, rows;
+};
+KERF_INLINE PlaneShare share_of_planes(int channels, int rows, int part, int parts) {
+  if (rows >= 4 * parts) return {{0, channels}, share_of(rows, part, parts)};
+  return {share_of(channels, part, parts), {0, rows}};
+}
+
 }  // namespace
 
 #endif

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -16,10 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from device_agent.contracts import ContractError, KernelSpec, NetworkPlan, Op
+from device_agent.native.build import SOURCE_DIR
 from device_agent.native.errors import NativeError
 from device_agent.native.executor import NativeKernel, NativeNetwork
 from device_agent.native.library import MAX_THREADS, TEAM_ALIGNMENT, Kind, Step, load_library
-from device_agent.native.team import MIN_SHARE_NS, Team, available_cores, limit_shares
+from device_agent.native.team import LONGEST_ALONE_NS, Team, available_cores, limit_shares
 from device_agent.synthesis import kernel_inputs, synthesize_input
 from tests.unit.device_agent.native.native_samples import convolutions, other_kernels
 from tests.unit.device_agent.native.test_native_network import networks, residual_network, weights_of
@@ -80,10 +82,13 @@ def test_a_tuned_network_keeps_small_steps_to_one_thread() -> None:
     np.testing.assert_array_equal(network.run(x), NativeNetwork(plan, tensors).run(x))
 
 
-def test_shares_are_limited_by_the_time_of_a_step() -> None:
-    steps = [Step() for _ in range(4)]
-    limit_shares(steps, [0.0, 1.5 * MIN_SHARE_NS, 2.5 * MIN_SHARE_NS, 100.0 * MIN_SHARE_NS], 4)
-    assert [step.max_parts for step in steps] == [1, 1, 2, 4]
+def test_steps_that_gain_nothing_are_not_shared() -> None:
+    """Steps of equal images in a row are decided as one; long ones are always shared."""
+    steps = [Step(output_h=height, output_w=8) for height in (8, 8, 8, 4, 4, 8, 8)]
+    alone_ns = [5_000.0, 100.0, 9_000.0, 5_000.0, 5_000.0, 5_000.0, 2.0 * LONGEST_ALONE_NS]
+    shared_ns = [4_900.0, 500.0, 5_000.0, 2_500.0, 7_000.0, 4_900.0, 9.0 * LONGEST_ALONE_NS]
+    limit_shares(steps, alone_ns, shared_ns, 4)
+    assert [step.max_parts for step in steps] == [4, 4, 4, 1, 1, 1, 4]
 
 
 def test_more_threads_than_cores_end_in_time() -> None:
@@ -223,3 +228,18 @@ def test_a_forked_child_is_refused_instead_of_waiting_for_ever() -> None:
         os._exit(17 if "stopped" in library.error_message(library.run(*arguments)) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 17
     assert library.run(*arguments) == 0
+
+
+def test_a_c_program_brings_its_own_threads(tmp_path: Path) -> None:
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler here")
+    plan = residual_network()
+    image = tmp_path / "network.kerf"
+    image.write_bytes(NativeNetwork(plan, weights_of(plan)).image())
+    program = tmp_path / "program"
+    source = Path(__file__).with_name("team_of_pthreads.c")
+    warnings = ("-std=c11", "-Wall", "-Wextra", "-Werror", f"-I{SOURCE_DIR}")
+    subprocess.run([compiler, *warnings, source, load_library().path, "-pthread", "-o", program], check=True)
+    done = subprocess.run([program, image, "3"], capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode, done.stdout) == (0, "same bits\n"), done.stderr
