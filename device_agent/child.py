@@ -204,7 +204,7 @@ def _limit_resources(job: ChildJob) -> None:
 
 def _die_with_parent() -> None:
     """Ask Linux to kill this process when its parent dies, so that a killed agent leaves no timing child behind."""
-    if not sys.platform.startswith("linux"):
+    if sys.platform not in ("linux", "android"):
         return
     import ctypes
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
 
 from server.cli.connection import DEFAULT_SERVER, ServerOption, TokenOption, connect
@@ -19,10 +21,16 @@ def list_devices(server: ServerOption = None, token: TokenOption = None, as_json
         "id": lambda d: d["id"],
         "name": lambda d: d["name"],
         "state": lambda d: d["state"],
-        "cpu": lambda d: d["profile"]["cpu_model"],
+        "cpu": lambda d: _cpu_words(d["profile"]),
         "runtimes": lambda d: ", ".join(r["name"] for r in d["runtimes"] if not r.get("unavailable")),
     }
     print_items(devices, columns, as_json=as_json)
+
+
+def _cpu_words(profile: dict[str, Any]) -> str:
+    """The processor, with what its latencies are where they are not measured ones."""
+    mark = next((f" ({name})" for name in ("simulated", "emulated") if profile[name]), "")
+    return f"{profile['cpu_model']}{mark}"
 
 
 def enrol_code(server: ServerOption = None, token: TokenOption = None) -> None:

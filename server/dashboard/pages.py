@@ -83,6 +83,7 @@ class SearchRow:
     architecture: str
     method: str
     device_name: str
+    source: str
     state: StateLabel
     progress: Progress
     error: str
@@ -158,7 +159,7 @@ class EventView:
 class SearchPage:
     """`chosen` are the candidates that go through training and verification; `hidden` counts those not listed.
 
-    `objectives` names what the front is taken over.
+    `objectives` names what the front is taken over, and `source` where its latencies come from.
     """
 
     search_id: str
@@ -168,6 +169,7 @@ class SearchPage:
     seed: int
     device_id: str
     device_name: str
+    source: str
     state: StateLabel
     is_over: bool
     error: str

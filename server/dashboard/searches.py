@@ -6,15 +6,16 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import ScalarSelect, func, select
 from sqlalchemy.orm import Session
 
+from device_agent.contracts import DeviceProfile, ReportStatus, Source, decode
 from server.dashboard import pages
 from server.dashboard.formats import LatencyUnit, count, latency, percent, span
 from server.dashboard.front import Baseline, baseline_of, front_rows, unit_of
 from server.dashboard.pages import EventView, FrontRow, Progress, SearchPage, StageView, Tile
 from server.dashboard.wording import JOB_LABELS, STAGE_LABELS
-from server.models import CandidateRow, DeviceRow, EventRow, SearchRow
+from server.models import CandidateRow, DeviceRow, EventRow, MeasurementRow, SearchRow, SearchTaskRow
 from server.searches.queries import get_search
 from server.states import JobStage, JobState
 
@@ -29,7 +30,7 @@ STAGES = tuple(stage for stage in JobStage if stage is not JobStage.DONE)
 def search_rows(session: Session, now: float, *, limit: int) -> tuple[pages.SearchRow, ...]:
     """The newest searches. `now` is the database's time."""
     query = (
-        select(SearchRow, DeviceRow.name)
+        select(SearchRow, DeviceRow, _measured_source())
         .join(DeviceRow, DeviceRow.id == SearchRow.device_id)
         .order_by(SearchRow.id.desc())
         .limit(limit)
@@ -40,20 +41,42 @@ def search_rows(session: Session, now: float, *, limit: int) -> tuple[pages.Sear
             name=row.name,
             architecture=row.config["model"]["architecture"],
             method=row.config["method"]["name"],
-            device_name=device_name,
+            device_name=device.name,
+            source=_source_of(device, measured),
             state=JOB_LABELS[row.state],
             progress=_progress(row, with_stage=True),
             error=row.error or "",
             age_s=now - (row.started_at or row.created_at),
         )
-        for row, device_name in session.execute(query)
+        for row, device, measured in session.execute(query)
     )
+
+
+def _measured_source() -> ScalarSelect[Source]:
+    """Where a search's latencies come from. They are all of one source."""
+    return (
+        select(MeasurementRow.source)
+        .join(SearchTaskRow, SearchTaskRow.task_id == MeasurementRow.task_id)
+        .where(SearchTaskRow.search_id == SearchRow.id, MeasurementRow.status == ReportStatus.ACCEPTED)
+        .correlate(SearchRow)
+        .limit(1)
+        .scalar_subquery()
+    )
+
+
+def _source_of(device: DeviceRow, measured: Source | None) -> str:
+    """Of the latencies that a search has, or that its device would give it."""
+    return (measured or decode(DeviceProfile, device.profile).source).value
 
 
 def search_page(session: Session, search_id: str, now: float) -> SearchPage:
     """One search. Raises `NotFound`."""
     row = get_search(session, search_id)
-    device_name = session.execute(select(DeviceRow.name).where(DeviceRow.id == row.device_id)).scalar_one()
+    device, measured = session.execute(
+        select(DeviceRow, _measured_source())
+        .join(SearchRow, SearchRow.device_id == DeviceRow.id)
+        .where(SearchRow.id == search_id)
+    ).one()
     baseline = baseline_of(session, search_id)
     front = front_rows(session, search_id, baseline)
     unit = unit_of(baseline, front)
@@ -69,7 +92,8 @@ def search_page(session: Session, search_id: str, now: float) -> SearchPage:
         method=row.config["method"]["name"],
         seed=row.config["method"]["seed"],
         device_id=row.device_id,
-        device_name=device_name,
+        device_name=device.name,
+        source=_source_of(device, measured),
         state=JOB_LABELS[row.state],
         is_over=row.state.is_terminal,
         error=row.error or "",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from device_agent.settings import ENVIRONMENT
 from search.domain.config import SearchConfig, parse_config
 from search.domain.result import FrontPoint, SearchResult, result_schema
 from server.settings import ENV_PREFIX, Settings
@@ -18,6 +19,11 @@ RESULT = (ROOT / "docs" / "result.md").read_text(encoding="utf-8")
 
 @pytest.mark.parametrize("name", [ENV_PREFIX + f.name.upper() for f in dataclasses.fields(Settings)])
 def test_every_setting_is_documented(name: str) -> None:
+    assert f"`{name}`" in CONFIGURATION
+
+
+@pytest.mark.parametrize("name", ENVIRONMENT)
+def test_every_variable_of_the_agent_is_documented(name: str) -> None:
     assert f"`{name}`" in CONFIGURATION
 
 

@@ -31,6 +31,9 @@ MIN_QEMU_VERSION = 10
 CPUS = ("cortex-a72", "neoverse-n1")
 #: The release that was seen to run under qemu; a board may have another.
 _TFLITE = "ai-edge-litert==2.3.0"
+_ROOT_PACKAGES = ("python3", "libstdc++6", "libgcc-s1")
+#: Raised with a change of how things are put together, so that folders made before are not used any more.
+_VERSION = 1
 _GLIBC_TAGS = ("2_34", "2_31", "2_28", "2_27", "2_17")
 _DOWNLOAD_TIMEOUT_S = 600.0
 _PYTHON_WRAPPER = """#!/bin/sh
@@ -96,8 +99,8 @@ def arm_environment() -> ArmEnvironment:
     base = Path(os.environ.get("KERF_ARM_DIR") or ROOT / ".venv" / "arm").resolve()
     release = _debian_release()
     requirements = (*tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"], _TFLITE)
-    recipe = hashlib.sha256(repr((release, requirements, Path(__file__).read_bytes())).encode()).hexdigest()[:16]
-    target = base / f"{release}-{recipe}"
+    recipe = repr((_VERSION, _ROOT_PACKAGES, _PYTHON_WRAPPER, requirements))
+    target = base / f"{release}-{hashlib.sha256(recipe.encode()).hexdigest()[:16]}"
     if not target.is_dir():
         base.mkdir(parents=True, exist_ok=True)
         with (base / "lock").open("w") as lock:
@@ -122,8 +125,6 @@ def _make(target: Path, release: str, requirements: Sequence[str]) -> None:
         version = _call([str(wrapper), "-c", "import sys; print(*sys.version_info[:2], sep='.')"]).strip()
         _download([*_pip_install(version), f"--target={made / 'site-packages'}", *requirements], os.environ, work)
         _compile_bytecode(version, wrapper, (made / "root/usr/lib" / f"python{version}", made / "site-packages"))
-        for stale in target.parent.glob(f"{release}-*"):
-            shutil.rmtree(stale)
         made.rename(target)
 
 
@@ -167,8 +168,7 @@ def _unpack_qemu(mirror: str, release: str, folder: Path, target: Path) -> None:
 def _unpack_root(mirror: str, release: str, folder: Path, target: Path) -> None:
     """Python and the C++ library with all that they need, each package unpacked into one folder."""
     with _private_apt(folder, mirror, (release,), "arm64") as environment:
-        packages = ("python3", "libstdc++6", "libgcc-s1")
-        _download(["apt-get", "-qq", "-y", "--download-only", "install", *packages], environment, folder)
+        _download(["apt-get", "-qq", "-y", "--download-only", "install", *_ROOT_PACKAGES], environment, folder)
     for package in sorted((folder / "cache/archives").glob("*.deb")):
         _call(["dpkg", "-x", str(package), str(target)])
     shutil.rmtree(folder)

@@ -2,7 +2,8 @@
 
     python output_hashes.py          prints {backend: {name: sha256}} of every backend here that has FMA
 
-Needs nothing but the agent, so that an emulated Python runs it with the installed agent alone.
+Every way that the library offers for a kernel is run, also those that it would choose on other shapes only. Needs
+nothing but the agent, so that an emulated Python runs it with the installed agent alone.
 """
 
 from __future__ import annotations
@@ -12,13 +13,17 @@ import itertools
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from device_agent.contracts import Activation, KernelSpec, NetworkPlan, Op, PlanOp, PruningScheme, WeightPruning
+from device_agent.native import tuner
 from device_agent.native.executor import NativeKernel, NativeNetwork
 from device_agent.native.library import load_library
+from device_agent.native.steps import Ways
 from device_agent.synthesis import kernel_inputs, synthesize_input, synthesize_weights
 
 PRUNINGS = (
@@ -115,12 +120,34 @@ def describe(kernel: KernelSpec) -> str:
     )
 
 
+@contextmanager
+def way_taken(wanted: int) -> Iterator[list[int]]:
+    """Untuned kernels take the way `wanted`, or the last one of those that have fewer; yields their numbers of ways."""
+    counts: list[int] = []
+    guess = tuner._Tuner.guess
+
+    def pick(self: tuner._Tuner, ways: Ways) -> tuner._Choice:
+        counts.append(len(ways))
+        index = min(wanted, len(ways) - 1)
+        return replace(guess(self, (ways[index],)), way=index)
+
+    tuner._Tuner.guess = pick  # type: ignore[method-assign]
+    try:
+        yield counts
+    finally:
+        tuner._Tuner.guess = guess  # type: ignore[method-assign]
+
+
 def output_hashes(isa: str) -> dict[str, str]:
-    """The SHA-256 of the output of each kernel and of the network on the backend `isa`."""
+    """The SHA-256 of the output of each kernel, in each way, and of the network on the backend `isa`."""
     hashes = {}
     for kernel in kernels():
-        output = NativeKernel(kernel, isa=isa, tune=False).run(*kernel_inputs(kernel))
-        hashes[describe(kernel)] = hashlib.sha256(output.tobytes()).hexdigest()
+        way, num_ways = 0, 1
+        while way < num_ways:
+            with way_taken(way) as counts:
+                output = NativeKernel(kernel, isa=isa, tune=False).run(*kernel_inputs(kernel))
+            hashes[f"{describe(kernel)} way {way}"] = hashlib.sha256(output.tobytes()).hexdigest()
+            way, num_ways = way + 1, max(counts)
     plan = network()
     output = NativeNetwork(plan, network_tensors(plan), isa=isa, tune=False).run(synthesize_input(plan.input_shape, 1))
     hashes["network"] = hashlib.sha256(output.tobytes()).hexdigest()

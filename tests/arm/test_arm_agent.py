@@ -16,6 +16,7 @@ import pytest
 from sqlalchemy import select
 
 from device_agent.contracts import (
+    TFLITE_SPARSE_RUNTIME,
     DeviceProfile,
     KernelSpec,
     KernelTask,
@@ -102,14 +103,18 @@ def run(
 
 
 def _tasks(site: Site) -> tuple[list[KernelTask], NetworkTask]:
-    """Two native kernels and one of TFLite, then a whole network on the native kernels."""
-    native, tflite = (MeasuringSetup(runtime=name, **SETUP) for name in ("native", "tflite"))  # type: ignore[arg-type]
+    """Two native kernels and two of TFLite, one on its sparse path; then a whole network on the native kernels."""
+    native, tflite, tflite_sparse = (
+        MeasuringSetup(runtime=name, **SETUP)  # type: ignore[arg-type]
+        for name in ("native", "tflite", TFLITE_SPARSE_RUNTIME)
+    )
     chosen = {output_hashes.describe(kernel): kernel for kernel in output_hashes.kernels()}
     sparse, strided = chosen["conv2d 3x3/1 11-18 group 4x1"], chosen["conv2d 3x3/2 11-18 dense 1x1"]
     kernels = [
         KernelTask(kernel=sparse, setup=native),
         KernelTask(kernel=strided, setup=native),
         KernelTask(kernel=strided, setup=tflite),
+        KernelTask(kernel=chosen["conv2d 1x1/1 11-18 unstructured 1x1"], setup=tflite_sparse),
     ]
     plan = output_hashes.network()
     data = write_packed(plan, output_hashes.network_tensors(plan))
@@ -133,11 +138,12 @@ def test_the_device_is_what_is_emulated_and_says_so(run: Run) -> None:
     assert "event=emulated_device" in run.site.log("agent")
 
 
-def test_both_runtimes_are_there_without_a_compiler(run: Run) -> None:
+def test_the_runtimes_are_there_without_a_compiler(run: Run) -> None:
     assert run.runtimes["native"].unavailable is None
     assert run.runtimes["native"].isa == "neon"
     assert "clang" in run.runtimes["native"].version
     assert run.runtimes["tflite"].unavailable is None
+    assert run.runtimes[TFLITE_SPARSE_RUNTIME].unavailable is None
     assert run.runtimes["tflite"].version.startswith("ai-edge-litert")
 
 
@@ -146,6 +152,7 @@ def test_every_output_is_right(run: Run) -> None:
     for task, result in zip([*run.kernels, run.network], run.results, strict=True):
         assert VerdictReason.WRONG_OUTPUT not in result.reasons, task
         assert VerdictReason.WRONG_DELEGATE not in result.reasons, task
+        assert VerdictReason.SPARSE_PATH_NOT_TAKEN not in result.reasons, task
         assert result.runtime == task.setup.runtime
 
 
@@ -171,7 +178,7 @@ def test_every_number_is_marked_as_emulated(run: Run) -> None:
         headers = {"authorization": f"Bearer {mint_user_token(session, run.site.hasher, name='reader')}"}
     with httpx.Client(base_url=run.site.url, headers=headers) as client:
         measured = {s: client.get("/v1/measurements", params={"source": s}).json()["items"] for s in Source}
-        assert {source: len(items) for source, items in measured.items() if items} == {Source.EMULATED: 4}
+        assert {source: len(items) for source, items in measured.items() if items} == {Source.EMULATED: 5}
         kernel = run.kernels[0]
         query = {"device_id": run.site.device_id, "kernels": [encode(kernel.kernel)], "setup": encode(kernel.setup)}
         (latency,) = client.post("/v1/latency:query", content=json.dumps(query)).json()["latencies"]

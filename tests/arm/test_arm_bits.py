@@ -31,5 +31,6 @@ def test_outputs_have_the_bits_of_this_machine(
 ) -> None:
     answers = run_on_arm(Path(output_hashes.__file__), cpu)
     assert set(answers) == {"neon"}
-    assert len(expected) == len(list(output_hashes.kernels())) + 1
+    assert len(expected) > len(list(output_hashes.kernels()))
+    assert set(answers["neon"]) == set(expected)
     assert {name for name in expected if answers["neon"][name] != expected[name]} == set()

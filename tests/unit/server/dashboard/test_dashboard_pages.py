@@ -54,7 +54,12 @@ def test_simulated_figures_say_so(local: TestClient, seeded: Seeded) -> None:
     simulated = [row for row in rows if "What was timed" not in row and "simulated-board" in row and "Median" in row]
     assert len(simulated) == 3
     assert all('class="tag tone-warn">simulated<' in row for row in simulated)
+    (search,) = [row for row in rows if "digits on the simulated board" in row]
+    assert 'class="tag tone-warn">simulated<' in search
+    assert sum('class="tag tone-warn">' in row for row in rows) == 4
     assert "are simulated" in text_of(local.get(f"/devices/{seeded.simulated_id}").text)
+    assert "latencies of this search are simulated" in text_of(local.get(f"/searches/{seeded.completed_id}").text)
+    assert "latencies of this search are" not in text_of(local.get(f"/searches/{seeded.running.search_id}").text)
     assert "are simulated" not in text_of(local.get(f"/devices/{seeded.device_id}").text)
 
 
