@@ -1,8 +1,8 @@
-"""Which convolutions run block by block together with the depthwise convolution that reads them.
+"""Which convolutions run block by block together with the depthwise convolution or the pool that reads them.
 
-The tensor between an expansion and a depthwise convolution is the largest of a MobileNet, 4.8 MB at 112x112x96, and a
-depthwise convolution reads each channel once. So both run for a few channels at a time: what is written is read again
-while it is in the cache, and one small buffer serves all blocks.
+The tensor between an expansion and a depthwise convolution is the largest of a MobileNet, 4.8 MB at 112x112x96, as is
+that between stem and pool in a ResNet; and depthwise convolutions and pools read each channel once. So both run for a
+few channels at a time: what is written is read again while it is in the cache, and one small buffer serves all blocks.
 """
 
 from __future__ import annotations
@@ -16,29 +16,43 @@ from device_agent.native.layout import FLOAT_BYTES
 from device_agent.native.library import GROUP_SIZES
 from device_agent.native.steps import has_depthwise_kernel
 
+#: Every block reads the convolution's whole input again: from the cache, if it is at most this large.
+INPUT_BYTES = 2 * 1024 * 1024
 #: A block of the tensor between takes at most this much, so that it stays in a cache of the second level.
 BLOCK_BYTES = 256 * 1024
 
 
 def blockwise_pairs(plan: NetworkPlan) -> Mapping[str, PlanOp]:
-    """By the name of each depthwise convolution that can run in blocks, the convolution that it reads."""
+    """By the name of each operator that can run in blocks of channels, the convolution that it reads."""
     by_name = {op.name: op for op in plan.ops}
     readers = Counter(name for op in plan.ops for name in (*op.inputs, op.residual))
     pairs = {}
     for op in plan.ops:
         source = by_name.get(op.inputs[0])
         if (
-            op.kernel.op is Op.DEPTHWISE_CONV2D
-            and has_depthwise_kernel(op.kernel)
-            and source is not None
+            source is not None
+            and _reads_channel_by_channel(op.kernel)
             and source.kernel.op is Op.CONV2D
             and source.residual is None
             and readers[source.name] == 1
+            and _is_cheap_to_repeat(source.kernel)
             and source.kernel.output_h * source.kernel.output_w > 1
             and channels_per_block(source.kernel) < source.kernel.out_channels
         ):
             pairs[op.name] = source
     return pairs
+
+
+def _reads_channel_by_channel(kernel: KernelSpec) -> bool:
+    if kernel.op is Op.DEPTHWISE_CONV2D:
+        return has_depthwise_kernel(kernel)
+    return kernel.op in (Op.MAX_POOL, Op.AVG_POOL)
+
+
+def _is_cheap_to_repeat(kernel: KernelSpec) -> bool:
+    """Winograd's algorithm would transform its input once for each block, so its shape is left out."""
+    is_for_winograd = kernel.kernel_h == kernel.kernel_w == 3 and kernel.stride == 1
+    return not is_for_winograd and FLOAT_BYTES * kernel.in_channels * kernel.input_h * kernel.input_w <= INPUT_BYTES
 
 
 def channels_per_block(kernel: KernelSpec) -> int:

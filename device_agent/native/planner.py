@@ -249,29 +249,25 @@ class _Lowering:
             emit = steps.emit_any(emit, steps.emit_winograd(kernel, weight, bias, read, residual, target))
         self._add(Phase.RUN, reads, target, emit, tuning_key=replace(kernel, seed=0))
 
-    def _lower_blockwise(self, conv: PlanOp, depthwise: PlanOp, output: Tensor) -> None:
-        """A convolution and the depthwise convolution that reads it, a few channels at a time."""
-        kernel, depthwise_index = conv.kernel, self._op_index
+    def _lower_blockwise(self, conv: PlanOp, reader: PlanOp, output: Tensor) -> None:
+        """A convolution and the depthwise convolution or pool that reads it, a few channels at a time."""
+        kernel, reader_index = conv.kernel, self._op_index
         conv_index = next(index for index, op in enumerate(self._plan.ops) if op is conv)
         self._op_index = conv_index
         read = self._conv_input(kernel, self._by_name[conv.inputs[0]])
         size = channels_per_block(kernel)
         for first in range(0, kernel.out_channels, size):
             channels = slice(first, min(first + size, kernel.out_channels))
-            count = channels.stop - channels.start
-            between = Tensor(count, kernel.output_h, kernel.output_w, Form.PLANES)
+            part = replace(kernel, out_channels=channels.stop - channels.start)
+            between = Tensor(part.out_channels, kernel.output_h, kernel.output_w, Form.PLANES)
             self._op_index = conv_index
-            part = replace(kernel, out_channels=count)
             self._add_conv(part, self._weight(conv)[channels], self._bias(conv)[channels], read, None, between)
-            self._op_index = depthwise_index
-            emit = steps.emit_depthwise(
-                depthwise.kernel,
-                self._weight(depthwise)[channels],
-                self._bias(depthwise)[channels],
-                between,
-                output,
-                first,
-            )
+            self._op_index = reader_index
+            if reader.kernel.op is Op.DEPTHWISE_CONV2D:
+                weight, bias = self._weight(reader)[channels], self._bias(reader)[channels]
+                emit = steps.emit_depthwise(reader.kernel, weight, bias, between, output, first)
+            else:
+                emit = steps.emit_pool(reader.kernel, between, output, first)
             self._add(Phase.RUN, (between,), output, emit)
 
     def _lower_matvec(

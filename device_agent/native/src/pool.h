@@ -4,6 +4,7 @@
 
 #include "kerf_native.h"
 #include "memory.h"
+#include "split.h"
 #include "vec.h"
 #include "window.h"
 
@@ -63,7 +64,7 @@ template <class Combine> static void pool_by_rows(const KerfStep &step, Share sh
         for (int x = 0; x < step.input_w; x++) target[x] = Combine::apply(target[x], source[x]);
       }
       if (s == 2) {
-        split_row_by_two<true, true>(row, padded_w, phases, phases + phase_w);
+        split_rows_by_two<true, true>(row, 0, 1, padded_w, phases, phases + phase_w, 0);
       } else if (s > 2) {
         for (int x = 0; x < padded_w; x++) phases[(x % s) * phase_w + x / s] = row[x];
       }

@@ -8,14 +8,30 @@
 
 namespace {
 
+template <int VL, bool EVEN, bool ODD>
+static void split_rows(const float *source, int64_t source_step, int num_rows, int width, float *even, float *odd,
+                       int64_t target_row) {
+  for (int y = 0; y < num_rows; y++, source += source_step, even += target_row, odd += target_row)
+    split_row_by_two<VL, EVEN, ODD>(source, width, even, odd);
+}
+
+// Not in vectors of 16: rows with padding lie anywhere, and each store of a whole cache line would cross a border.
 template <bool EVEN, bool ODD>
 static void split_rows_by_two(const float *source, int64_t source_step, int num_rows, int width, float *even,
                               float *odd, int64_t target_row) {
-  for (int y = 0; y < num_rows; y++, source += source_step, even += target_row, odd += target_row)
-    split_row_by_two<EVEN, ODD>(source, width, even, odd);
+#if KERF_MAX_VECTOR_LENGTH >= 8
+  if (width >= 16) return split_rows<8, EVEN, ODD>(source, source_step, num_rows, width, even, odd, target_row);
+#endif
+  if (width >= 8) return split_rows<4, EVEN, ODD>(source, source_step, num_rows, width, even, odd, target_row);
+  split_rows<0, EVEN, ODD>(source, source_step, num_rows, width, even, odd, target_row);
 }
 
 static void copy_rows(const KerfStep &step, const float *in, float *out, Share rows) {
+  if (step.input_row == step.output_w && step.output_row == step.output_w) {
+    const int64_t first = (int64_t)rows.first * step.output_w;
+    copy_floats(out + first, in + first, (int64_t)(rows.last - rows.first) * step.output_w);
+    return;
+  }
   for (int y = rows.first; y < rows.last; y++)
     copy_floats(out + (int64_t)y * step.output_row, in + (int64_t)y * step.input_row, step.output_w);
 }

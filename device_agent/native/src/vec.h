@@ -142,27 +142,27 @@ template <int VL> KERF_INLINE void store_first(float *p, typename Vec<VL>::Float
 #endif
 }
 
-template <bool EVEN, bool ODD> KERF_INLINE void split_vector_by_two(const float *source, float *even, float *odd) {
-  const Vec<8>::Float a = load<8>(source), b = load<8>(source + 8);
-  if (EVEN) store<8>(even, KERF_SHUFFLE(a, b, 0, 2, 4, 6, 8, 10, 12, 14));
-  if (ODD) store<8>(odd, KERF_SHUFFLE(a, b, 1, 3, 5, 7, 9, 11, 13, 15));
+template <int VL, bool EVEN, bool ODD> KERF_INLINE void split_vector(const float *source, float *even, float *odd) {
+  const typename Vec<VL>::Float a = load<VL>(source), b = load<VL>(source + VL);
+  if (EVEN) store<VL>(even, even_of<VL>(a, b));
+  if (ODD) store<VL>(odd, odd_of<VL>(a, b));
 }
 
-// Every second element of `source`, from its first (EVEN) and from its second one (ODD).
-template <bool EVEN, bool ODD>
+// Every second element of `source`, from its first (EVEN) and from its second one (ODD); the width is at least 2 * VL.
+// The last vector overlaps the one before, so that nothing past the row is read or written. VL = 0 is for any width.
+template <int VL, bool EVEN, bool ODD>
 KERF_INLINE void split_row_by_two(const float *__restrict source, int width, float *__restrict even,
                                   float *__restrict odd) {
   const int num_even = (width + 1) / 2, num_odd = width / 2;
-  if (num_odd >= 8) {
-    int x = 0;
-    for (; x + 8 <= num_odd; x += 8) split_vector_by_two<EVEN, ODD>(source + 2 * x, even + x, odd + x);
+  int x = 0;
+  if constexpr (VL > 0) {
+    for (; x + VL <= num_odd; x += VL) split_vector<VL, EVEN, ODD>(source + 2 * x, even + x, odd + x);
     if (x < num_odd) {
-      // The rest in one vector that overlaps what is done already.
-      x = num_odd - 8;
-      split_vector_by_two<EVEN, ODD>(source + 2 * x, even + x, odd + x);
+      x = num_odd - VL;
+      split_vector<VL, EVEN, ODD>(source + 2 * x, even + x, odd + x);
     }
   } else {
-    for (int x = 0; x < num_odd; x++) {
+    for (; x < num_odd; x++) {
       if (EVEN) even[x] = source[2 * x];
       if (ODD) odd[x] = source[2 * x + 1];
     }

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from device_agent.contracts import Activation
-from device_agent.native.layout import Layout, Tensor
+from device_agent.native.layout import FLOAT_BYTES, Layout, Tensor
 from device_agent.native.library import Step
 from device_agent.native.packing import RowGroups
 from device_agent.native.placement import Placement
@@ -57,9 +57,11 @@ def set_input(step: Step, placement: Placement, tensor: Tensor) -> Layout:
     return layout
 
 
-def set_output(step: Step, placement: Placement, tensor: Tensor) -> Layout:
+def set_output(step: Step, placement: Placement, tensor: Tensor, first_channel: int = 0) -> Layout:
+    """Write to the channels of `tensor` from `first_channel` on."""
     layout = tensor.layout()
-    step.output, step.output_row, step.output_plane = placement.address(tensor), layout.row, layout.plane
+    step.output = placement.address(tensor) + FLOAT_BYTES * first_channel * layout.plane
+    step.output_row, step.output_plane = layout.row, layout.plane
     step.output_h, step.output_w = layout.height, layout.width
     return layout
 

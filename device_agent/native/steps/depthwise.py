@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from device_agent.contracts import KernelSpec
-from device_agent.native.layout import FLOAT_BYTES, Tensor
+from device_agent.native.layout import Tensor
 from device_agent.native.library import Kind, Step
 from device_agent.native.placement import Placement
 from device_agent.native.steps.common import Emitter, Way, Ways, bounded, set_input, set_output
@@ -47,8 +47,7 @@ def emit_depthwise(
             bias=placement.constant(bias),
         )
         set_input(step, placement, source)
-        layout = set_output(step, placement, target)
-        step.output = placement.address(target) + FLOAT_BYTES * first_channel * layout.plane
+        set_output(step, placement, target, first_channel)
         return (Way(steps=(bounded(step, kernel.activation),)),)
 
     return emit

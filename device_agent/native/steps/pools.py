@@ -9,14 +9,15 @@ from device_agent.native.placement import Placement
 from device_agent.native.steps.common import Emitter, Way, Ways, bounded, set_input, set_output
 
 
-def emit_pool(kernel: KernelSpec, source: Tensor, output: Tensor) -> Emitter:
+def emit_pool(kernel: KernelSpec, source: Tensor, output: Tensor, first_channel: int = 0) -> Emitter:
+    """`source` has some of the channels of `output`: those from `first_channel` on."""
     scratch_size = 0 if _is_walked(kernel) else _pool_scratch_size(kernel)
 
     def emit(placement: Placement) -> Ways:
         step = bounded(
             Step(
                 kind=Kind.MAX_POOL if kernel.op is Op.MAX_POOL else Kind.AVG_POOL,
-                channels=kernel.in_channels,
+                channels=source.channels,
                 kernel_h=kernel.kernel_h,
                 kernel_w=kernel.kernel_w,
                 stride=kernel.stride,
@@ -28,7 +29,7 @@ def emit_pool(kernel: KernelSpec, source: Tensor, output: Tensor) -> Emitter:
             kernel.activation,
         )
         set_input(step, placement, source)
-        set_output(step, placement, output)
+        set_output(step, placement, output, first_channel)
         return (Way(steps=(step,)),)
 
     return emit

@@ -1,4 +1,4 @@
-"""A convolution and the depthwise convolution that reads it, run block by block."""
+"""A convolution and the depthwise convolution or pool that reads it, run block by block."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.unit.device_agent.native.native_samples import prunings, torch_networ
 
 @st.composite
 def pairs(draw: st.DrawFn) -> NetworkPlan:
-    """A convolution, a depthwise convolution, and a 1x1 convolution with padding after it that wants its own layout."""
+    """A convolution, a depthwise convolution or pool, and a 3x3 convolution after it that wants padding."""
     extent = draw(st.sampled_from(((1, 1), (3, 3))))
     channels = draw(st.integers(1, 30))
     conv = KernelSpec(
@@ -34,8 +34,8 @@ def pairs(draw: st.DrawFn) -> NetworkPlan:
         activation=Activation.RELU,
         pruning=draw(prunings(extent)),
     )
-    depthwise = KernelSpec(
-        op=Op.DEPTHWISE_CONV2D,
+    reader = KernelSpec(
+        op=draw(st.sampled_from((Op.DEPTHWISE_CONV2D, Op.DEPTHWISE_CONV2D, Op.MAX_POOL, Op.AVG_POOL))),
         in_channels=channels,
         out_channels=channels,
         input_h=conv.output_h,
@@ -43,15 +43,15 @@ def pairs(draw: st.DrawFn) -> NetworkPlan:
         kernel_h=3,
         kernel_w=3,
         padding=1,
-        stride=draw(st.sampled_from((1, 2))),
+        stride=draw(st.sampled_from((1, 2, 3))),
         seed=1,
     )
     after = KernelSpec(
         op=Op.CONV2D,
         in_channels=channels,
         out_channels=3,
-        input_h=depthwise.output_h,
-        input_w=depthwise.output_w,
+        input_h=reader.output_h,
+        input_w=reader.output_w,
         kernel_h=3,
         kernel_w=3,
         padding=1,
@@ -62,8 +62,8 @@ def pairs(draw: st.DrawFn) -> NetworkPlan:
         input_shape=(conv.in_channels, conv.input_h, conv.input_w),
         ops=(
             PlanOp(name="conv", kernel=conv, inputs=("input",)),
-            PlanOp(name="depthwise", kernel=depthwise, inputs=("conv",)),
-            PlanOp(name="after", kernel=after, inputs=("depthwise",)),
+            PlanOp(name="reader", kernel=reader, inputs=("conv",)),
+            PlanOp(name="after", kernel=after, inputs=("reader",)),
         ),
     )
 
