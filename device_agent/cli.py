@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             log_level=options.log_level,
         )
         configure_logging(settings.log_level)
-        commands = {"run": _run, "enrol": _enrol, "probe": _probe, "bench": _bench}
+        commands = {"run": _run, "enrol": _enrol, "probe": _probe, "bench": _bench, "deploy": _deploy}
         return commands[options.command](settings, options)
     except CredentialsRefused as error:
         print(
@@ -122,6 +122,26 @@ def _bench(settings: AgentSettings, options: argparse.Namespace) -> int:
     return 0 if isinstance(result, Measurement) else EXIT_ERROR
 
 
+def _deploy(settings: AgentSettings, options: argparse.Namespace) -> int:
+    """Write what runs a packed network on its own: see native/deployment."""
+    # The kernels are compiled at first use: no other command may depend on that.
+    from device_agent.native.deployment import write_deployment
+    from device_agent.native.errors import NativeError
+
+    try:
+        packed = options.network.read_bytes()
+    except OSError as error:
+        raise SettingsError(f"cannot read {options.network}: {error.strerror}") from error
+    try:
+        network = write_deployment(packed, options.output, isa=options.isa, tune=not options.no_tune)
+    except NativeError as error:
+        raise AgentError(str(error)) from error
+    except OSError as error:
+        raise SettingsError(f"cannot write to {options.output}: {error.strerror}") from error
+    print(json.dumps({"output": str(options.output), "isa": network.isa, "tuned": not options.no_tune}))
+    return 0
+
+
 def _read_task(path: Path, options: argparse.Namespace) -> KernelTask:
     """A kernel task from a file that holds a KernelSpec, or a whole KernelTask with its own measuring setup."""
     try:
@@ -179,6 +199,17 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--budget-s", type=float, default=2.0, help="measuring time (default: %(default)s)")
     bench.add_argument("--deadline-s", type=float, default=60.0, help="the child is killed then (default: %(default)s)")
     bench.add_argument("--samples", action="store_true", help="print the raw samples too")
+    deploy = commands.add_parser(
+        "deploy",
+        parents=[common],
+        help="write a folder that runs a network without Kerf: C source, program image, examples",
+    )
+    deploy.add_argument(
+        "network", type=Path, metavar="NETWORK.kerfnet", help="a packed network, as a search exports it"
+    )
+    deploy.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder, made if it is not there")
+    deploy.add_argument("--isa", help="choose tiles for this instruction set of this machine (default: the fastest)")
+    deploy.add_argument("--no-tune", action="store_true", help="guess tiles instead of timing them here")
     return parser
 
 

@@ -12,8 +12,9 @@ import typer
 from rich.console import Console
 
 from device_agent.contracts import ContractError
-from server.cli import demo, devices, processes, searches, tokens
+from server.cli import demo, devices, export, processes, searches, tokens
 from server.cli.config_file import ConfigFileError
+from server.cli.export import ExportError
 from server.cli.local_stack import StackError
 from server.cli.searches import SearchEnded
 from server.client import ClientError, ServerUnavailable
@@ -32,6 +33,7 @@ app.add_typer(searches.app, name="search")
 app.add_typer(devices.app, name="devices")
 app.add_typer(processes.db_app, name="db")
 app.add_typer(tokens.app, name="tokens")
+app.command("export")(export.export)
 app.command("demo")(demo.demo)
 app.command("up")(processes.up)
 app.command("server")(processes.server)
@@ -44,7 +46,7 @@ def main() -> None:
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
         app()
-    except (ConfigFileError, ContractError) as error:
+    except (ConfigFileError, ContractError, ExportError) as error:
         console.print(f"[red]error:[/red] {_plain(error)}")
         sys.exit(EXIT_BAD_INPUT)
     except SearchEnded as error:

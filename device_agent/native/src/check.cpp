@@ -201,6 +201,7 @@ int32_t check_pool(const Checker &check) {
 
 int32_t check_global_avg_pool(const Checker &check) {
   const KerfStep &step = check.step;
+  if (step.positions < 1) return KERF_ERROR_EXTENT;
   KERF_TRY(check.reads(step.input, planes_extent(step.channels, step.input_plane, whole_vectors(step.positions))));
   return check.writes(step.output, planes_extent(step.channels, step.output_plane, 1));
 }

@@ -1,0 +1,24 @@
+"""Runs network.kerfnet in Python: `python run.py [INPUT.npy]`. Needs `pip install kerf`."""
+
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from device_agent.formats.packed import read_packed
+from device_agent.native.executor import NativeNetwork
+
+plan, tensors = read_packed((Path(__file__).parent / "network.kerfnet").read_bytes())
+network = NativeNetwork(plan, tensors)
+x = np.load(sys.argv[1]) if len(sys.argv) > 1 else np.zeros(plan.input_shape, np.float32)
+output = network.run(x)
+times_ns = []
+for _ in range(100):
+    start_ns = time.perf_counter_ns()
+    network.invoke()
+    times_ns.append(time.perf_counter_ns() - start_ns)
+print(f"network: {plan.name}, input {plan.input_shape}, output {plan.output_shape}")
+print(f"instruction set: {network.isa}")
+print(f"top: {int(output.argmax())} ({output.max():g})")
+print(f"shortest of 100 runs: {min(times_ns) / 1e6:.4f} ms")

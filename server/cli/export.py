@@ -1,0 +1,97 @@
+"""`kerf export`: one network of a finished search as a folder that runs without Kerf.
+
+Steps for the kernels are made by the agent's planner, which only the agent imports: so the agent's command writes the
+folder, in a process of its own.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from device_agent.contracts import decode
+from search.domain.result import SearchResult
+from search.export import PACKED_FILE
+from server.cli.config_file import ConfigFileError
+from server.cli.connection import ServerOption, TokenOption, connect
+from server.client import KerfClient
+
+
+class ExportError(Exception):
+    """The agent's command could not write the folder. The text holds its words."""
+
+
+def export(
+    candidate: Annotated[
+        Path | None,
+        typer.Argument(
+            help="A candidate's folder in the output of a search, or its network.kerfnet.", show_default=False
+        ),
+    ] = None,
+    output: Annotated[Path, typer.Option("--output", help="The folder to write.")] = Path("deployed"),
+    search: Annotated[
+        str | None, typer.Option("--search", help="Instead of a folder: a search on the server.", show_default=False)
+    ] = None,
+    candidate_id: Annotated[
+        str | None,
+        typer.Option("--candidate", help="Which candidate of --search: its id or the start of it.", show_default=False),
+    ] = None,
+    tune: Annotated[bool, typer.Option(help="Time the tiles on this machine, or guess them.")] = True,
+    server: ServerOption = None,
+    token: TokenOption = None,
+) -> None:
+    """Write one network as a folder that runs without Kerf: C source, program image, TFLite, examples.
+
+    Which network: a folder such as out/candidates/ID, or --search with --candidate from a running server.
+    """
+    if (candidate is None) == (search is None) or (search is None) != (candidate_id is None):
+        raise ConfigFileError("name one network: a candidate's folder, or --search and --candidate")
+    with tempfile.TemporaryDirectory(prefix="kerf-export-") as folder:
+        if candidate is not None:
+            packed = _packed_file(candidate)
+        else:
+            assert search is not None
+            assert candidate_id is not None
+            packed = Path(folder) / PACKED_FILE
+            with connect(server, token) as client:
+                _download(client, search, candidate_id, packed)
+        _deploy(packed, output, tune)
+    typer.echo(f"written to {output}; README.txt there says how to compile and run it")
+
+
+def _packed_file(candidate: Path) -> Path:
+    path = candidate / PACKED_FILE if candidate.is_dir() else candidate
+    if not path.is_file():
+        raise ConfigFileError(f"{path} is not there: name a folder such as out/candidates/ID")
+    return path
+
+
+def _download(client: KerfClient, search: str, candidate_id: str, target: Path) -> None:
+    result = decode(SearchResult, client.search_part(search, "result"))
+    points = [point for point in result.front if point.candidate_id.startswith(candidate_id)]
+    if len(points) != 1:
+        known = ", ".join(point.candidate_id[:10] for point in result.front)
+        raise ConfigFileError(f"{len(points)} candidates of {search} begin with {candidate_id!r}; there are {known}")
+    digest = points[0].files.get(PACKED_FILE)
+    if digest is None:
+        raise ConfigFileError(f"{candidate_id} has no {PACKED_FILE}: {points[0].failure or 'it was not exported'}")
+    client.download_artifact(digest, target)
+
+
+def _deploy(packed: Path, output: Path, tune: bool) -> None:
+    # -P: a server.py in the current folder must not be taken for ours.
+    command = [sys.executable, "-P", "-m", "device_agent", "deploy", str(packed), "--output", str(output)]
+    done = subprocess.run(
+        command if tune else [*command, "--no-tune"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise ExportError(done.stderr.strip() or f"{' '.join(command)} ended with code {done.returncode}")

@@ -1,0 +1,55 @@
+"""The exported folder, cross-compiled as its README says, on emulated aarch64 processors."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from device_agent.formats.packed import write_packed
+from device_agent.native.deployment import write_deployment
+from device_agent.native.executor import NativeNetwork
+from device_agent.native.library import load_library
+from device_agent.synthesis import synthesize_input
+from tests.arm.environment import CPUS, ArmEnvironment
+from tests.unit.device_agent.native import image_samples as samples
+from tests.unit.device_agent.native.test_native_network import residual_network
+
+pytestmark = pytest.mark.xdist_group("arm")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("ziglang", reason="ziglang compiles for aarch64")
+    folder = tmp_path_factory.mktemp("deployed")
+    plan = residual_network()
+    write_deployment(write_packed(plan, samples.weights_of(plan)), folder, tune=False)
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "ziglang", "cc", "-target", "aarch64-linux-musl", "-static"),
+            *("-O3", "-Wno-psabi", "example.c", "kerf_runtime.cpp", "-o", "example"),
+        ],
+        cwd=folder,
+        check=True,
+    )
+    return folder
+
+
+@pytest.mark.parametrize("cpu", CPUS)
+def test_the_example_gives_the_bits_of_this_machine(cpu: str, folder: Path, arm: ArmEnvironment) -> None:
+    if not load_library().backend().has_fma:
+        pytest.skip("this machine has no fused multiply-add: its outputs are rounded differently")
+    plan = residual_network()
+    x = synthesize_input(plan.input_shape, 5)
+    x.tofile(folder / "input.bin")
+    emulator = [str(arm.folder / "qemu-aarch64"), "-cpu", cpu]
+    done = subprocess.run(
+        [*emulator, "./example", "network.kerf", "input.bin", "output.bin"],
+        cwd=folder, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "instruction set: neon, tuned for" in done.stdout
+    expected = NativeNetwork(plan, samples.weights_of(plan), tune=False).run(x)
+    assert (folder / "output.bin").read_bytes() == expected.tobytes()

@@ -1,0 +1,134 @@
+"""`kerf export`: which network is meant, and what the user is told when that is unclear."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from device_agent.contracts import Source, encode
+from device_agent.formats.packed import write_packed
+from search.domain.result import (
+    Baseline,
+    BaselineLatency,
+    DeviceSummary,
+    FrontPoint,
+    SearchResult,
+    SearchSummary,
+)
+from server.cli import export as command
+from server.cli.config_file import ConfigFileError
+from server.cli.export import ExportError
+from server.cli.main import app
+from tests.unit.device_agent.native.image_samples import every_kind, weights_of
+
+ROOT = Path(__file__).parents[4]
+
+
+@pytest.fixture(autouse=True)
+def this_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The agent's command is this checkout's, whatever is installed."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+
+@pytest.fixture
+def candidate(tmp_path: Path) -> Path:
+    """A candidate's folder in the output of a search."""
+    folder = tmp_path / "out" / "candidates" / "abc"
+    folder.mkdir(parents=True)
+    plan = every_kind()
+    (folder / "network.kerfnet").write_bytes(write_packed(plan, weights_of(plan)))
+    return folder
+
+
+def run(*arguments: str) -> str:
+    result = CliRunner().invoke(app, ["export", *arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+@pytest.mark.parametrize("part", ["", "network.kerfnet"])
+def test_a_candidate_of_a_local_result_is_exported_without_a_server(candidate: Path, tmp_path: Path, part: str) -> None:
+    output = tmp_path / "deployed"
+    assert f"written to {output}" in run(str(candidate / part), "--output", str(output), "--no-tune")
+    assert (output / "network.kerf").is_file()
+    assert (output / "kerf_runtime.cpp").is_file()
+    assert (output / "network.kerfnet").read_bytes() == (candidate / "network.kerfnet").read_bytes()
+
+
+def a_result() -> SearchResult:
+    """The smallest result with one candidate."""
+    search = SearchSummary(id="s1", name="n", method="jcw", seed=0, settings={}, evaluations=1, seconds={})
+    device = DeviceSummary(
+        id="d", name="d", cpu_model="c", runtime="native", runtime_version="1", isa="avx2", threads=1,
+        source=Source.SIMULATED, kernels=0, kernels_reused=0,
+    )  # fmt: skip
+    baseline = Baseline(
+        accuracy=0.9, latency_ms=BaselineLatency(tflite_dense=None, native_dense=None), macs=1, parameters=1
+    )
+    point = FrontPoint(
+        candidate_id="0123456789abcdef", accuracy_estimate=None, accuracy=None, predicted_latency_ms=1.0,
+        measured_latency_ms=None, uncorrected_latency_ms=None, latency_ci95_ms=None, verdict=None, verdict_reasons=(),
+        output_max_abs_error=None, macs=1, parameters=1, files={}, decisions={},
+    )  # fmt: skip
+    return SearchResult(search=search, device=device, baseline=baseline, front=(point,))
+
+
+@dataclass
+class FakeClient:
+    """The two calls that an export makes of a server."""
+
+    result: dict[str, Any]
+    artifacts: dict[str, Path] = field(default_factory=dict)
+
+    def __enter__(self) -> FakeClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def search_part(self, search_id: str, part: str) -> dict[str, Any]:
+        assert (search_id, part) == ("s1", "result")
+        return self.result
+
+    def download_artifact(self, digest: str, target: Path) -> None:
+        shutil.copy(self.artifacts[digest], target)
+
+
+def test_a_candidate_of_a_search_on_the_server_is_exported(
+    candidate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = encode(a_result())
+    point = result["front"][0]
+    point["files"] = {"network.kerfnet": "5" * 64}
+    client = FakeClient(result, {"5" * 64: candidate / "network.kerfnet"})
+    monkeypatch.setattr(command, "connect", lambda server, token: client)
+    output = tmp_path / "deployed"
+    arguments = ("--search", "s1", "--output", str(output), "--no-tune", "--candidate")
+    run(*arguments, point["candidate_id"][:8])
+    assert (output / "network.kerf").is_file()
+    with pytest.raises(ConfigFileError, match=r"0 candidates of s1 begin with 'zzz'; there are"):
+        run(*arguments, "zzz")
+    point["files"], point["failure"] = {}, "the device went away"
+    with pytest.raises(ConfigFileError, match=r"has no network\.kerfnet: the device went away"):
+        run(*arguments, point["candidate_id"])
+
+
+@pytest.mark.parametrize(
+    "arguments", [(), ("x", "--search", "s1", "--candidate", "c"), ("--search", "s1"), ("x", "--candidate", "c")]
+)
+def test_exactly_one_network_has_to_be_named(arguments: tuple[str, ...]) -> None:
+    with pytest.raises(ConfigFileError, match="name one network"):
+        run(*arguments)
+
+
+def test_what_is_no_network_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigFileError, match=r"network\.kerfnet is not there"):
+        run(str(tmp_path))
+    (tmp_path / "network.kerfnet").write_bytes(b"nothing")
+    with pytest.raises(ExportError, match="7 bytes are no packed network"):
+        run(str(tmp_path), "--output", str(tmp_path / "out"))
