@@ -25,19 +25,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bench import single_layers, whole_networks
+from bench import single_layers, threads, whole_networks
 from bench.layers import Layer, prunings, zoo_layers
 from bench.peak import PeakLoop
 from bench.single_layers import PEAK, LayerRow, LayerTimer
+from bench.threads import ThreadRow, thread_rows
 from bench.timing import MIN_SAMPLE_NS, Variant, time_interleaved
 from bench.whole_networks import Loader, NetworkRow, network_rows
 from bench.zoo import NETWORKS
 from device_agent.contracts import NetworkFormat, NetworkPlan, PruningScheme
-from device_agent.formats.packed import write_packed
 from device_agent.formats.tflite import plan_to_tflite
 from device_agent.native.library import load_library
 from device_agent.runtimes import Runtime, RuntimeUnavailable, make_runtime
 from device_agent.runtimes.base import Executable
+from device_agent.runtimes.ncnn import NcnnRuntime
 
 _FULL_DENSITIES = {
     PruningScheme.DENSE: (1.0,),
@@ -65,9 +66,12 @@ _QUICK_LAYERS = (
     "1x1 512@14",
 )
 _NETWORK_DENSITIES = (1.0, 0.3, 0.1)
-#: Rounds of layers and of networks.
-_FULL_ROUNDS = (25, 21)
-_QUICK_ROUNDS = (7, 5)
+_QUICK_THREAD_DENSITIES = (0.3,)
+#: Each child process prepares the network once more.
+_QUICK_MEMORY = ("resnet18",)
+#: Rounds of layers, of networks, and of networks on several threads.
+_FULL_ROUNDS = (25, 21, 41)
+_QUICK_ROUNDS = (7, 5, 15)
 #: Operators without multiply-adds have no place among the layers, which are compared with the peak.
 _OTHER = "other_layers"
 
@@ -105,15 +109,24 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             found = network_rows(
                 name, options.network_densities, runtimes,
                 rounds=options.rounds or (_QUICK_ROUNDS if options.quick else _FULL_ROUNDS)[1],
-                with_memory=not options.no_memory, isa=options.isa,
+                with_memory=not options.no_memory and (not options.quick or name in _QUICK_MEMORY), isa=options.isa,
             )  # fmt: skip
             print("\n".join(whole_networks.table_lines(found)), flush=True)
             networks += found
+    shared: list[ThreadRow] = []
+    if threads.NETWORK in names:
+        shared = thread_rows(
+            _QUICK_THREAD_DENSITIES if options.quick else options.network_densities,
+            rounds=options.rounds or (_QUICK_ROUNDS if options.quick else _FULL_ROUNDS)[2], isa=options.isa,
+        )  # fmt: skip
+        print(f"\n{threads.TABLE_HEADER}")
+        print("\n".join(threads.table_lines(shared)), flush=True)
     return {
         "peak_gflops": max(peaks) if peaks else peak_gflops(timer.peak, timer.min_sample_ns),
         "layers": [dataclasses.asdict(row) for row in rows],
         "networks": [dataclasses.asdict(row) for row in networks],
         _OTHER: other,
+        "threads": [dataclasses.asdict(row) for row in shared],
         "isa": isa,
         "machine": platform.machine(),
         "compiler": library.compiler,
@@ -168,7 +181,8 @@ def _load_tflite(runtime: Runtime, plan: NetworkPlan, tensors: Mapping[str, NDAr
 
 
 def _load_ncnn(runtime: Runtime, plan: NetworkPlan, tensors: Mapping[str, NDArray[np.float32]]) -> Executable:
-    return runtime.load_network(write_packed(plan, tensors), NetworkFormat.PACKED, plan.input_shape, 1)
+    assert isinstance(runtime, NcnnRuntime)
+    return runtime.load_plan(plan, dict(tensors), 1)
 
 
 def _layers(options: argparse.Namespace) -> tuple[Layer, ...]:

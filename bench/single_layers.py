@@ -10,13 +10,15 @@ import numpy as np
 from bench.layers import Layer, direct_bound
 from bench.peak import PeakLoop
 from bench.timing import MIN_SAMPLE_NS, Times, Variant, time_interleaved
-from device_agent.contracts import KernelSpec, PruningScheme, WeightPruning
+from device_agent.contracts import DENSE, KernelSpec, PruningScheme, WeightPruning
 from device_agent.native.executor import NativeKernel
 from device_agent.runtimes import Runtime, UnsupportedTask
 from device_agent.runtimes.reference import output_agrees
 from device_agent.synthesis import kernel_inputs, synthesize_weights
 
 PEAK = "peak"
+#: The dense kernel as a direct convolution, where the tuner prefers Winograd's algorithm.
+DIRECT = "native dense direct"
 #: Output channels that are checked against the reference before a kernel is timed.
 _CHECKED_CHANNELS = 4
 
@@ -25,8 +27,10 @@ _CHECKED_CHANNELS = 4
 class LayerRow:
     """Figures of one layer at one density. Ratios are medians over rounds; `gflops` is that of the fastest round.
 
-    `gflops` counts two operations for each weight that is not zero and each output position. `bound` is what
-    `bench.layers.direct_bound` allows. `of_ideal_speedup` is the speed-up over the own dense kernel times the density.
+    `gflops` counts two operations for each weight that is not zero and each output position: those of the direct
+    algorithm, so that Winograd's can be above the peak. `bound` is what `bench.layers.direct_bound` allows.
+    `of_ideal_speedup` is the speed-up over the own direct dense kernel times the density. `direct_fraction_of_peak` is
+    that of the direct kernel in the row of a kernel by Winograd's algorithm.
     """
 
     layer: str
@@ -38,6 +42,8 @@ class LayerRow:
     speedup_vs_ncnn: float | None
     bound: float
     of_ideal_speedup: float | None
+    direct_fraction_of_peak: float | None
+    algorithm: str
     block_filters: int
     median_us: float
     minimum_us: float
@@ -67,23 +73,26 @@ class LayerTimer:
                 continue
             executable.run(x, second)
             variants.append(Variant(name, executable.repeat))
-        weights = []
+        weights, natives = [], []
         for pruning in prunings:
-            kernel = layer.pruned(pruning)
-            native, num_weights = self._native(kernel)
+            native, num_weights = self._native(layer.pruned(pruning))
             weights.append(num_weights)
+            natives.append(native)
             variants.append(Variant(_name(pruning), native.repeat))
+            if pruning == DENSE and native.winograd_ops:
+                direct, _ = self._native(layer.kernel, exact=True)
+                variants.append(Variant(DIRECT, direct.repeat))
         times = time_interleaved(variants, self.rounds, min_sample_ns=self.min_sample_ns)
         rows = [
-            layer_row(times, layer, pruning, num_weights, self.peak.flops)
-            for pruning, num_weights in zip(prunings, weights, strict=True)
+            layer_row(times, layer, pruning, num_weights, self.peak.flops, is_winograd=bool(native.winograd_ops))
+            for pruning, num_weights, native in zip(prunings, weights, natives, strict=True)
         ]
         return rows, times
 
-    def _native(self, kernel: KernelSpec) -> tuple[NativeKernel, int]:
+    def _native(self, kernel: KernelSpec, *, exact: bool = False) -> tuple[NativeKernel, int]:
         """The kernel with its input set, and its weights that are not zero. Its output is checked first."""
         tensors = synthesize_weights(kernel)
-        native = NativeKernel(kernel, tensors, isa=self.isa)
+        native = NativeKernel(kernel, tensors, isa=self.isa, exact=exact)
         x, second = kernel_inputs(kernel)
         output = native.run(x, second)
         if not output_agrees(kernel, tensors, [x], second, output.reshape(-1), _CHECKED_CHANNELS):
@@ -91,24 +100,29 @@ class LayerTimer:
         return native, int(np.count_nonzero(tensors["weight"])) if tensors else 0
 
 
-def layer_row(times: Times, layer: Layer, pruning: WeightPruning, num_weights: int, peak_flops: int) -> LayerRow:
+def layer_row(
+    times: Times, layer: Layer, pruning: WeightPruning, num_weights: int, peak_flops: int, *, is_winograd: bool = False
+) -> LayerRow:
     """The figures of one native variant among `times`. `num_weights` are its weights that are not zero, and
     `peak_flops` the operations in one repetition of the variant `peak`.
     """
     kernel, name = layer.kernel, _name(pruning)
     flops = 2.0 * num_weights * kernel.output_h * kernel.output_w
-    of_peak = times.ratio(PEAK, name)
-    over_dense = times.ratio(_name(WeightPruning()), name)
+    dense = _name(DENSE)
+    over_dense = times.ratio(DIRECT if DIRECT in times else dense, name)
+    direct_of_peak = times.ratio(PEAK, DIRECT) if name == dense else None
     return LayerRow(
         layer=layer.name,
         scheme=str(pruning.scheme),
         density=pruning.density,
         gflops=flops / times.minimum_ns(name),
-        fraction_of_peak=(of_peak or 0.0) * flops / peak_flops,
+        fraction_of_peak=times.ratio_of(PEAK, name) * flops / peak_flops,
         speedup_vs_xnnpack=times.ratio("xnnpack", name),
         speedup_vs_ncnn=times.ratio("ncnn", name),
         bound=direct_bound(kernel, num_weights),
         of_ideal_speedup=None if over_dense is None else over_dense * pruning.density,
+        direct_fraction_of_peak=None if direct_of_peak is None else direct_of_peak * flops / peak_flops,
+        algorithm="winograd" if is_winograd else "direct",
         block_filters=pruning.block_filters,
         median_us=times.median_ns(name) / 1e3,
         minimum_us=times.minimum_ns(name) / 1e3,
@@ -123,13 +137,14 @@ def table_lines(rows: Sequence[LayerRow]) -> Iterator[str]:
         yield (
             f"{row.layer:20} {row.scheme:12} {row.density:7.3f} {row.median_us:9.1f} {row.gflops:8.1f} "
             f"{row.fraction_of_peak:8.2f} {row.bound:6.2f} {_number(row.speedup_vs_xnnpack)} "
-            f"{_number(row.speedup_vs_ncnn)} {_number(row.of_ideal_speedup)}"
+            f"{_number(row.speedup_vs_ncnn)} {_number(row.of_ideal_speedup)} {row.algorithm:>9} "
+            f"{_number(row.direct_fraction_of_peak)}"
         )
 
 
 TABLE_HEADER = (
     f"{'layer':20} {'scheme':12} {'density':>7} {'us':>9} {'GFLOP/s':>8} {'of peak':>8} {'bound':>6} "
-    f"{'x XNNPACK':>9} {'x ncnn':>9} {'of ideal':>9}"
+    f"{'x XNNPACK':>9} {'x ncnn':>9} {'of ideal':>9} {'algorithm':>9} {'direct':>9}"
 )
 
 

@@ -46,11 +46,15 @@ class Times:
     def minimum_ns(self, name: str) -> float:
         return float(self.of(name).min())
 
+    def ratio_of(self, numerator: str, denominator: str) -> float:
+        """Median over rounds of the ratio of two times. Raises `ValueError` where either was not measured."""
+        return float(np.median(self.of(numerator) / self.of(denominator)))
+
     def ratio(self, numerator: str, denominator: str) -> float | None:
-        """Median over rounds of the ratio of two times; None where either was not measured."""
+        """The same, but None where either was not measured."""
         if numerator not in self.names or denominator not in self.names:
             return None
-        return float(np.median(self.of(numerator) / self.of(denominator)))
+        return self.ratio_of(numerator, denominator)
 
 
 def time_interleaved(

@@ -14,6 +14,7 @@ from bench.layers import Layer, direct_bound, prunings, zoo_layers
 from bench.memory import measure_memory
 from bench.peak import PeakLoop
 from bench.single_layers import layer_row
+from bench.threads import thread_row
 from bench.timing import Times, Variant, time_interleaved
 from bench.whole_networks import network_row, pruning_of
 from bench.zoo import cifar_resnet_plan, plan_tensors
@@ -89,6 +90,27 @@ def test_a_layer_row_follows_from_its_times() -> None:
     assert row.of_ideal_speedup == pytest.approx(3.0 * 0.25)
     assert row.gflops == pytest.approx(flops / 10_000)
     assert row.fraction_of_peak == pytest.approx((flops / 10_000) / (peak_flops / 5_000))
+
+
+def test_a_layer_by_winograds_algorithm_is_compared_with_the_direct_one() -> None:
+    times = Times(
+        ("peak", "native dense", "native dense direct", "native group:4 0.2500"),
+        np.array([[10.0, 20.0, 40.0, 10.0]] * 3),
+    )
+    chosen = layer("64@8")
+    dense = layer_row(times, chosen, DENSE, chosen.kernel.num_weights, 1000, is_winograd=True)
+    assert dense.algorithm == "winograd"
+    assert dense.direct_fraction_of_peak == pytest.approx(dense.fraction_of_peak / 2)
+    group = layer_row(times, chosen, GROUP, chosen.kernel.num_weights // 4, 1000)
+    assert group.of_ideal_speedup == pytest.approx(40 / 10 * 0.25)
+    assert group.direct_fraction_of_peak is None
+
+
+def test_the_speed_up_of_threads_is_that_of_the_fastest_rounds() -> None:
+    row = thread_row(Times(("1 threads", "2 threads"), np.array([[20e6, 10e6], [30e6, 25e6], [22e6, 11e6]])), 0.3)
+    assert row.speedup == pytest.approx(2.0)
+    assert row.median_speedup == pytest.approx(2.0)
+    assert row.minimum_ms == 10.0
 
 
 def test_a_row_without_baselines_has_no_speed_ups() -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from bench.layers import zoo_layers
 from bench.zoo import NETWORKS, cifar_resnet_plan, mobilenet_v1_plan, mobilenet_v2_plan, plan_tensors, resnet18_plan
@@ -17,6 +18,16 @@ from search.pruning.trace import trace_network
 GROUP = WeightPruning(scheme=PruningScheme.GROUP, density=0.3, block_filters=4)
 
 
+@pytest.fixture
+def one_torch_thread() -> Iterator[None]:
+    """These networks are too small to share, and waiting threads take time from each other on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_torch_thread")
 @pytest.mark.parametrize(
     ("architecture", "plan", "extent"),
     [
