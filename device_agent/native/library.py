@@ -159,15 +159,28 @@ class Library:
 
         `team` is the address of a team of threads; without one, the caller's thread runs them alone.
         """
+        return self._time(backend, steps, num_steps, repeats, team, time.CLOCK_MONOTONIC)
+
+    def thread_cpu_time(self, backend: int, steps: int, num_steps: int, repeats: int) -> int:
+        """CPU time of the calling thread for `repeats` runs without others, in ns: what other processes take does not
+        count. Raises `NativeError`.
+        """
+        return self._time(backend, steps, num_steps, repeats, 0, time.CLOCK_THREAD_CPUTIME_ID)
+
+    def _time(self, backend: int, steps: int, num_steps: int, repeats: int, team: int, clock_id: int) -> int:
         time_ns = ctypes.c_int64()
-        result = self._dll.kerf_time(backend, steps, num_steps, repeats, team, *_wall_clock(), ctypes.byref(time_ns))
+        result = self._dll.kerf_time(
+            backend, steps, num_steps, repeats, team, _clock_gettime(), clock_id, ctypes.byref(time_ns)
+        )
         self.check(result, num_steps)
         return time_ns.value
 
     def profile(self, backend: int, steps: int, num_steps: int, rounds: int, team: int = 0) -> NDArray[np.int64]:
         """Wall time of each step in each round, in ns (rounds, num_steps). Raises `NativeError`."""
         times_ns = np.zeros((rounds, num_steps), dtype=np.int64)
-        result = self._dll.kerf_profile(backend, steps, num_steps, rounds, team, *_wall_clock(), times_ns.ctypes.data)
+        result = self._dll.kerf_profile(
+            backend, steps, num_steps, rounds, team, _clock_gettime(), time.CLOCK_MONOTONIC, times_ns.ctypes.data
+        )
         self.check(result, num_steps)
         return times_ns
 
@@ -243,15 +256,15 @@ def load_library() -> Library:
 
 
 @functools.cache
-def _wall_clock() -> tuple[int, int]:
-    """The address of the C library's clock_gettime, and the number of its monotonic clock.
+def _clock_gettime() -> int:
+    """The address of the C library's clock_gettime.
 
     The kernels have no clock, as they know no C library. Reading it from C costs a tenth of a call from Python.
     """
     clock_gettime = getattr(ctypes.CDLL(None), "clock_gettime")  # noqa: B009, not an attribute that mypy can know
     address = ctypes.cast(clock_gettime, ctypes.c_void_p).value
     assert address is not None
-    return address, time.CLOCK_MONOTONIC
+    return address
 
 
 def _cache_dir() -> Path:

@@ -153,7 +153,7 @@ class _Tuner:
         return self._run((Step * 1)(step), repeats)
 
     def _run(self, steps: ctypes.Array[Step], repeats: int) -> float:
-        return float(self._library.time(self._backend.index, ctypes.addressof(steps), len(steps), repeats))
+        return float(self._library.thread_cpu_time(self._backend.index, ctypes.addressof(steps), len(steps), repeats))
 
     def _tiles(self, step: Step) -> Sequence[AnyTile]:
         """The tiles worth timing, the best guess first; none for steps that have no tile."""

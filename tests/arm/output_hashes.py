@@ -45,6 +45,10 @@ def kernels() -> Iterator[KernelSpec]:
                 op=Op.CONV2D, in_channels=11, out_channels=18, input_h=13, input_w=15, kernel_h=height, kernel_w=width,
                 stride=stride, padding=height // 2, residual=stride == 1, activation=next(activations), pruning=pruning,
             )  # fmt: skip
+    # Rests of tiles and of blocks of 16 channels for Winograd's algorithm, without padding.
+    yield KernelSpec(
+        op=Op.CONV2D, in_channels=19, out_channels=37, input_h=7, input_w=33, kernel_h=3, kernel_w=3, residual=True
+    )
     common = {"input_h": 14, "input_w": 17}
     for (height, width), stride in (((7, 7), 2), ((1, 7), 1), ((3, 3), 3), ((2, 2), 2)):
         yield KernelSpec(

@@ -57,8 +57,8 @@ struct KerfStep {
   const int32_t *offsets;         // of each entry, from `input` (CONV) or the index of the input (MATVEC)
   const float *weights;           // CONV, SPARSE_MATVEC: group_size per entry; DEPTHWISE: kernel_h * kernel_w per channel
   // WINOGRAD, with N = winograd_size + 2 and, from above: channels, outputs, input*, output*, second*, bias (`outputs`
-  // elements), lower, upper, and padding (0 or 1) which the input's layout must have as zeros. `weights` are [N * N points]
-  // [blocks of 16 outputs][channels][16], the last block filled up with zeros. `scratch` is `scratch_size` elements, at
+  // elements), lower, upper, and padding (0 or 1) which the input's layout must have as zeros. `weights` are [blocks of 16
+  // outputs][N * N points][channels][16], the last block filled up with zeros. `scratch` is `scratch_size` elements, at
   // least WinogradBlock::scratch_size(), for each of `winograd_parts` parts. Of every input row are read `padding` elements
   // before its first and up to winograd_size + 15 after its last one, of every row of `second` up to 15 after its last
   // one. Of the output, the image alone is written.

@@ -22,7 +22,8 @@ template <int M, int VL> static void transform_input(const KerfStep &step, const
   typedef typename Vec<LONG>::Float Long;
   const int width = M * block.tiles_x + 2, inside = step.input_w + 2 * step.padding;
   for (int channel = 0; channel < step.channels; channel++) {
-    float *target = block.input + (int64_t)channel * block.pitch;
+    float *target = block.input + channel / block.group_channels * block.group +
+                    channel % block.group_channels * block.pitch;
     for (int tile_y = 0; tile_y < block.num_rows; tile_y++, target += block.tiles_x) {
       const float *source[N];
       KERF_UNROLL for (int i = 0; i < N; i++) {
@@ -44,7 +45,7 @@ template <int M, int VL> static void transform_input(const KerfStep &step, const
           Float d[N], t[N];
           load_columns<M, VL>(block.rows + i * block.row_pitch + M * tile, d);
           Winograd<M>::input(d, t);
-          KERF_UNROLL for (int j = 0; j < N; j++) store<VL>(target + (i * N + j) * block.input_plane + tile, t[j]);
+          KERF_UNROLL for (int j = 0; j < N; j++) store<VL>(target + (i * N + j) * block.input_point + tile, t[j]);
         }
     }
   }
@@ -54,43 +55,51 @@ template <int M, int VL> static void transform_input(const KerfStep &step, const
 
 // G output channels x P vectors of tiles.
 template <int VL, int G, int P>
-static void multiply_tiles(const float *__restrict u, const float *__restrict v, float *__restrict m, int channels,
-                           int64_t pitch) {
+static void multiply_tiles(const WinogradBlock &block, const float *__restrict u, const float *__restrict v,
+                           float *__restrict m, int channels) {
   typedef typename Vec<VL>::Float Float;
   Float sum[G][P] = {};
-  for (int channel = 0; channel < channels; channel++, u += WINOGRAD_BLOCK, v += pitch) {
-    Float x[P];
-    KERF_UNROLL for (int p = 0; p < P; p++) x[p] = load<VL>(v + p * VL);
-    KERF_UNROLL for (int g = 0; g < G; g++) {
-      const Float w = splat<VL>(u[g]);
-      KERF_UNROLL for (int p = 0; p < P; p++) sum[g][p] += x[p] * w;
+  for (int left = channels; left > 0; left -= block.group_channels, v += block.group) {
+    const float *__restrict x = v;
+    const float *const end = u + (left < block.group_channels ? left : block.group_channels) * WINOGRAD_BLOCK;
+    for (; u != end; u += WINOGRAD_BLOCK, x += block.pitch) {
+      Float values[P];
+      KERF_UNROLL for (int p = 0; p < P; p++) values[p] = load<VL>(x + p * VL);
+      KERF_UNROLL for (int g = 0; g < G; g++) {
+        const Float w = splat<VL>(u[g]);
+        KERF_UNROLL for (int p = 0; p < P; p++) sum[g][p] += values[p] * w;
+      }
     }
   }
   KERF_UNROLL for (int g = 0; g < G; g++)
-    KERF_UNROLL for (int p = 0; p < P; p++) store<VL>(m + g * pitch + p * VL, sum[g][p]);
+    KERF_UNROLL for (int p = 0; p < P; p++) store<VL>(m + g * block.pitch + p * VL, sum[g][p]);
 }
 
 // R vectors of output channels x T tiles.
 template <int VL, int R, int T>
-static void multiply_outputs(const float *__restrict u, const float *__restrict v, float *__restrict m, int channels,
-                             int64_t pitch) {
+static void multiply_outputs(const WinogradBlock &block, const float *__restrict u, const float *__restrict v,
+                             float *__restrict m, int channels) {
   typedef typename Vec<VL>::Float Float;
-  const int64_t block = (int64_t)channels * WINOGRAD_BLOCK;
+  const int64_t next_block = (int64_t)block.points * channels * WINOGRAD_BLOCK;
   Float sum[R][T] = {};
-  for (int channel = 0; channel < channels; channel++, u += WINOGRAD_BLOCK, v += pitch) {
-    Float w[R];
-    KERF_UNROLL for (int r = 0; r < R; r++)
-      w[r] = load<VL>(u + r * VL / WINOGRAD_BLOCK * block + r * VL % WINOGRAD_BLOCK);
-    KERF_UNROLL for (int t = 0; t < T; t++) {
-      const Float x = splat<VL>(v[t]);
-      KERF_UNROLL for (int r = 0; r < R; r++) sum[r][t] += w[r] * x;
+  for (int left = channels; left > 0; left -= block.group_channels, v += block.group) {
+    const float *__restrict x = v;
+    const float *const end = u + (left < block.group_channels ? left : block.group_channels) * WINOGRAD_BLOCK;
+    for (; u != end; u += WINOGRAD_BLOCK, x += block.pitch) {
+      Float w[R];
+      KERF_UNROLL for (int r = 0; r < R; r++)
+        w[r] = load<VL>(u + r * VL / WINOGRAD_BLOCK * next_block + r * VL % WINOGRAD_BLOCK);
+      KERF_UNROLL for (int t = 0; t < T; t++) {
+        const Float value = splat<VL>(x[t]);
+        KERF_UNROLL for (int r = 0; r < R; r++) sum[r][t] += w[r] * value;
+      }
     }
   }
   KERF_UNROLL for (int t = 0; t < T; t++)
     KERF_UNROLL for (int r = 0; r < R; r++) store<VL>(m + (t * R + r) * VL, sum[r][t]);
 }
 
-typedef void (*WinogradProduct)(const float *, const float *, float *, int, int64_t);
+typedef void (*WinogradProduct)(const WinogradBlock &, const float *, const float *, float *, int);
 
 // The products of 1..MAX vectors of tiles, or of tiles, by index.
 template <int VL, int OUTPUTS, int MAX, bool OUTPUTS_IN_LANES> struct Products {
@@ -140,26 +149,27 @@ static int32_t max_winograd_tiles(int32_t outputs, int32_t outputs_in_lanes) {
 static void multiply(const KerfStep &step, const WinogradBlock &block, const ProductSet &products, int first) {
   const int VL = KERF_MAX_VECTOR_LENGTH;
   const bool outputs_in_lanes = step.winograd_outputs_in_lanes;
-  const int num_blocks = (step.outputs + WINOGRAD_BLOCK - 1) / WINOGRAD_BLOCK;
   const int num_tiles = block.num_rows * block.tiles_x;
   // Tiles, or vectors of them, in nearly equal pieces.
   const int count = outputs_in_lanes ? num_tiles : (num_tiles + VL - 1) / VL;
   const int most = step.winograd_tiles;
   const int pieces = (count + most - 1) / most, base = count / pieces, wider = count % pieces;
   const int rest = step.outputs - first < block.outputs ? step.outputs - first : block.outputs;
-  for (int point = 0; point < block.points * block.points; point++) {
-    const float *u = step.weights + ((int64_t)point * num_blocks * WINOGRAD_BLOCK + first) * step.channels;
-    const float *v = block.input + point * block.input_plane;
-    float *m = block.product + point * block.product_plane;
+  const int64_t point_weights = (int64_t)step.channels * WINOGRAD_BLOCK;
+  const float *weights = step.weights + first / WINOGRAD_BLOCK * block.points * point_weights;
+  for (int point = 0; point < block.points; point++) {
+    const float *u = weights + point * point_weights;
+    const float *v = block.input + point * block.input_point;
+    float *m = block.product + point * block.product_point;
     int done = 0;
     for (int piece = 0; piece < pieces; piece++) {
       const int width = base + (piece < wider);
       const WinogradProduct product = products.by_count[width];
       if (outputs_in_lanes) {
-        product(u, v + done, m + (int64_t)done * block.outputs, step.channels, block.pitch);
+        product(block, u, v + done, m + (int64_t)done * block.outputs, step.channels);
       } else {
         for (int output = 0; output < rest; output += step.winograd_outputs)
-          product(u + output, v + done * VL, m + (int64_t)output * block.pitch + done * VL, step.channels, block.pitch);
+          product(block, u + output, v + done * VL, m + output * block.pitch + done * VL, step.channels);
       }
       done += width;
     }
@@ -203,7 +213,7 @@ static void transform_tiles(const KerfStep &step, const WinogradBlock &block, in
         Float rows[M][N];
         KERF_UNROLL for (int j = 0; j < N; j++) {
           Float m[N], column[M];
-          KERF_UNROLL for (int i = 0; i < N; i++) m[i] = load<VL>(product + (i * N + j) * block.product_plane + tile);
+          KERF_UNROLL for (int i = 0; i < N; i++) m[i] = load<VL>(product + (i * N + j) * block.product_point + tile);
           Winograd<M>::output(m, column);
           KERF_UNROLL for (int i = 0; i < M; i++) rows[i][j] = column[i];
         }
@@ -246,7 +256,7 @@ template <int M> static void transform_outputs(const KerfStep &step, const Winog
           Float rows[M][N];
           KERF_UNROLL for (int j = 0; j < N; j++) {
             Float m[N], column[M];
-            KERF_UNROLL for (int i = 0; i < N; i++) m[i] = load<VL>(product + (i * N + j) * block.product_plane);
+            KERF_UNROLL for (int i = 0; i < N; i++) m[i] = load<VL>(product + (i * N + j) * block.product_point);
             Winograd<M>::output(m, column);
             KERF_UNROLL for (int i = 0; i < M; i++) rows[i][j] = column[i];
           }

@@ -25,13 +25,18 @@ SIZES = (4, 2)
 _LEAST_DENSITY = 0.4
 #: With fewer channels, the transforms cost more than the products save.
 _LEAST_CHANNELS = 8
-#: Bytes of weights are read in the time of this many arithmetic operations each. Offering too much costs tuning only.
-_OPERATIONS_PER_BYTE = 10
+#: Weights up to this size stay in a second-level cache.
+_CACHE_BYTES = 1 << 20
+#: A byte of weights is read in the time of so many arithmetic operations, inside and outside of that cache. Rough, as
+#: offering a way that does not pay costs tuning only.
+_OPERATIONS_PER_BYTE = (3, 10)
 #: A block of tiles takes about this much scratch memory, so that it stays in a second-level cache.
 _BLOCK_BYTES = 1_300_000
 #: (output channels, whether they are in lanes) of the products that backends may have.
 _PRODUCTS = ((4, False), (8, False), (16, False), (16, True), (32, True), (64, True))
 _MOST_OUTPUTS = 64
+#: `GROUP_ELEMENTS` of src/winograd_block.h.
+_GROUP_ELEMENTS = 256
 
 _POINT = np.sqrt(0.5)
 #: The transforms G of weights that fit the transforms of inputs and outputs in src/winograd_transform.h. The rows of
@@ -116,11 +121,14 @@ def emit_winograd(
 def _may_pay(kernel: KernelSpec, size: int) -> bool:
     """Whether tiles of this size take less time than the direct path, by a rough model of arithmetic and reading."""
     tiles = -(-kernel.output_h // size) * -(-kernel.output_w // size)
-    points = (size + 2) ** 2
-    weights = kernel.in_channels * kernel.out_channels
-    cost = weights * points * max(2 * tiles, FLOAT_BYTES * _OPERATIONS_PER_BYTE)
-    direct = weights * 9 * max(2 * kernel.output_h * kernel.output_w, FLOAT_BYTES * _OPERATIONS_PER_BYTE)
-    return cost < direct
+    matrix = kernel.in_channels * kernel.out_channels
+    return _cost(matrix * (size + 2) ** 2, tiles) < _cost(matrix * 9, kernel.output_h * kernel.output_w)
+
+
+def _cost(weights: int, uses: int) -> int:
+    """Of `weights` that are multiplied `uses` times each, in arithmetic operations."""
+    num_bytes = FLOAT_BYTES * weights
+    return max(2 * weights * uses, num_bytes * _OPERATIONS_PER_BYTE[num_bytes > _CACHE_BYTES])
 
 
 def winograd_tiles(step: Step, max_tiles: Callable[[int, bool], int]) -> list[WinogradTile]:
@@ -148,21 +156,26 @@ def _block_bytes(step: Step, rows: int) -> int:
 
 
 def transform_weights(weight: FloatArray, size: int) -> FloatArray:
-    """`weight` (outputs, inputs, 3, 3) as (points^2, blocks of outputs, inputs, 16), transformed in float64."""
+    """`weight` (outputs, inputs, 3, 3) as (blocks of outputs, points^2, inputs, 16), transformed in float64."""
     transform = _WEIGHT_TRANSFORMS[size]
     points = np.einsum("ky,oiyx,lx->kloi", transform, weight.astype(np.float64), transform, optimize=True)
-    return np.stack([dense_blocks(rows, VECTOR) for rows in points.reshape(-1, *weight.shape[:2]).astype(np.float32)])
+    rows = points.astype(np.float32).reshape(-1, *weight.shape[:2])
+    return np.stack([dense_blocks(matrix, VECTOR) for matrix in rows], axis=1)
 
 
 def _scratch_size(step: Step, rows: int, outputs: int) -> int:
-    """`WinogradBlock::scratch_size` of blocks of `rows` and products of `outputs` output channels, in elements."""
+    """The most of `WinogradBlock::scratch_size` of blocks of `rows`, and products of `outputs` output channels, in
+    elements.
+    """
     size: int = step.winograd_size
-    points = size + 2
+    points = (size + 2) ** 2
     tiles_x = -(-step.output_w // size)
     row = round_up(tiles_x, _longest_vector(tiles_x))
     pitch = round_up((rows - 1) * tiles_x + row)
-    planes: int = (step.channels + max(outputs, VECTOR)) * pitch + 2 * VECTOR
-    return points * points * planes + (points + 1) * ((size + 1) * row + 2 * VECTOR)
+    group_channels = next((count for count in (16, 8, 4, 2) if count * pitch <= _GROUP_ELEMENTS), 1)
+    inputs: int = -(-step.channels // group_channels) * points * (round_up(group_channels * pitch, 32) + VECTOR)
+    products: int = points * (round_up(max(outputs, VECTOR) * pitch, 32) + VECTOR)
+    return inputs + products + 8 * ((size + 1) * row + 2 * VECTOR)
 
 
 def _longest_vector(tiles_x: int) -> int:

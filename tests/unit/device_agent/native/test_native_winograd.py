@@ -174,10 +174,10 @@ def test_transformed_weights_are_blocks_of_outputs(size: int) -> None:
     """Filters whose nine weights are equal have only sums of rows of G: at point 0 of both axes, the weight itself."""
     weight = np.arange(17 * 8, dtype=np.float32).reshape(17, 8, 1, 1) * np.ones((3, 3), np.float32)
     transformed = transform_weights(weight, size)
-    assert transformed.shape == ((size + 2) ** 2, 2, 8, 16)
+    assert transformed.shape == (2, (size + 2) ** 2, 8, 16)
     np.testing.assert_array_equal(transformed[0, 0].T, weight[:16, :, 0, 0])
-    np.testing.assert_array_equal(transformed[0, 1, :, 0], weight[16, :, 0, 0])
-    assert not transformed[:, 1, :, 1:].any()
+    np.testing.assert_array_equal(transformed[1, 0, :, 0], weight[16, :, 0, 0])
+    assert not transformed[1, :, :, 1:].any()
 
 
 @pytest.mark.parametrize(
