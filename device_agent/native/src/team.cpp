@@ -146,8 +146,8 @@ int32_t read_clock(KerfClockGettime clock_gettime, int32_t clock_id, int64_t *ti
 
 int32_t run_job(KerfTeam *team, const Job &job, StepClock *clock) {
   if (job.num_steps < 0 || job.repeats < 0) return KERF_ERROR_COUNT;
+  if (team && team->is_stopped) return KERF_ERROR_STOPPED;
   if (!team || team->num_threads == 1) return run_alone(job, clock);
-  if (team->is_stopped) return KERF_ERROR_STOPPED;
   if ((int64_t)job.repeats * job.num_steps > INT32_MAX) return KERF_ERROR_COUNT;
   team->job = job;
   team->failure = KERF_OK;
