@@ -18,19 +18,31 @@ static void finish_outputs(const KerfStep &step, int channel, int count, const f
   }
 }
 
+// Outputs [first, first + VL * PIECES) of a block of 16, whose weights begin at `weights`.
+template <int VL, int PIECES>
+KERF_INLINE void dense_outputs(const KerfStep &step, const float *weights, int first, float *total) {
+  typename Vec<VL>::Float sum[NUM_CHAINS][PIECES] = {};
+  weights += first;
+  int i = 0;
+  for (; i + NUM_CHAINS <= step.channels; i += NUM_CHAINS, weights += 16 * NUM_CHAINS)
+    KERF_UNROLL for (int k = 0; k < NUM_CHAINS; k++)
+      KERF_UNROLL for (int p = 0; p < PIECES; p++) sum[k][p] += load<VL>(weights + 16 * k + p * VL) * step.input[i + k];
+  for (int k = 0; i < step.channels; i++, k++, weights += 16)
+    KERF_UNROLL for (int p = 0; p < PIECES; p++) sum[k][p] += load<VL>(weights + p * VL) * step.input[i];
+  KERF_UNROLL for (int p = 0; p < PIECES; p++)
+    store<VL>(total + first + p * VL, (sum[0][p] + sum[1][p]) + (sum[2][p] + sum[3][p]));
+}
+
 static void dense_matvec(const KerfStep &step, int part, int parts) {
+  // Vectors as long as the registers: GCC splits longer ones badly. Two of them hide the latency with their chains.
+  constexpr int VL = KERF_MAX_VECTOR_LENGTH, PIECES = VL == 16 ? 1 : 2;
   const Share share = share_of((step.outputs + 15) / 16, part, parts);
-  const float *weights = step.weights + (int64_t)share.first * 16 * step.channels;
-  for (int channel = 16 * share.first; channel < step.outputs && channel < 16 * share.last; channel += 16) {
-    Vec<16>::Float sum[NUM_CHAINS] = {};
-    int i = 0;
-    for (; i + NUM_CHAINS <= step.channels; i += NUM_CHAINS, weights += 16 * NUM_CHAINS)
-      KERF_UNROLL for (int k = 0; k < NUM_CHAINS; k++) sum[k] += load<16>(weights + 16 * k) * step.input[i + k];
-    for (int k = 0; i < step.channels; i++, k++, weights += 16) sum[k] += load<16>(weights) * step.input[i];
+  for (int block = share.first; block < share.last; block++) {
+    const float *weights = step.weights + (int64_t)block * 16 * step.channels;
     float total[16];
-    store<16>(total, (sum[0] + sum[1]) + (sum[2] + sum[3]));
-    const int rest = step.outputs - channel;
-    finish_outputs(step, channel, rest < 16 ? rest : 16, total);
+    for (int first = 0; first < 16; first += VL * PIECES) dense_outputs<VL, PIECES>(step, weights, first, total);
+    const int rest = step.outputs - 16 * block;
+    finish_outputs(step, 16 * block, rest < 16 ? rest : 16, total);
   }
 }
 
