@@ -153,8 +153,15 @@ def output_hashes(isa: str) -> dict[str, str]:
             hashes[f"{describe(kernel)} way {way}"] = hashlib.sha256(output.tobytes()).hexdigest()
             way, num_ways = way + 1, max(counts)
     plan = network()
-    output = NativeNetwork(plan, network_tensors(plan), isa=isa, tune=False).run(synthesize_input(plan.input_shape, 1))
-    hashes["network"] = hashlib.sha256(output.tobytes()).hexdigest()
+    x = synthesize_input(plan.input_shape, 1)
+    for threads in (1, 3):
+        prepared = NativeNetwork(plan, network_tensors(plan), isa=isa, tune=False, threads=threads)
+        # More than once, so that threads also sleep and wake.
+        output = [prepared.run(x) for _ in range(threads)][-1]
+        hashes[f"network on {threads} threads"] = hashlib.sha256(output.tobytes()).hexdigest()
+        prepared.close()
+    if hashes["network on 1 threads"] != hashes["network on 3 threads"]:
+        raise SystemExit(f"{isa}: threads change the output")
     return hashes
 
 
