@@ -5,21 +5,17 @@ Runtimes are imported when they are asked for: a child process that times a nati
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 from types import MappingProxyType
 
 from device_agent.contracts.device import TFLITE_SPARSE_RUNTIME, RuntimeInfo
 from device_agent.runtimes.base import Executable, Runtime, RuntimeUnavailable, UnsupportedTask
-from device_agent.runtimes.sparse_probe import SparseProbe, probe_sparse_1x1
-
-TFLITE_RUNTIME = "tflite"
 
 #: The name of a runtime -> the module and class that implement it.
 RUNTIMES = MappingProxyType(
     {
         "native": ("device_agent.runtimes.native", "NativeRuntime"),
-        TFLITE_RUNTIME: ("device_agent.runtimes.tflite", "TfliteRuntime"),
+        "tflite": ("device_agent.runtimes.tflite", "TfliteRuntime"),
         TFLITE_SPARSE_RUNTIME: ("device_agent.runtimes.tflite_sparse", "TfliteSparseRuntime"),
         "ncnn": ("device_agent.runtimes.ncnn", "NcnnRuntime"),
         "simulated": ("device_agent.runtimes.simulated", "SimulatedRuntime"),
@@ -60,16 +56,8 @@ def probe_runtimes(*, simulated: bool = False) -> tuple[RuntimeInfo, ...]:
         except RuntimeUnavailable as error:
             infos.append(RuntimeInfo(name=name, unavailable=str(error)))
     if any(info.name == TFLITE_SPARSE_RUNTIME and info.unavailable is None for info in infos):
+        from device_agent.runtimes.sparse_probe import probe_sparse_1x1, with_sparse_probe
+
         probe = probe_sparse_1x1()
         infos = [with_sparse_probe(info, probe) for info in infos]
     return tuple(infos)
-
-
-def with_sparse_probe(info: RuntimeInfo, probe: SparseProbe) -> RuntimeInfo:
-    """`info` with what the probe of the sparse path found out, if it is about that."""
-    if info.name not in (TFLITE_RUNTIME, TFLITE_SPARSE_RUNTIME):
-        return info
-    info = dataclasses.replace(info, sparse_1x1=probe.taken)
-    if info.name == TFLITE_SPARSE_RUNTIME and probe.taken is not True:
-        return dataclasses.replace(info, unavailable=probe.reason)
-    return info

@@ -9,6 +9,7 @@ exports its profiler, the names of the operators that ran have to agree.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from device_agent.child_process import converse
 from device_agent.contracts.codec import ContractError, dumps, loads
+from device_agent.contracts.device import TFLITE_SPARSE_RUNTIME, RuntimeInfo
 from device_agent.contracts.measurement import MeasurementFailure
 
 #: A second on a phone; a library that hangs is not waited for longer.
@@ -78,6 +80,16 @@ def conclude(sparse: bool | None, dense: bool | None, tags: tuple[str, ...] | No
             tags=tags,
         )
     return SparseProbe(taken=True, tags=tags)
+
+
+def with_sparse_probe(info: RuntimeInfo, probe: SparseProbe) -> RuntimeInfo:
+    """`info` with what the probe of the sparse path found out, if it is about that."""
+    if info.name not in ("tflite", TFLITE_SPARSE_RUNTIME):
+        return info
+    info = dataclasses.replace(info, sparse_1x1=probe.taken)
+    if info.name == TFLITE_SPARSE_RUNTIME and probe.taken is not True:
+        return dataclasses.replace(info, unavailable=probe.reason)
+    return info
 
 
 # --- the child's side -----------------------------------------------------------------------------------------------

@@ -25,11 +25,11 @@ from device_agent.contracts import (
 from device_agent.formats.packed import write_packed
 from device_agent.formats.tflite import plan_to_tflite, read_plan
 from device_agent.formats.tflite_tensors import read_plan_tensors
-from device_agent.runtimes import RuntimeUnavailable, UnsupportedTask, make_runtime, probe_runtimes, with_sparse_probe
+from device_agent.runtimes import RuntimeUnavailable, UnsupportedTask, make_runtime, probe_runtimes
 from device_agent.runtimes.litert_profile import profiled_operators
 from device_agent.runtimes.reference import run_kernel, run_network
 from device_agent.runtimes.sparse_chain import Network, chain_agrees, chain_input, kernel_chain, witness
-from device_agent.runtimes.sparse_probe import SparseProbe, conclude, probe_sparse_1x1
+from device_agent.runtimes.sparse_probe import SparseProbe, conclude, probe_sparse_1x1, with_sparse_probe
 from device_agent.runtimes.tflite import TfliteRuntime
 from device_agent.runtimes.tflite_sparse import TfliteSparseRuntime, is_sparse_path_taken, why_not_timed
 from tests.unit.device_agent.runtimes.sparse_samples import GROUP, mobile_network, mobile_ops, network_of, pointwise
