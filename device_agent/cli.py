@@ -195,7 +195,9 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("probe", parents=[common], help="print what this device is and which runtimes it has")
     bench = commands.add_parser("bench", parents=[common], help="time one kernel and print the measurement")
     bench.add_argument("kernel", type=Path, metavar="KERNEL.json", help="a KernelSpec or a KernelTask; - is stdin")
-    bench.add_argument("--runtime", default="native", help="native, tflite, ncnn or simulated (default: %(default)s)")
+    bench.add_argument(
+        "--runtime", default="native", help="native, tflite, tflite-sparse, ncnn or simulated (default: %(default)s)"
+    )
     bench.add_argument("--budget-s", type=float, default=2.0, help="measuring time (default: %(default)s)")
     bench.add_argument("--deadline-s", type=float, default=60.0, help="the child is killed then (default: %(default)s)")
     bench.add_argument("--samples", action="store_true", help="print the raw samples too")

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from urllib.parse import urlsplit
 
 from device_agent import __version__
@@ -15,7 +15,7 @@ from device_agent.artifacts import ArtifactCache
 from device_agent.child import probe_in_child
 from device_agent.client import ServerClient
 from device_agent.clock import Clock, SystemClock
-from device_agent.contracts import Conditions, EnrolmentRequest
+from device_agent.contracts import Conditions, EnrolmentRequest, RuntimeInfo
 from device_agent.errors import CredentialsRefused, EnrolmentNeeded, ProbeFailed, TryAgainLater
 from device_agent.heartbeat import Announcement, Heartbeat
 from device_agent.held import HeldLeases
@@ -42,7 +42,15 @@ def announcement_of(settings: AgentSettings) -> Announcement:
     except RuntimeError as error:
         raise ProbeFailed(str(error)) from error
     profile = probe_device(simulated=settings.simulated, emulated=settings.emulated, parent=os.getppid())
+    log_unavailable(runtimes)
     return Announcement(profile=profile, runtimes=runtimes)
+
+
+def log_unavailable(runtimes: Iterable[RuntimeInfo]) -> None:
+    """Say of each runtime that cannot be used why."""
+    for info in runtimes:
+        if info.unavailable is not None:
+            log_event(logger, logging.INFO, "runtime_unavailable", runtime=info.name, reason=info.unavailable)
 
 
 def enrol(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,8 +27,10 @@ def main() -> None:
     from device_agent.formats.tflite import plan_to_tflite
     from device_agent.measuring.task import Surroundings, measure_task
     from device_agent.runtimes import make_runtime, probe_runtimes
+    from device_agent.runtimes.litert_profile import profiled_operators
     from device_agent.runtimes.reference import run_network
     from device_agent.runtimes.sparse_probe import probe_sparse_1x1
+    from device_agent.runtimes.tflite import TfliteRuntime
     from device_agent.synthesis import synthesize_input
     from tests.unit.device_agent.runtimes.sparse_samples import GROUP, mobile_network, pointwise
 
@@ -53,11 +56,15 @@ def main() -> None:
     expected = run_network(plan, tensors, x).reshape(-1)
     data = plan_to_tflite(plan, tensors, sparse_1x1=True)
     sparse = make_runtime("tflite-sparse").load_network(data, NetworkFormat.TFLITE, plan.input_shape, 1)
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "mobile.tflite"
+        model.write_bytes(data)
+        tags = profiled_operators(model, TfliteRuntime().library_folder)
     answer = {
         "probe": encode(probe_sparse_1x1()),
         "runtimes": {info.name: [info.sparse_1x1, info.unavailable] for info in probe_runtimes()},
         "kernels": measured,
-        "network": {"mode": sparse.mode, "error": float(np.abs(sparse.run(x) - expected).max())},
+        "network": {"mode": sparse.mode, "tags": tags, "error": float(np.abs(sparse.run(x) - expected).max())},
         "largest": float(np.abs(expected).max()),
     }
     print(json.dumps(answer))

@@ -41,4 +41,5 @@ def test_kernels_are_timed_on_the_path_with_the_right_outputs(seen: Any) -> None
 
 def test_a_whole_network_is_proved_and_right(seen: Any) -> None:
     assert seen["network"]["mode"] == "sparse"
+    assert sum("SPMM" in tag for tag in seen["network"]["tags"]) == 4
     assert seen["network"]["error"] <= 1e-5 * seen["largest"]

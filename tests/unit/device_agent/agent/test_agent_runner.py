@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import threading
@@ -19,6 +20,7 @@ from device_agent.contracts import (
 )
 from device_agent.runner import ChildRunner
 from device_agent.runtimes.sparse_probe import probe_sparse_1x1
+from device_agent.service import log_unavailable
 from device_agent.stopping import PollInterrupted, StopRequest
 from tests.unit.device_agent.agent.agent_samples import kernel_task
 from tests.unit.device_agent.runtimes.sparse_samples import pointwise
@@ -48,6 +50,13 @@ def test_only_announced_runtimes_are_used(runtimes: tuple[RuntimeInfo, ...], wan
     assert isinstance(result, MeasurementFailure)
     assert result.reason is FailureReason.UNSUPPORTED
     assert repr(wanted) in result.detail
+
+
+def test_the_agent_says_which_runtimes_it_cannot_use(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    log_unavailable((NATIVE, RuntimeInfo(name="tflite-sparse", unavailable="zeros are multiplied here")))
+    fields = [record.__dict__["fields"] for record in caplog.records]
+    assert fields == [{"runtime": "tflite-sparse", "reason": "zeros are multiplied here"}]
 
 
 @pytest.mark.parametrize("seen", [False, None])
