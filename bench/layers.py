@@ -93,12 +93,15 @@ def direct_bound(kernel: KernelSpec, num_weights: int) -> float:
 
     Two things are counted besides the useful multiply-adds: those on the padding between rows and behind the last
     position, and two operations on the same units for each output vector (activation and mask). `num_weights` are those
-    that are not zero. Loads and stores are taken as free, so the true bound can be lower.
+    that are not zero. Loads and stores are taken as free, so the true bound can be lower, and much lower for operators
+    that use each weight or input once. Only convolutions have padding between rows.
     """
+    depth = num_weights / kernel.out_channels
+    if kernel.op is not Op.CONV2D:
+        return depth / (depth + 2)
     source = Tensor(1, -(-kernel.input_h // kernel.stride), -(-kernel.input_w // kernel.stride), Form.PLANES)
     source.need_padding(-(-kernel.padding // kernel.stride))
     output = Tensor(1, kernel.output_h, kernel.output_w, Form.PLANES)
     output.join_rows(source)
     useful = kernel.output_h * kernel.output_w / round_up(output.layout().positions)
-    depth = num_weights / kernel.out_channels
     return useful * depth / (depth + 2)

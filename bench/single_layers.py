@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,7 @@ from bench.timing import MIN_SAMPLE_NS, Times, Variant, time_interleaved
 from device_agent.contracts import DENSE, KernelSpec, PruningScheme, WeightPruning
 from device_agent.native.executor import NativeKernel
 from device_agent.runtimes import Runtime, UnsupportedTask
+from device_agent.runtimes.base import FloatArray
 from device_agent.runtimes.reference import output_agrees
 from device_agent.synthesis import kernel_inputs, synthesize_weights
 
@@ -71,7 +72,7 @@ class LayerTimer:
             except UnsupportedTask as error:
                 print(f"{layer.name}: no {name}: {error}")
                 continue
-            executable.run(x, second)
+            _check(layer.kernel, synthesize_weights(layer.kernel), executable.run(x, second), name)
             variants.append(Variant(name, executable.repeat))
         weights, natives = [], []
         for pruning in prunings:
@@ -94,10 +95,15 @@ class LayerTimer:
         tensors = synthesize_weights(kernel)
         native = NativeKernel(kernel, tensors, isa=self.isa, exact=exact)
         x, second = kernel_inputs(kernel)
-        output = native.run(x, second)
-        if not output_agrees(kernel, tensors, [x], second, output.reshape(-1), _CHECKED_CHANNELS):
-            raise RuntimeError(f"the output of {kernel} is wrong: its time would mean nothing")
+        _check(kernel, tensors, native.run(x, second), "native")
         return native, int(np.count_nonzero(tensors["weight"])) if tensors else 0
+
+
+def _check(kernel: KernelSpec, tensors: Mapping[str, FloatArray], output: FloatArray, name: str) -> None:
+    """Raise `RuntimeError` where `output`, for the kernel's own inputs, is not that of the reference."""
+    x, second = kernel_inputs(kernel)
+    if not output_agrees(kernel, tensors, [x], second, output.reshape(-1), _CHECKED_CHANNELS):
+        raise RuntimeError(f"the output of {kernel} in {name} is wrong: its time would mean nothing")
 
 
 def layer_row(
