@@ -22,7 +22,7 @@ FloatArray = NDArray[np.float32]
 SIZES = (4, 2)
 
 #: Below this part of non-zero weights, skipping them is faster than fewer multiplications of all.
-_LEAST_DENSITY = 0.4
+_LEAST_DENSITY = 0.3
 #: With fewer channels, the transforms cost more than the products save.
 _LEAST_CHANNELS = 8
 #: Weights up to this size stay in a second-level cache.
@@ -34,7 +34,6 @@ _OPERATIONS_PER_BYTE = (3, 10)
 _BLOCK_BYTES = 1_300_000
 #: (output channels, whether they are in lanes) of the products that backends may have.
 _PRODUCTS = ((4, False), (8, False), (16, False), (16, True), (32, True), (64, True))
-_MOST_OUTPUTS = 64
 #: `GROUP_ELEMENTS` of src/winograd_block.h.
 _GROUP_ELEMENTS = 256
 
@@ -108,7 +107,8 @@ def emit_winograd(
                 step = Step.from_buffer_copy(common)
                 step.winograd_size = size
                 step.weights = placement.constant(transform_weights(weight, size), held)
-                step.scratch_size = max(_scratch_size(step, rows, _MOST_OUTPUTS) for rows in _rows_of_blocks(step))
+                most_outputs = max(outputs for outputs, _ in _products(step))
+                step.scratch_size = max(_scratch_size(step, rows, most_outputs) for rows in _rows_of_blocks(step))
                 ways.append((step, held))
         scratch_size = max((step.scratch_size for step, _ in ways), default=0) * placement.threads
         for step, held in ways:
@@ -133,13 +133,17 @@ def _cost(weights: int, uses: int) -> int:
 
 def winograd_tiles(step: Step, max_tiles: Callable[[int, bool], int]) -> list[WinogradTile]:
     """The tiles worth timing. `max_tiles` is `Library.max_winograd_tiles` of the backend."""
-    channels = round_up(step.outputs)
     return [
         WinogradTile(rows=rows, outputs_in_lanes=in_lanes, outputs=outputs, tiles=max_tiles(outputs, in_lanes))
         for rows in _rows_of_blocks(step)
-        for outputs, in_lanes in _PRODUCTS
-        if max_tiles(outputs, in_lanes) > 0 and channels % max(outputs, VECTOR) == 0
+        for outputs, in_lanes in _products(step)
+        if max_tiles(outputs, in_lanes) > 0
     ]
+
+
+def _products(step: Step) -> list[tuple[int, bool]]:
+    """Those that divide the step's output channels, in whole blocks of 16."""
+    return [product for product in _PRODUCTS if round_up(step.outputs) % max(product[0], VECTOR) == 0]
 
 
 def _rows_of_blocks(step: Step) -> list[int]:
