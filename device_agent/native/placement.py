@@ -3,40 +3,60 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from device_agent.native.arena import ALIGNMENT, Span, pack_spans
 from device_agent.native.layout import FLOAT_BYTES, VECTOR, Layout, Tensor, position_mask
 
 FloatArray = NDArray[np.float32]
 
-_ALIGNMENT = 64
-
 
 @dataclass(slots=True)
 class Placement:
-    """Places tensors into buffers. A released buffer serves later tensors of the same layout only."""
+    """Places tensors and constants."""
 
     #: Scratch memory is for this many threads.
     threads: int = 1
     held: list[NDArray[Any]] = field(default_factory=list)
     _shared_scratch: FloatArray = field(default_factory=lambda: _aligned(0, np.dtype(np.float32)))
     _buffers: dict[Tensor, FloatArray] = field(default_factory=dict)
-    _free: dict[Layout, list[FloatArray]] = field(default_factory=dict)
     _masks: dict[tuple[int, int, int], int] = field(default_factory=dict)
 
-    def allocate(self, tensor: Tensor) -> None:
-        if tensor in self._buffers:
-            return
-        layout = tensor.layout()
-        reusable = self._free.get(layout)
-        self._buffers[tensor] = reusable.pop() if reusable else self._new(layout.size)
+    def place(self, tensor: Tensor) -> None:
+        """Give `tensor` memory of its own."""
+        self._buffers[tensor] = self._new(tensor.layout().size)
 
-    def release(self, tensor: Tensor) -> None:
-        self._free.setdefault(tensor.layout(), []).append(self._buffers[tensor])
+    def place_all(self, lifetimes: Mapping[Tensor, tuple[int, int]]) -> None:
+        """Give all tensors memory that they share as their lifetimes (first and last step that uses them) allow.
+
+        Tensors without padding share freely. Those with padding share only with their like, since the zeros between
+        their rows must stay zeros.
+        """
+        free: dict[Layout, list[tuple[int, FloatArray]]] = {}
+        shared = []
+        for tensor, (first, last) in sorted(lifetimes.items(), key=lambda item: item[1]):
+            layout = tensor.layout()
+            if tensor.padding == 0 and layout.row == layout.width:
+                shared.append(tensor)
+                continue
+            buffers = free.setdefault(layout, [])
+            reusable = [index for index, (end, _) in enumerate(buffers) if end < first]
+            buffer = buffers.pop(reusable[0])[1] if reusable else self._new(layout.size)
+            buffers.append((last, buffer))
+            self._buffers[tensor] = buffer
+        spans = [
+            Span(num_bytes=FLOAT_BYTES * tensor.layout().size, first=lifetimes[tensor][0], last=lifetimes[tensor][1])
+            for tensor in shared
+        ]
+        offsets, num_bytes = pack_spans(spans)
+        arena = self._new(-(-num_bytes // FLOAT_BYTES))
+        for tensor, offset, span in zip(shared, offsets, spans, strict=True):
+            self._buffers[tensor] = arena[offset // FLOAT_BYTES : (offset + span.num_bytes) // FLOAT_BYTES]
 
     def address(self, tensor: Tensor) -> int:
         """Where element (0, 0, 0) of `tensor` is."""
@@ -91,6 +111,6 @@ def _aligned(size: int, dtype: np.dtype[Any]) -> NDArray[Any]:
     """Zeros, aligned to a cache line, with a vector to spare on both sides: kernels read a little past the borders."""
     num_bytes = (size + VECTOR) * dtype.itemsize
     front = VECTOR * dtype.itemsize
-    raw = np.zeros(front + num_bytes + _ALIGNMENT, dtype=np.uint8)
-    start = front + -(raw.ctypes.data + front) % _ALIGNMENT
+    raw = np.zeros(front + num_bytes + ALIGNMENT, dtype=np.uint8)
+    start = front + -(raw.ctypes.data + front) % ALIGNMENT
     return raw[start : start + num_bytes].view(dtype)

@@ -1,8 +1,8 @@
 """From a network plan and its tensors to a program: native steps over placed buffers.
 
 Three passes. The operators are lowered to nodes over tensors, which collects what each tensor's layout must satisfy.
-Then buffers are placed: a buffer is free again after its last reader, and serves later tensors of the same layout only,
-so that the zeros between its rows stay zeros. Last, each node is emitted as steps with all pointers resolved.
+Then tensors are placed, in memory that is free again after their last reader. Last, each node is emitted as steps with
+all pointers resolved.
 """
 
 from __future__ import annotations
@@ -243,8 +243,13 @@ class _Lowering:
             residual.join_rows(target)
             reads = (read, residual)
         rows = weight.reshape(kernel.out_channels, -1)
-        ways = groupings(rows, kernel.pruning.block_filters) if kernel.op is Op.CONV2D else depthwise_rows(rows)
-        emit = steps.emit_conv(kernel, ways, bias, read, residual, target)
+
+        def emit_groups(placement: Placement) -> Ways:
+            # Only here, since the groups of all layers together would take several times the memory of the weights.
+            ways = groupings(rows, kernel.pruning.block_filters) if kernel.op is Op.CONV2D else depthwise_rows(rows)
+            return steps.emit_conv(kernel, ways, bias, read, residual, target)(placement)
+
+        emit: Emitter = emit_groups
         if not self._exact and steps.is_for_winograd(kernel, weight):
             emit = steps.emit_any(emit, steps.emit_winograd(kernel, weight, bias, read, residual, target))
         self._add(Phase.RUN, reads, target, emit, tuning_key=replace(kernel, seed=0))
@@ -296,13 +301,10 @@ class _Lowering:
     def _place(self, output: Tensor) -> Program:
         placement = Placement(threads=self._threads)
         for tensor in self._external.values():
-            placement.allocate(tensor)
-        last_use = {tensor: index for index, node in enumerate(self._nodes) for tensor in node.reads}
-        # What is loaded once stays valid for every later run.
-        kept = {output, *self._external.values(), *(n.writes for n in self._nodes if n.phase is Phase.LOAD)}
+            placement.place(tensor)
+        placement.place_all(self._lifetimes(output))
         work = []
-        for index, node in enumerate(self._nodes):
-            placement.allocate(node.writes)
+        for node in self._nodes:
             layouts = tuple(tensor.layout() for tensor in (*node.reads, node.writes))
             work.append(
                 Work(
@@ -312,15 +314,25 @@ class _Lowering:
                     tuning_key=None if node.tuning_key is None else (node.tuning_key, layouts),
                 )
             )
-            for tensor in {*node.reads, node.writes}:
-                if last_use.get(tensor, index) <= index and tensor not in kept:
-                    placement.release(tensor)
         return Program(
             work=tuple(work),
             inputs={name: placement.elements(tensor) for name, tensor in self._external.items()},
             output=placement.elements(output),
             held=placement.held,
         )
+
+    def _lifetimes(self, output: Tensor) -> dict[Tensor, tuple[int, int]]:
+        """The first and the last node that uses each tensor that is not an input."""
+        lifetimes: dict[Tensor, tuple[int, int]] = {}
+        for index, node in enumerate(self._nodes):
+            for tensor in (*node.reads, node.writes):
+                if tensor not in self._external.values():
+                    lifetimes[tensor] = (lifetimes.get(tensor, (index, index))[0], index)
+        # What is loaded once stays valid for every later run, and the output until it is read.
+        for tensor in (*(node.writes for node in self._nodes if node.phase is Phase.LOAD), output):
+            if tensor in lifetimes:
+                lifetimes[tensor] = (0, len(self._nodes))
+        return lifetimes
 
 
 def _tensor_for(channels: int, height: int, width: int, *, unpadded: Form) -> Tensor:
