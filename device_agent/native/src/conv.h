@@ -121,13 +121,18 @@ static Share share_of_groups(const KerfStep &step, int part, int parts) {
 static bool conv(const KerfStep &step, int part, int parts) {
   const ConvTile *tiles = find_tiles(step.vector_length, step.group_size);
   if (!tiles || step.max_vectors < 1 || step.max_vectors > tile_limit(step.group_size)) return false;
-  const int num_vectors = (step.positions + step.vector_length - 1) / step.vector_length;
+  const int all_vectors = (step.positions + step.vector_length - 1) / step.vector_length;
+  // Threads share positions where there are enough, as share_of_planes has it, and else row groups.
+  const bool by_position = are_rows_shared(all_vectors, parts);
+  const Share share = by_position ? Share{0, step.num_groups} : share_of_groups(step, part, parts);
+  const Share vectors_share = by_position ? share_of(all_vectors, part, parts) : Share{0, all_vectors};
+  const int first_position = vectors_share.first * step.vector_length;
+  const int num_vectors = vectors_share.last - vectors_share.first;
   const int num_tiles = (num_vectors + step.max_vectors - 1) / step.max_vectors;
   const int base = num_vectors / num_tiles, wider = num_vectors % num_tiles;
-  const Share share = share_of_groups(step, part, parts);
   if (step.groups_outer) {
     for (int group = share.first; group < share.last; group++) {
-      int position = 0;
+      int position = first_position;
       for (int tile = 0; tile < num_tiles; tile++) {
         const int vectors = base + (tile < wider);
         tiles[vectors](step, position, group, group + 1);
@@ -135,7 +140,7 @@ static bool conv(const KerfStep &step, int part, int parts) {
       }
     }
   } else {
-    int position = 0;
+    int position = first_position;
     for (int tile = 0; tile < num_tiles; tile++) {
       const int vectors = base + (tile < wider);
       tiles[vectors](step, position, share.first, share.last);

@@ -41,7 +41,7 @@ template <int VL, int K, int C> struct DepthwiseWindow {
 };
 
 static bool depthwise(const KerfStep &step, int part, int parts) {
-  const Share share = share_of(step.channels, part, parts);
+  const PlaneShare share = share_of_planes(step.channels, step.output_h, part, parts);
   if (!is_walkable(step)) return false;
   switch (4 * step.kernel_h + step.stride) {
     case 4 * 3 + 1: window_rows<DepthwiseWindow, 3, 1>(step, share); return true;

@@ -44,16 +44,16 @@ template <class Combine> struct PoolOf {
 
 // Combines windows first over their rows, into a row with margins of `neutral`, then over their columns. The row is
 // split into `stride` phases, so that column k of all windows is a run of consecutive elements.
-template <class Combine> static void pool_by_rows(const KerfStep &step, Share share, int part) {
+template <class Combine> static void pool_by_rows(const KerfStep &step, PlaneShare share, int part) {
   const int s = step.stride, padded_w = step.input_w + 2 * step.padding;
   const int phase_w = (padded_w + s - 1) / s;
   float *const row = step.scratch + (int64_t)part * step.scratch_size;
   float *const inner = row + step.padding;
   float *const phases = s == 1 ? row : row + padded_w;
   for (int x = 0; x < step.padding; x++) row[x] = inner[step.input_w + x] = Combine::NEUTRAL;
-  for (int c = share.first; c < share.last; c++) {
+  for (int c = share.channels.first; c < share.channels.last; c++) {
     const float *in = step.input + c * step.input_plane;
-    for (int y = 0; y < step.output_h; y++) {
+    for (int y = share.rows.first; y < share.rows.last; y++) {
       int first = y * s - step.padding, last = first + step.kernel_h;
       first = first < 0 ? 0 : first;
       last = last > step.input_h ? step.input_h : last;
@@ -80,7 +80,7 @@ template <class Combine> static void pool_by_rows(const KerfStep &step, Share sh
 }
 
 template <class Combine> static void pool(const KerfStep &step, int part, int parts) {
-  const Share share = share_of(step.channels, part, parts);
+  const PlaneShare share = share_of_planes(step.channels, step.output_h, part, parts);
   switch (is_walked_pool(step) ? 4 * step.kernel_h + step.stride : 0) {
     case 4 * 2 + 1: window_rows<PoolOf<Combine>::template Window, 2, 1>(step, share); break;
     case 4 * 2 + 2: window_rows<PoolOf<Combine>::template Window, 2, 2>(step, share); break;

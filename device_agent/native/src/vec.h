@@ -186,8 +186,9 @@ KERF_INLINE Share share_of(int count, int part, int parts) {
 struct PlaneShare {
   Share channels, rows;
 };
+KERF_INLINE bool are_rows_shared(int rows, int parts) { return parts > 1 && rows >= 4 * parts; }
 KERF_INLINE PlaneShare share_of_planes(int channels, int rows, int part, int parts) {
-  if (rows >= 4 * parts) return {{0, channels}, share_of(rows, part, parts)};
+  if (are_rows_shared(rows, parts)) return {{0, channels}, share_of(rows, part, parts)};
   return {share_of(channels, part, parts), {0, rows}};
 }
 

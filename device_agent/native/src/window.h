@@ -59,7 +59,8 @@ template <int VL, int K, int S> KERF_INLINE void load_columns(const float *p, ty
 // columns outside the image, row() what all window rows can share of the columns of one input row, add() brings window
 // row ky into the sum, and finish() makes the output.
 template <template <int, int, int> class Window, int VL, int K, int S, int P, int C>
-static __attribute__((noinline)) void window_strip(const KerfStep &step, const Strip<VL> &strip, int channel) {
+static __attribute__((noinline)) void window_strip(const KerfStep &step, const Strip<VL> &strip, Share rows,
+                                                   int channel) {
   static_assert(P == 1 || C == 1, "several vectors of one channel or one of several");
   typedef typename Vec<VL>::Float Float;
   typedef typename Vec<VL>::Bits Bits;
@@ -67,18 +68,19 @@ static __attribute__((noinline)) void window_strip(const KerfStep &step, const S
   const Window<VL, K, C> window(step, channel);
   Float sum[J][P * C];
   // Copies, because for all that the compiler knows a store to the output could change the step.
-  const int input_h = step.input_h, num_rounds = step.output_h + J - 1, num_columns = strip.num_columns;
+  const int input_h = step.input_h, num_rounds = rows.last - rows.first + J - 1, num_columns = strip.num_columns;
   const int64_t input_row = step.input_row, output_row = step.output_row;
   const int64_t last_vector = strip.last_vector;
   const Bits *const first_mask = strip.first, *const last_mask = strip.last;
   const int64_t input_plane = step.input_plane, output_plane = step.output_plane;
   const float *row =
-      step.input + channel * input_plane + (int64_t)strip.x * S - step.padding - step.padding * input_row;
-  float *const output = step.output + channel * output_plane;
+      step.input + channel * input_plane + (int64_t)strip.x * S - step.padding +
+      (int64_t)(rows.first * S - step.padding) * input_row;
+  float *const output = step.output + channel * output_plane + rows.first * output_row;
   float *target = output + strip.x - (J - 1) * output_row;
-  // A vector that is stored from here on would reach past the last row.
+  // A vector that is stored from here on would reach past the last row, into rows of other threads.
   const float *const full_end = output + (num_rounds - J) * output_row + step.output_w - VL;
-  int input_y = -step.padding;
+  int input_y = rows.first * S - step.padding;
   for (int t = 0; t < num_rounds; t++, target += output_row) {
     KERF_UNROLL for (int i = 0; i < P * C; i++) sum[0][i] = window.start(C > 1 ? i : 0);
     KERF_UNROLL for (int r = 0; r < S; r++, input_y++, row += input_row) {
@@ -118,20 +120,20 @@ static __attribute__((noinline)) void window_strip(const KerfStep &step, const S
 
 // `num_vectors` is at most four where there are 32 registers, else two: sums, weights and a few values fit into them.
 template <template <int, int, int> class Window, int VL, int K, int S>
-static void run_strip(const KerfStep &step, const Strip<VL> &strip, int num_vectors, int channel) {
+static void run_strip(const KerfStep &step, const Strip<VL> &strip, Share rows, int num_vectors, int channel) {
   switch (num_vectors) {
-    case 1: window_strip<Window, VL, K, S, 1, 1>(step, strip, channel); break;
-    case 2: window_strip<Window, VL, K, S, 2, 1>(step, strip, channel); break;
+    case 1: window_strip<Window, VL, K, S, 1, 1>(step, strip, rows, channel); break;
+    case 2: window_strip<Window, VL, K, S, 2, 1>(step, strip, rows, channel); break;
 #if KERF_NUM_REGISTERS == 32
-    case 3: window_strip<Window, VL, K, S, 3, 1>(step, strip, channel); break;
-    case 4: window_strip<Window, VL, K, S, 4, 1>(step, strip, channel); break;
+    case 3: window_strip<Window, VL, K, S, 3, 1>(step, strip, rows, channel); break;
+    case 4: window_strip<Window, VL, K, S, 4, 1>(step, strip, rows, channel); break;
 #endif
   }
 }
 
 // The strips of one channel after the other, so that a plane is read while it is near.
 template <template <int, int, int> class Window, int VL, int K, int S>
-static void window_channels(const KerfStep &step, Share share) {
+static void window_channels(const KerfStep &step, PlaneShare share) {
   typename Vec<VL>::Bits all[K], left[K], right[K];
   const int width = step.output_w, rightmost = width > VL ? width - VL : 0;
   for (int kx = 0; kx < K; kx++) {
@@ -141,12 +143,12 @@ static void window_channels(const KerfStep &step, Share share) {
   }
   const int num_vectors = (width + VL - 1) / VL, most = KERF_NUM_REGISTERS == 32 ? 4 : 2;
   const int num_strips = (num_vectors + most - 1) / most;
-  int c = share.first;
+  int c = share.channels.first;
   if (KERF_NUM_REGISTERS == 32 && K <= 3 && num_vectors == 1) {
     const Strip<VL> strip = {0, 0, width < VL ? width : VL, left, right};
-    for (; c + 2 <= share.last; c += 2) window_strip<Window, VL, K <= 3 ? K : 3, S, 1, 2>(step, strip, c);
+    for (; c + 2 <= share.channels.last; c += 2) window_strip<Window, VL, K <= 3 ? K : 3, S, 1, 2>(step, strip, share.rows, c);
   }
-  for (; c < share.last; c++)
+  for (; c < share.channels.last; c++)
     for (int i = 0; i < num_strips; i++) {
       const Share vectors = share_of(num_vectors, i, num_strips);
       const int x = vectors.first * VL, count = vectors.last - vectors.first;
@@ -154,13 +156,13 @@ static void window_channels(const KerfStep &step, Share share) {
       // The last vector of a row ends with the row, and repeats a few columns of the one before.
       const Strip<VL> strip = {x, is_last ? rightmost - x : (count - 1) * VL, width < VL ? width : VL,
                                i == 0 ? left : all, is_last ? right : all};
-      run_strip<Window, VL, K, S>(step, strip, count, c);
+      run_strip<Window, VL, K, S>(step, strip, share.rows, count, c);
     }
 }
 
 // The vectors that suit the width of a row.
 template <template <int, int, int> class Window, int K, int S>
-static void window_rows(const KerfStep &step, Share share) {
+static void window_rows(const KerfStep &step, PlaneShare share) {
 #if KERF_MAX_VECTOR_LENGTH >= 16
   if (step.output_w > 8) return window_channels<Window, 16, K, S>(step, share);
 #endif
