@@ -58,12 +58,17 @@ class Tensor:
         self.width = width
         self.form = form
         self.padding = 0
+        self.margin = 0
         self._joined: Tensor | None = None
         self._members: list[Tensor] = [self]
 
     def need_padding(self, padding: int) -> None:
         """Ask for `padding` rows and columns of zeros on each side."""
         self.padding = max(self.padding, padding)
+
+    def need_margin(self, margin: int) -> None:
+        """Ask for memory that may be read `margin` rows and columns outside of the image, whatever it holds."""
+        self.margin = max(self.margin, margin)
 
     def join_rows(self, other: Tensor) -> None:
         """Give both tensors the same row stride."""
@@ -75,12 +80,12 @@ class Tensor:
     def layout(self) -> Layout:
         """The layout that satisfies every demand made so far."""
         if self.form is not Form.PLANES:
-            row, plane, lead = self.width, self.height * self.width, VECTOR
+            row, plane = self.width, self.height * self.width
         else:
             row = max(member.width + member.padding for member in self._root()._members)
             positions = (self.height - 1) * row + self.width
             plane = round_up(max((self.height + self.padding) * row, round_up(positions)))
-            lead = max(VECTOR, round_up(self.padding * (row + 1)))
+        lead = max(VECTOR, round_up(max(self.padding, self.margin) * (row + 1)))
         return Layout(
             channels=self.channels,
             height=self.height,
@@ -88,8 +93,8 @@ class Tensor:
             lead=lead,
             row=row,
             plane=plane,
-            # Tiles read up to one vector past the last position.
-            size=lead + self.channels * plane + 4 * VECTOR,
+            # Tiles read up to one vector past the last position, packing at stride 2 up to two.
+            size=lead + self.channels * plane + round_up(self.margin * (row + 1)) + 4 * VECTOR,
         )
 
     def _root(self) -> Tensor:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from device_agent.native.build import CompilerError, build_library, library_name
 from device_agent.native.errors import NativeBuildError, NativeError
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 #: The vector lengths that a tile can have, in float32 elements.
 VECTOR_LENGTHS = (16, 8, 4)
 GROUP_SIZES = (4, 2, 1)
@@ -47,8 +47,10 @@ class Step(ctypes.Structure):
         )),
         *((name, ctypes.c_int32) for name in (
             "winograd_size", "winograd_rows", "winograd_outputs_in_lanes", "winograd_outputs", "winograd_tiles",
-            "winograd_parts",
+            "winograd_parts", "num_chunks", "chunk_channels", "row_vectors", "pack_rows", "pack_row", "pack_plane",
+            "pack_parts", "num_copies",
         )),
+        *((name, ctypes.c_void_p) for name in ("copies", "pack_mask")),
     )  # fmt: skip
 
 

@@ -26,6 +26,7 @@ class Placement:
     _shared_scratch: FloatArray = field(default_factory=lambda: _aligned(0, np.dtype(np.float32)))
     _buffers: dict[Tensor, FloatArray] = field(default_factory=dict)
     _masks: dict[tuple[int, int, int], int] = field(default_factory=dict)
+    _thread_scratch: FloatArray | None = None
 
     def place(self, tensor: Tensor) -> None:
         """Give `tensor` memory of its own."""
@@ -73,6 +74,12 @@ class Placement:
         if key not in self._masks:
             self._masks[key] = self.constant(position_mask(layout))
         return self._masks[key]
+
+    def thread_scratch(self, size: int) -> int:
+        """The address of `size` elements for each thread, which all steps share: in use only while a step runs."""
+        if self._thread_scratch is None or self._thread_scratch.size < size * self.threads:
+            self._thread_scratch = self._new(size * self.threads)
+        return self._thread_scratch.ctypes.data
 
     def constant(self, values: NDArray[Any], held: list[NDArray[Any]] | None = None) -> int:
         """The address of an aligned copy of `values`, which lives as long as the program, or as `held` if given.

@@ -208,25 +208,36 @@ class _Lowering:
 
     def _lower_conv(self, op: PlanOp, source: Tensor, residual: Tensor | None, output: Tensor) -> None:
         kernel = op.kernel
-        read = self._conv_input(kernel, source)
         target = output
         if output.form is not Form.PLANES:
             target = Tensor(output.channels, output.height, output.width, Form.PLANES)
         if residual is not None:
             residual = self._as_planes(residual)
+        read = self._conv_input(kernel, self._weight(op), source)
         self._add_conv(kernel, self._weight(op), self._bias(op), read, residual, target)
         if target is not output:
             self._add(Phase.RUN, (target,), output, steps.emit_copy(target, output))
 
-    def _conv_input(self, kernel: KernelSpec, source: Tensor) -> Tensor:
-        """`source` as the convolution `kernel` reads it: with padding, or split into phases."""
-        if kernel.stride == 1:
+    def _conv_input(
+        self, kernel: KernelSpec, weight: FloatArray, source: Tensor, *, has_many_readers: bool = False
+    ) -> Tensor:
+        """`source` as the convolution `kernel` reads it: where it is, with or without padding, or split into phases.
+
+        Steps pack their input themselves. Where several of them read the same one, it is split once for all instead.
+        """
+        if steps.reads_padding(kernel) or self._is_for_winograd(kernel, weight):
             read = self._as_planes(source)
             read.need_padding(kernel.padding)
             return read
-        phases = self._split(source, kernel.stride)
-        phases.need_phases(kernel.kernel_h, kernel.kernel_w, kernel.padding)
-        return phases
+        if kernel.stride > 1 and (kernel.op is Op.DEPTHWISE_CONV2D or has_many_readers):
+            phases = self._split(source, kernel.stride)
+            phases.need_phases(kernel.kernel_h, kernel.kernel_w, kernel.padding)
+            return phases
+        source.need_margin(kernel.padding)
+        return source
+
+    def _is_for_winograd(self, kernel: KernelSpec, weight: FloatArray) -> bool:
+        return not self._exact and steps.is_for_winograd(kernel, weight)
 
     def _add_conv(
         self,
@@ -237,7 +248,8 @@ class _Lowering:
         residual: Tensor | None,
         target: Tensor,
     ) -> None:
-        target.join_rows(read)
+        if read.padding >= kernel.padding and (kernel.stride == 1 or isinstance(read, PhaseTensor)):
+            target.join_rows(read)
         reads: tuple[Tensor, ...] = (read,)
         if residual is not None:
             residual.join_rows(target)
@@ -250,7 +262,7 @@ class _Lowering:
             return steps.emit_conv(kernel, ways, bias, read, residual, target)(placement)
 
         emit: Emitter = emit_groups
-        if not self._exact and steps.is_for_winograd(kernel, weight):
+        if self._is_for_winograd(kernel, weight):
             emit = steps.emit_any(emit, steps.emit_winograd(kernel, weight, bias, read, residual, target))
         self._add(Phase.RUN, reads, target, emit, tuning_key=replace(kernel, seed=0))
 
@@ -259,7 +271,7 @@ class _Lowering:
         kernel, reader_index = conv.kernel, self._op_index
         conv_index = next(index for index, op in enumerate(self._plan.ops) if op is conv)
         self._op_index = conv_index
-        read = self._conv_input(kernel, self._by_name[conv.inputs[0]])
+        read = self._conv_input(kernel, self._weight(conv), self._by_name[conv.inputs[0]], has_many_readers=True)
         size = channels_per_block(kernel)
         for first in range(0, kernel.out_channels, size):
             channels = slice(first, min(first + size, kernel.out_channels))

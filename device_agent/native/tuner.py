@@ -11,13 +11,17 @@ import functools
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
-from device_agent.native.library import VECTOR_LENGTHS, BackendInfo, Kind, Library, Step
+from numpy.typing import NDArray
+
+from device_agent.native.library import BackendInfo, Kind, Library, Step
 from device_agent.native.planner import Program
 from device_agent.native.regions import ProgramCheck
-from device_agent.native.steps import Way, Ways
+from device_agent.native.steps import Tunable, Way, Ways
 from device_agent.native.steps.winograd import WinogradTile, winograd_tiles
+from device_agent.native.tiling import Tiling
 
 #: A timing sample lasts at least this long, for the clock's resolution.
 _MIN_SAMPLE_NS = 15_000
@@ -27,26 +31,10 @@ _FIRST_ROUNDS = 2
 _FINAL_ROUNDS = 6
 #: After the first rounds, tiles slower than this times the best are given up.
 _GIVE_UP_RATIO = 1.25
-#: How many numbers of tiles are tried for each vector length, from the fewest on.
-_TILE_COUNTS = 4
-#: Vectors shorter than the longest pay only where positions are few.
-_SHORT_VECTOR_POSITIONS = 64
+#: How many tilings of a step are timed.
+_NUM_TILINGS = 8
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tile:
-    """How one convolution step walks its output."""
-
-    vector_length: int
-    max_vectors: int
-    groups_outer: bool
-
-    def set(self, step: Step) -> None:
-        step.vector_length, step.max_vectors = self.vector_length, self.max_vectors
-        step.groups_outer = int(self.groups_outer)
-
-
-AnyTile = Tile | WinogradTile
+AnyTiling = Tiling | WinogradTile
 
 
 def choose_ways(program: Program, library: Library, backend: BackendInfo, *, tune: bool) -> list[Way]:
@@ -56,33 +44,28 @@ def choose_ways(program: Program, library: Library, backend: BackendInfo, *, tun
     that are not chosen are free again before the next piece of work is emitted. No step is run before it is proved that
     it stays inside of the program's memory: a plan is data from elsewhere.
     """
-    tuner = _Tuner(library, backend)
-    check = ProgramCheck(library, program.held)
+    tuner = _Tuner(library, backend, ProgramCheck(library, program.held))
     chosen = []
     remembered: dict[object, _Choice] = {}
     for work in program.work:
         ways = work.ways()
-        check.check(ways)
         choice = remembered.get(work.tuning_key) if work.tuning_key is not None else None
         index = choice.find(ways) if choice is not None else None
         if choice is None or index is None:
             choice = tuner.tune(ways) if tune else tuner.guess(ways)
             index = choice.way
             remembered[work.tuning_key] = choice
-        way = ways[index]
-        for step, tile in zip(way.steps, choice.tiles, strict=True):
-            _set_tile(step, tile)
-        chosen.append(way)
+        chosen.append(tuner.apply(ways[index], choice.tilings))
         del ways  # before the next ones are emitted
     return chosen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Choice:
-    """The index of a way, and the tile of each of its steps; None for steps without one."""
+    """The index of a way, and the tiling of each of its tunable steps."""
 
     way: int
-    tiles: tuple[AnyTile | None, ...]
+    tilings: tuple[AnyTiling | None, ...]
     signature: tuple[tuple[int, int, int], ...]
 
     def find(self, ways: Ways) -> int | None:
@@ -95,30 +78,53 @@ def _signature(way: Way) -> tuple[tuple[int, int, int], ...]:
 
 
 class _Tuner:
-    def __init__(self, library: Library, backend: BackendInfo) -> None:
+    def __init__(self, library: Library, backend: BackendInfo, check: ProgramCheck) -> None:
         self._library = library
         self._backend = backend
+        self._check = check
+
+    def apply(self, way: Way, tilings: Sequence[AnyTiling | None]) -> Way:
+        """`way` with its tilings set and checked, holding what its steps point to."""
+        held = [array for number, tiling in enumerate(tilings) for array in _set_tiling(way, number, tiling)]
+        ready = replace(way, held=(*way.held, *held), tunables=())
+        self._check.check((ready,))
+        return ready
 
     def guess(self, ways: Ways) -> _Choice:
-        tiles = tuple(next(iter(self._tiles(step)), None) for step in ways[0].steps)
-        return _Choice(way=0, tiles=tiles, signature=_signature(ways[0]))
+        tilings = tuple(next(iter(self._tilings(ways[0], n, 1)), None) for n in range(len(ways[0].steps)))
+        return _Choice(way=0, tilings=tilings, signature=_signature(ways[0]))
 
     def tune(self, ways: Ways) -> _Choice:
-        """The best tile of each step by itself; then ways are compared as a whole, with all their steps in order."""
+        """The best tiling of each step by itself; then ways are compared as a whole, with all their steps in order."""
         choices = []
         for index, way in enumerate(ways):
-            tiles = tuple(self._best_tile(step) for step in way.steps)
-            for step, tile in zip(way.steps, tiles, strict=True):
-                _set_tile(step, tile)
-            choices.append(_Choice(way=index, tiles=tiles, signature=_signature(way)))
+            tilings = tuple(self._best_tiling(way, number) for number in range(len(way.steps)))
+            choices.append(_Choice(way=index, tilings=tilings, signature=_signature(way)))
+            # The ways stay alive here, and with them what their steps point to.
+            self.apply(way, tilings)
         runs = [functools.partial(self._run, (Step * len(way.steps))(*way.steps)) for way in ways]
         return choices[self._fastest(runs)]
 
-    def _best_tile(self, step: Step) -> AnyTile | None:
-        tiles = self._tiles(step)
-        if not tiles:
+    def _best_tiling(self, way: Way, number: int) -> AnyTiling | None:
+        tilings = self._tilings(way, number, _NUM_TILINGS)
+        if not tilings:
             return None
-        return tiles[self._fastest([functools.partial(self._run_tile, step, tile) for tile in tiles])]
+        for tiling in tilings:
+            held = _set_tiling(way, number, tiling)
+            self._check.check((Way(steps=(way.steps[number],), held=(*way.held, *held)),))
+        return tilings[self._fastest([functools.partial(self._run_tiling, way, number, t) for t in tilings])]
+
+    def _tilings(self, way: Way, number: int, count: int) -> Sequence[AnyTiling]:
+        """The tilings of one step that are worth timing, the best guess first; none for steps without one."""
+        step = way.steps[number]
+        if step.kind == Kind.WINOGRAD:
+            return winograd_tiles(step, functools.partial(self._library.max_winograd_tiles, self._backend))
+        if way.tunables:
+            return self._conv_tilings(way.tunables[number], count)
+        return ()
+
+    def _conv_tilings(self, tunable: Tunable, count: int) -> Sequence[Tiling]:
+        return tunable.tilings(functools.partial(self._library.max_vectors, self._backend), count)
 
     def _fastest(self, runs: Sequence[Callable[[int], float]]) -> int:
         """The index of the fastest of `runs`, each of which returns the time of so many repeats."""
@@ -148,47 +154,20 @@ class _Tuner:
                 best[index] = min(best[index], run(repeats) / repeats)
         return best
 
-    def _run_tile(self, step: Step, tile: AnyTile, repeats: int) -> float:
-        _set_tile(step, tile)
-        return self._run((Step * 1)(step), repeats)
+    def _run_tiling(self, way: Way, number: int, tiling: AnyTiling, repeats: int) -> float:
+        held = _set_tiling(way, number, tiling)
+        time_ns = self._run((Step * 1)(way.steps[number]), repeats)
+        del held  # not before the step has run
+        return time_ns
 
     def _run(self, steps: ctypes.Array[Step], repeats: int) -> float:
         return float(self._library.thread_cpu_time(self._backend.index, ctypes.addressof(steps), len(steps), repeats))
 
-    def _tiles(self, step: Step) -> Sequence[AnyTile]:
-        """The tiles worth timing, the best guess first; none for steps that have no tile."""
-        if step.kind == Kind.WINOGRAD:
-            return winograd_tiles(step, functools.partial(self._library.max_winograd_tiles, self._backend))
-        if step.kind == Kind.CONV:
-            return sorted(self._conv_tiles(step), key=functools.partial(_waste, step))
-        return []
 
-    def _conv_tiles(self, step: Step) -> list[Tile]:
-        tiles = []
-        longest = 0
-        for vector_length in VECTOR_LENGTHS:
-            limit = self._library.max_vectors(self._backend, vector_length, step.group_size)
-            if limit == 0:
-                continue
-            longest = longest or vector_length
-            if vector_length * 4 <= longest and step.positions > _SHORT_VECTOR_POSITIONS:
-                continue
-            num_vectors = -(-step.positions // vector_length)
-            fewest = -(-num_vectors // limit)
-            widths = {-(-num_vectors // count) for count in range(fewest, min(fewest + _TILE_COUNTS, num_vectors + 1))}
-            for width in sorted(widths, reverse=True):
-                orders = (False, True) if width < num_vectors and step.num_groups > 1 else (False,)
-                tiles += [Tile(vector_length=vector_length, max_vectors=width, groups_outer=order) for order in orders]
-        return tiles
-
-
-def _waste(step: Step, tile: Tile) -> tuple[int, int]:
-    """Positions computed for nothing, then the number of vectors: the less of both the better."""
-    num_vectors = -(-step.positions // tile.vector_length)
-    # One wasted position weighs less than the overhead of a vector.
-    return (num_vectors * (tile.vector_length + 2), -tile.max_vectors)
-
-
-def _set_tile(step: Step, tile: AnyTile | None) -> None:
-    if tile is not None:
-        tile.set(step)
+def _set_tiling(way: Way, number: int, tiling: AnyTiling | None) -> tuple[NDArray[Any], ...]:
+    """Set the tiling of one step; returns the constants that it points to from now on."""
+    if isinstance(tiling, Tiling):
+        return way.tunables[number].apply(tiling)
+    if tiling is not None:
+        tiling.set(way.steps[number])
+    return ()

@@ -93,20 +93,22 @@ int32_t check_numbers(const KerfStep &step) {
   return KERF_OK;
 }
 
-// Row groups: their lists, their weights, and what the entries read of `step.input` when each reads `reach` elements.
-int32_t check_groups(const Checker &check, int64_t reach) {
+// Row groups whose entries come in `num_chunks` chunks: their lists, their weights, and what the entries read of
+// `step.input` when each reads `reach` elements; with a `reach` below 0 that is left to the caller.
+int32_t check_groups(const Checker &check, int64_t num_chunks, int64_t reach) {
   const KerfStep &step = check.step;
   if (step.group_size != 1 && step.group_size != 2 && step.group_size != 4) return KERF_ERROR_EXTENT;
-  KERF_TRY(check.is_list(step.group_starts, (int64_t)step.num_groups + 1));
+  const int64_t num_runs = step.num_groups * num_chunks;
+  KERF_TRY(check.is_list(step.group_starts, num_runs + 1));
   int64_t entries = 0;
-  for (int32_t group = 0; group <= step.num_groups; group++) {
-    if (step.group_starts[group] < entries) return KERF_ERROR_INDEX;
-    entries = step.group_starts[group];
+  for (int64_t run = 0; run <= num_runs; run++) {
+    if (step.group_starts[run] < entries) return KERF_ERROR_INDEX;
+    entries = step.group_starts[run];
   }
   KERF_TRY(check.is_list(step.group_channels, step.num_groups));
   KERF_TRY(check.is_list(step.offsets, entries));
   KERF_TRY(check.reads(step.weights, entries * step.group_size));
-  if (entries == 0) return KERF_OK;
+  if (entries == 0 || reach < 0) return KERF_OK;
   const Range offsets = range_of(step.offsets, entries);
   return check.reads(step.input, offsets.first, offsets.last - 1 + reach);
 }
@@ -120,17 +122,92 @@ int64_t num_group_channels(const KerfStep &step) {
 
 // --- kinds -----------------------------------------------------------------------------------------------------------
 
+// The elements that one entry of a convolution reads from the offset on, for `rows` rows of output, `row` apart.
+int64_t conv_reach(const KerfStep &step, int64_t rows, int64_t row) {
+  return step.row_vectors ? rows_extent(rows, row, whole_vectors(step.output_w))
+                          : whole_vectors(rows_extent(rows, row, step.output_w));
+}
+
+bool is_near(int32_t place) { return place >= -(1 << 13) && place <= (1 << 13); }
+
+// The copies that a packed convolution makes: what they read of `input`, and that they fit a thread's scratch memory.
+int32_t check_copies(const Checker &check) {
+  const KerfStep &step = check.step;
+  const int64_t rows = step.output_h, row = step.pack_row, stride = step.stride;
+  if (stride < 1 || stride > (1 << 13) || rows * stride > MAX_EXTENT || step.input_h < 1) return KERF_ERROR_EXTENT;
+  if (row < step.output_w || step.pack_rows > rows) return KERF_ERROR_EXTENT;
+  if (step.pack_parts < 1) return KERF_ERROR_EXTENT;
+  KERF_TRY(check.writes(step.scratch, (int64_t)step.pack_parts * step.scratch_size));
+  KERF_TRY(check.is_list((const int32_t *)step.copies, (int64_t)step.num_copies * (sizeof(KerfCopy) / ELEMENT_BYTES)));
+  for (int32_t i = 0; i < step.num_copies; i++) {
+    const KerfCopy &copy = step.copies[i];
+    if (copy.offset < 0 || copy.extra_rows < 0 || copy.mask < 0) return KERF_ERROR_INDEX;
+    if (copy.phase_y < 0 || copy.phase_y >= stride) return KERF_ERROR_INDEX;
+    if (!is_near(copy.first_row) || !is_near(copy.extra_rows) || !is_near(copy.shift_x)) return KERF_ERROR_INDEX;
+    // Rows are written one by one in whole vectors, or all together.
+    const int64_t copied = step.pack_rows + copy.extra_rows;
+    const int64_t one_by_one = (copied - 1) * row + whole_vectors(row), together = whole_vectors(copied * row);
+    const int64_t written = copy.offset + (one_by_one > together ? one_by_one : together);
+    if (planes_extent(step.chunk_channels, step.pack_plane, written) > step.scratch_size) return KERF_ERROR_EXTENT;
+    int64_t first = copy.shift_x, last;
+    if (stride == 1 && step.row_vectors == 0 && step.input_row == row) {
+      const int64_t all = whole_vectors((rows + copy.extra_rows) * row);
+      first += copy.first_row * row;
+      last = first + all;
+      KERF_TRY(check.reads(step.pack_mask, copy.mask + all));
+    } else {
+      const int64_t width = stride <= 2 ? stride * whole_vectors(row) : stride * (step.output_w - 1) + 1;
+      last = first + (step.input_h - 1) * (int64_t)step.input_row + width;
+      KERF_TRY(check.reads(step.pack_mask, copy.mask + whole_vectors(row)));
+    }
+    KERF_TRY(check.reads(step.input, first, (step.channels - 1) * step.input_plane + last));
+  }
+  return KERF_OK;
+}
+
+// What the entries of a packed convolution read of a thread's scratch memory.
+int32_t check_packed_offsets(const KerfStep &step) {
+  const int64_t reach = conv_reach(step, step.pack_rows, step.pack_row);
+  for (int64_t group = 0; group < step.num_groups; group++)
+    for (int64_t chunk = 0; chunk < step.num_chunks; chunk++) {
+      const int32_t *starts = step.group_starts + group * step.num_chunks + chunk;
+      if (starts[0] == starts[1]) continue;
+      const Range offsets = range_of(step.offsets + starts[0], starts[1] - starts[0]);
+      const int64_t begin = chunk * step.chunk_channels * (int64_t)step.pack_plane;
+      if (offsets.first < begin || offsets.last - 1 - begin + reach > step.scratch_size) return KERF_ERROR_INDEX;
+    }
+  return KERF_OK;
+}
+
 int32_t check_conv(const Checker &check) {
   const KerfStep &step = check.step;
-  if (step.positions < 1) return KERF_ERROR_EXTENT;
-  const int64_t extent = whole_vectors(step.positions);
-  KERF_TRY(check_groups(check, extent));
+  const bool is_packed = step.pack_rows > 0;
+  if (step.output_h < 1 || step.output_w < 1 || step.num_chunks < 1) return KERF_ERROR_EXTENT;
+  int64_t written = rows_extent(step.output_h, step.output_row, step.output_w);
+  if (step.row_vectors) {
+    // The last vector of a row begins inside of it.
+    const int64_t before = (step.row_vectors - 1) * (int64_t)step.vector_length;
+    if (step.output_w <= before || step.output_w > before + step.vector_length) return KERF_ERROR_TILE;
+    if (step.mask) return KERF_ERROR_EXTENT;
+  } else {
+    if (step.output_row != (is_packed ? step.pack_row : step.input_row)) return KERF_ERROR_EXTENT;
+    if (step.positions != written) return KERF_ERROR_EXTENT;
+    if (step.mask) KERF_TRY(check.reads(step.mask, whole_vectors(written)));
+  }
+  if (is_packed) {
+    if (step.channels < 1 || step.chunk_channels < 1) return KERF_ERROR_EXTENT;
+    if (step.num_chunks != divide_up(step.channels, step.chunk_channels)) return KERF_ERROR_EXTENT;
+    KERF_TRY(check_copies(check));
+    KERF_TRY(check_groups(check, step.num_chunks, -1));
+    KERF_TRY(check_packed_offsets(step));
+  } else {
+    KERF_TRY(check_groups(check, step.num_chunks, conv_reach(step, step.output_h, step.input_row)));
+  }
   const int64_t channels = num_group_channels(step);
   if (channels < 0) return KERF_ERROR_INDEX;
   KERF_TRY(check.reads(step.bias, channels));
-  KERF_TRY(check.reads(step.mask, extent));
-  if (step.second) KERF_TRY(check.reads(step.second, planes_extent(channels, step.second_plane, extent)));
-  return check.writes(step.output, planes_extent(channels, step.output_plane, extent));
+  if (step.second) KERF_TRY(check.reads(step.second, planes_extent(channels, step.second_plane, written)));
+  return check.writes(step.output, planes_extent(channels, step.output_plane, written));
 }
 
 int32_t check_split(const Checker &check) {
@@ -221,7 +298,7 @@ int32_t check_dense_matvec(const Checker &check) {
 }
 
 int32_t check_sparse_matvec(const Checker &check) {
-  KERF_TRY(check_groups(check, 1));
+  KERF_TRY(check_groups(check, 1, 1));
   const int64_t outputs = num_group_channels(check.step);
   return outputs < 0 ? KERF_ERROR_INDEX : check_outputs(check, outputs);
 }

@@ -8,7 +8,7 @@
 
 #include <stdint.h>
 
-#define KERF_ABI_VERSION 5
+#define KERF_ABI_VERSION 6
 
 // Scratch memory of a step is there for KERF_MAX_THREADS threads.
 #include "kerf_team.h"
@@ -28,9 +28,19 @@ enum KerfKind {
   KERF_NUM_KINDS = 11
 };
 
+// One copy of the input for a packed convolution: rows of one phase as one column of the kernel sees them. Row i of the
+// copy is row (first_row + i + first output row) * stride + phase_y of the image, column x is column x * stride + shift_x;
+// what is outside of the image is zero.
+struct KerfCopy {
+  int32_t offset;      // of its first element, in the scratch memory of a channel
+  int32_t phase_y, first_row, shift_x;
+  int32_t extra_rows;  // it has this many rows more than the block has output rows
+  int32_t mask;        // element of pack_mask where its mask begins
+};
+
 struct KerfStep {
   int32_t kind;
-  int32_t channels;       // CONV: unused. Others: channels of the input; MATVEC: number of inputs
+  int32_t channels;       // channels of the input; MATVEC: number of inputs
   int32_t outputs;        // MATVEC: number of outputs
   int32_t input_h, input_w, input_row;
   int32_t output_h, output_w, output_row;
@@ -68,6 +78,25 @@ struct KerfStep {
   int32_t winograd_outputs;           // output channels of a product
   int32_t winograd_tiles;             // at most so many tiles (outputs in lanes) or vectors of them in a product
   int32_t winograd_parts;             // parts that have scratch memory: others leave the work to them
+
+  // CONV only. Input channels are taken in chunks, and partial sums wait in `output` in between: group_starts has
+  // num_groups * num_chunks + 1 elements, by group and then by chunk.
+  int32_t num_chunks;
+  int32_t chunk_channels;  // of all chunks but the last
+  // 0: vectors follow the flattened positions, whose rows are `input_row` (or pack_row) = output_row apart. Else each
+  // vector lies in one row of the output, row_vectors in each; columns beyond output_w are computed but not stored.
+  int32_t row_vectors;
+  // Rows of output for which the input is packed at a time; 0: offsets are relative to `input`. Otherwise they are
+  // relative to `scratch`, where channel c of a chunk begins at c * pack_plane, as if chunks began at channel 0.
+  // Rows are read as far as the kernel reaches over the border of the image, and in whole vectors. Of the scratch memory,
+  // scratch_size elements belong to each of pack_parts parts; parts beyond that leave the work to them.
+  int32_t pack_rows;
+  int32_t pack_row;        // from one row of a copy to the next
+  int32_t pack_plane;
+  int32_t pack_parts;
+  int32_t num_copies;
+  const KerfCopy *copies;
+  const uint32_t *pack_mask;  // for a row; for all rows where is_packed_flat() of conv_pack.h
 };
 
 // Memory that steps may use.

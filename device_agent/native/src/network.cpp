@@ -58,6 +58,7 @@ bool guess_tile(int32_t backend, KerfStep *step) {
     step->vector_length = length;
     step->max_vectors = (num_vectors + num_tiles - 1) / num_tiles;
     step->groups_outer = 0;
+    if (step->row_vectors) step->row_vectors = (step->output_w + length - 1) / length;
   }
   return longest != 0;
 }

@@ -15,7 +15,9 @@
   P(input) P(second) P(output) P(scratch)                                                                              \
   L(input_plane) L(second_plane) L(output_plane)                                                                       \
   P(mask) P(bias) P(phases) P(group_channels) P(group_starts) P(offsets) P(weights)                                    \
-  I(winograd_size) I(winograd_rows) I(winograd_outputs_in_lanes) I(winograd_outputs) I(winograd_tiles) I(winograd_parts)
+  I(winograd_size) I(winograd_rows) I(winograd_outputs_in_lanes) I(winograd_outputs) I(winograd_tiles)                 \
+  I(winograd_parts) I(num_chunks) I(chunk_channels) I(row_vectors) I(pack_rows) I(pack_row) I(pack_plane)              \
+  I(pack_parts) I(num_copies) P(copies) P(pack_mask)
 
 namespace {
 

@@ -126,6 +126,24 @@ template <int VL> KERF_INLINE typename Vec<VL>::Int lane_numbers() {
     return (typename Vec<VL>::Int){0, 1, 2, 3};
 }
 
+// The first `count` elements (1 to VL), and no other; zeros in the other lanes.
+template <int VL> KERF_INLINE typename Vec<VL>::Float load_first(const float *p, int count) {
+#if defined(__AVX512F__) && defined(__AVX512VL__)
+  const uint32_t lanes = (1u << count) - 1;
+  if constexpr (VL == 16)
+    return (typename Vec<VL>::Float)_mm512_maskz_loadu_ps((__mmask16)lanes, p);
+  else if constexpr (VL == 8)
+    return (typename Vec<VL>::Float)_mm256_maskz_loadu_ps((__mmask8)lanes, p);
+  else
+    return (typename Vec<VL>::Float)_mm_maskz_loadu_ps((__mmask8)lanes, p);
+#else
+  if (count == VL) return load<VL>(p);
+  float lanes[VL] = {};
+  for (int i = 0; i < count; i++) lanes[i] = p[i];
+  return load<VL>(lanes);
+#endif
+}
+
 // The first `count` lanes only, and no byte more.
 template <int VL> KERF_INLINE void store_first(float *p, typename Vec<VL>::Float v, int count) {
 #if defined(__AVX512F__) && defined(__AVX512VL__)
@@ -137,6 +155,7 @@ template <int VL> KERF_INLINE void store_first(float *p, typename Vec<VL>::Float
   else
     _mm_mask_storeu_ps(p, (__mmask8)lanes, (__m128)v);
 #else
+  if (count == VL) return store<VL>(p, v);
   KERF_UNROLL for (int i = 0; i < VL; i++)
     if (i < count) p[i] = v[i];
 #endif

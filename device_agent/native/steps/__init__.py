@@ -4,8 +4,8 @@ Each `emit_*` function returns an emitter, which is called when all layouts are 
 equivalent ways to do the work; the tuner chooses among them.
 """
 
-from device_agent.native.steps.common import Emitter, Way, Ways, emit_any
-from device_agent.native.steps.conv import emit_conv
+from device_agent.native.steps.common import Emitter, Tunable, Way, Ways, emit_any
+from device_agent.native.steps.conv import emit_conv, reads_padding
 from device_agent.native.steps.copies import emit_copy, emit_phases, emit_shortcut
 from device_agent.native.steps.depthwise import emit_depthwise, has_depthwise_kernel
 from device_agent.native.steps.elementwise import emit_elementwise
@@ -15,6 +15,7 @@ from device_agent.native.steps.winograd import emit_winograd, is_for_winograd
 
 __all__ = [
     "Emitter",
+    "Tunable",
     "Way",
     "Ways",
     "emit_any",
@@ -30,4 +31,5 @@ __all__ = [
     "emit_winograd",
     "has_depthwise_kernel",
     "is_for_winograd",
+    "reads_padding",
 ]

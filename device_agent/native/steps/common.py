@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,17 @@ from device_agent.native.layout import FLOAT_BYTES, Layout, Tensor
 from device_agent.native.library import Step
 from device_agent.native.packing import RowGroups
 from device_agent.native.placement import Placement
+from device_agent.native.tiling import TileLimit, Tiling
+
+
+class Tunable(Protocol):
+    """A step with tilings to choose from. A step cannot run before one is applied."""
+
+    def tilings(self, tile_limit: TileLimit, count: int) -> list[Tiling]:
+        """The `count` most promising tilings, the best first."""
+
+    def apply(self, tiling: Tiling) -> tuple[NDArray[Any], ...]:
+        """Set the step's tiling; returns the constants that it points to from now on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +34,8 @@ class Way:
 
     steps: tuple[Step, ...]
     held: tuple[NDArray[Any], ...] = ()
+    #: For each step, what sets its tiling; none if no step has one.
+    tunables: tuple[Tunable, ...] = ()
 
 
 Ways = tuple[Way, ...]

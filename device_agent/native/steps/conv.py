@@ -2,18 +2,46 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
-from device_agent.contracts import KernelSpec
+from device_agent.contracts import KernelSpec, Op
 from device_agent.native.errors import UnsupportedKernelError
-from device_agent.native.layout import PhaseTensor, Tensor, phase_of
+from device_agent.native.input_packing import PackedInput, PackShape, pack_input
+from device_agent.native.layout import VECTOR, PhaseTensor, Tensor, phase_of
 from device_agent.native.library import Kind, Step
 from device_agent.native.packing import RowGroups
 from device_agent.native.placement import Placement
-from device_agent.native.steps.common import Emitter, Ways, bounded, grouped_way, set_input, set_output
+from device_agent.native.steps.common import Emitter, Way, Ways, bounded, set_input, set_output
+from device_agent.native.tiling import ConvShape, TileLimit, Tiling, tilings
 
 FloatArray = NDArray[np.float32]
+
+#: Scratch memory of a thread, in elements: enough for what fits a first-level cache.
+_SCRATCH_SIZE = 32 * 1024
+
+
+#: Reading in place may compute this many times the positions of the image, and still costs less than packing.
+_MOST_COMPUTED = 1.09
+#: Below this density packing costs more than it saves, whatever the padding.
+_PACKING_DENSITY = 0.15
+
+
+def reads_padding(kernel: KernelSpec) -> bool:
+    """Whether the input should have zeros around it, so that the convolution reads it where it is.
+
+    Padding between rows is computed like the image, unless rows are whole vectors.
+    """
+    if kernel.stride != 1:
+        return False
+    if kernel.op is Op.DEPTHWISE_CONV2D or kernel.padding == 0 or kernel.output_w % VECTOR == 0:
+        return True
+    if kernel.pruning.density < _PACKING_DENSITY:
+        return True
+    positions = (kernel.output_h - 1) * (kernel.output_w + kernel.padding) + kernel.output_w
+    return positions <= _MOST_COMPUTED * kernel.output_h * kernel.output_w
 
 
 def emit_conv(
@@ -25,20 +53,134 @@ def emit_conv(
     target: Tensor,
 ) -> Emitter:
     def emit(placement: Placement) -> Ways:
-        offsets = _tap_offsets(kernel, source)
-        common = bounded(Step(kind=Kind.CONV, bias=placement.constant(bias)), kernel.activation)
+        common = bounded(
+            Step(kind=Kind.CONV, channels=kernel.in_channels, stride=kernel.stride, bias=placement.constant(bias)),
+            kernel.activation,
+        )
         set_input(common, placement, source)
         layout = set_output(common, placement, target)
-        common.positions, common.mask = layout.positions, placement.mask(layout)
+        common.positions = layout.positions
+        if layout.row > layout.width:
+            common.mask = placement.mask(layout)
         if residual is not None:
             common.second, common.second_plane = placement.address(residual), residual.layout().plane
-        return tuple(grouped_way(common, way, offsets, placement) for way in ways)
+        emitted = []
+        for way in ways:
+            held = list[NDArray[Any]]()
+            tunables = tuple(
+                TunableConv(kernel, source, target, _step(common, groups, placement, held), groups, placement)
+                for groups in way
+            )
+            emitted.append(Way(steps=tuple(t.step for t in tunables), held=tuple(held), tunables=tunables))
+        return tuple(emitted)
 
     return emit
 
 
-def _tap_offsets(kernel: KernelSpec, source: Tensor) -> NDArray[np.int32]:
-    """The offset of each column (input channel, kernel y, kernel x) from the output's position, in elements."""
+class TunableConv:
+    """A step whose tiling is open, and what is needed to set it."""
+
+    def __init__(
+        self,
+        kernel: KernelSpec,
+        source: Tensor,
+        target: Tensor,
+        step: Step,
+        groups: RowGroups,
+        placement: Placement,
+    ) -> None:
+        self.step = step
+        self._kernel = kernel
+        self._source = source
+        self._groups = groups
+        self._placement = placement
+        self._mask = step.mask
+        taps = kernel.kernel_h * kernel.kernel_w
+        self._entry_channels, self._entry_taps = np.divmod(groups.columns, taps)
+        self._arrays: dict[object, tuple[NDArray[Any], int]] = {}
+        is_split = isinstance(source, PhaseTensor)
+        self.shape = ConvShape(
+            kernel=kernel,
+            source=source.layout(),
+            target=target.layout(),
+            group_size=groups.group_size,
+            num_groups=len(groups.channels),
+            num_entries=len(groups.columns),
+            can_read_directly=is_split or (kernel.stride == 1 and source.padding >= kernel.padding),
+            can_pack=not is_split,
+        )
+
+    def tilings(self, tile_limit: TileLimit, count: int) -> list[Tiling]:
+        """The `count` most promising tilings, the best first."""
+        return tilings(self.shape, tile_limit, count)
+
+    def apply(self, tiling: Tiling) -> tuple[NDArray[Any], ...]:
+        """Set the tiling of `step`; returns the constants that it points to from now on."""
+        step, channels = self.step, self._kernel.in_channels
+        step.vector_length, step.max_vectors = tiling.vector_length, tiling.max_vectors
+        step.groups_outer, step.row_vectors = int(tiling.groups_outer), tiling.row_vectors
+        step.chunk_channels = tiling.chunk_channels
+        step.num_chunks = -(-channels // tiling.chunk_channels)
+        # Vectors that end with their row never reach the padding.
+        step.mask = 0 if tiling.row_vectors else self._mask
+        starts, step.group_starts = self._array(("starts", tiling.chunk_channels), self._starts, tiling.chunk_channels)
+        offsets, step.offsets = self._array(("offsets", tiling.pack), self._offsets, tiling.pack)
+        if tiling.pack is None:
+            step.pack_rows = step.pack_row = step.pack_plane = step.pack_parts = step.num_copies = 0
+            step.copies = step.pack_mask = step.scratch = step.scratch_size = 0
+            return starts, offsets
+        packed = self._packed(tiling.pack)
+        step.pack_rows, step.pack_row = tiling.pack.rows, tiling.pack.row
+        step.pack_plane, step.pack_parts = packed.plane, self._placement.threads
+        step.num_copies = len(packed.copies)
+        copies, step.copies = self._array(("copies", tiling.pack), lambda _: packed.copies, None)
+        mask, step.pack_mask = self._array(("mask", tiling.pack), lambda _: packed.mask, None)
+        # Vectors at the end of the last copy read on.
+        step.scratch_size = max(_SCRATCH_SIZE, tiling.chunk_channels * packed.plane + 4 * VECTOR)
+        step.scratch = self._placement.thread_scratch(step.scratch_size)
+        return starts, offsets, copies, mask
+
+    def _array(self, key: object, make: Any, argument: object) -> tuple[NDArray[Any], int]:
+        if key not in self._arrays:
+            held = list[NDArray[Any]]()
+            address = self._placement.constant(make(argument), held)
+            self._arrays[key] = held[0], address
+        return self._arrays[key]
+
+    def _packed(self, shape: PackShape) -> PackedInput:
+        return pack_input(self._kernel, shape, self._source.layout())
+
+    def _starts(self, chunk_channels: int) -> NDArray[np.int32]:
+        """The first entry of each chunk of each group, by group; and the number of entries."""
+        num_chunks = -(-self._kernel.in_channels // chunk_channels)
+        group = np.repeat(np.arange(len(self._groups.channels)), np.diff(self._groups.starts))
+        index = group * num_chunks + self._entry_channels // chunk_channels
+        counts = np.bincount(index, minlength=len(self._groups.channels) * num_chunks)
+        return np.concatenate(([0], np.cumsum(counts))).astype(np.int32)
+
+    def _offsets(self, pack: PackShape | None) -> NDArray[np.int32]:
+        if pack is None:
+            taps, plane = _tap_offsets(self._kernel, self._source)
+        else:
+            packed = self._packed(pack)
+            taps, plane = packed.taps.reshape(-1), packed.plane
+        if self._kernel.in_channels * plane >= 1 << 31:
+            raise UnsupportedKernelError(
+                f"an input of {self._kernel.in_channels * plane} elements exceeds the reach of 32-bit offsets"
+            )
+        return (self._entry_channels * plane + taps[self._entry_taps]).astype(np.int32)
+
+
+def _step(common: Step, groups: RowGroups, placement: Placement, held: list[NDArray[Any]]) -> Step:
+    step = Step.from_buffer_copy(common)
+    step.group_size, step.num_groups = groups.group_size, len(groups.channels)
+    step.group_channels = placement.constant(groups.channels, held)
+    step.weights = placement.constant(groups.values, held)
+    return step
+
+
+def _tap_offsets(kernel: KernelSpec, source: Tensor) -> tuple[NDArray[np.int64], int]:
+    """The offset of each kernel position from the output's position, and of each channel, in elements."""
     layout = source.layout()
     stride = kernel.stride
     y, x = np.meshgrid(
@@ -49,7 +191,4 @@ def _tap_offsets(kernel: KernelSpec, source: Tensor) -> NDArray[np.int32]:
     if isinstance(source, PhaseTensor):
         taps = taps + source.phase_indices()[phase_of(y, x, stride)] * layout.plane
         planes_per_channel = source.num_phases
-    channels = np.arange(kernel.in_channels, dtype=np.int64) * planes_per_channel * layout.plane
-    if layout.size >= 1 << 31:
-        raise UnsupportedKernelError(f"an input of {layout.size} elements exceeds the reach of 32-bit offsets")
-    return (channels[:, None, None] + taps).reshape(-1).astype(np.int32)
+    return taps.reshape(-1).astype(np.int64), planes_per_channel * layout.plane

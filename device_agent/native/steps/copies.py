@@ -43,15 +43,11 @@ def emit_shortcut(kernel: KernelSpec, source: Tensor, output: Tensor) -> Emitter
         before = kernel.pad_channels_before
         after = kernel.out_channels - kernel.in_channels - before
         plane_bytes = FLOAT_BYTES * output.layout().plane
-        phases = np.full(kernel.stride * kernel.stride, -1, dtype=np.int32)
-        phases[0] = 0
-        copy = Step(
-            kind=Kind.SPLIT,
-            stride=kernel.stride,
-            channels=kernel.in_channels,
-            num_phases=1,
-            phases=placement.constant(phases),
-        )
+        copy = Step(kind=Kind.SPLIT, stride=kernel.stride, channels=kernel.in_channels, num_phases=1)
+        if kernel.stride > 1:
+            phases = np.full(kernel.stride * kernel.stride, -1, dtype=np.int32)
+            phases[0] = 0
+            copy.phases = placement.constant(phases)
         set_input(copy, placement, source)
         set_output(copy, placement, output)
         start = placement.address(output)

@@ -243,9 +243,10 @@ def test_index_lists_are_checked_entry_by_entry_and_cannot_be_written(kind: int,
     index = next(i for i, step in enumerate(samples.steps(IMAGE)) if step.kind == kind and getattr(step, name))
     step = samples.steps(IMAGE)[index]
     value = getattr(step, name)
+    num_runs = step.num_groups * max(1, step.num_chunks)
     count = {
-        "offsets": samples.indices(IMAGE, step.group_starts or 1 << 40)[step.num_groups] if step.group_starts else 0,
-        "group_starts": step.num_groups + 1,
+        "offsets": samples.indices(IMAGE, step.group_starts or 1 << 40)[num_runs] if step.group_starts else 0,
+        "group_starts": num_runs + 1,
         "group_channels": step.num_groups,
         "phases": step.stride**2,
     }[name]

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
+from collections.abc import Iterator
+from unittest import mock
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from device_agent.contracts import Activation, ContractError, KernelSpec, Op, PruningScheme, WeightPruning
 from device_agent.native.errors import UnsupportedKernelError
 from device_agent.native.executor import NativeKernel
 from device_agent.native.library import Kind, load_library
+from device_agent.native.steps import Tunable
+from device_agent.native.tiling import Tiling
+from device_agent.native.tuner import _Tuner
 from device_agent.synthesis import kernel_inputs, synthesize_weights
 from tests.unit.device_agent.native.native_samples import convolutions, other_kernels, torch_kernel
 
@@ -77,27 +86,81 @@ def conv(channels: int = 16, extent: int = 8, **changes: object) -> KernelSpec:
     return KernelSpec(**values)  # type: ignore[arg-type]
 
 
+def kernels_of_all_tilings(
+    kernel: KernelSpec, isa: str, most: int = 10_000, threads: int = 1
+) -> Iterator[NativeKernel]:
+    """`kernel` with one tiling after the other: at most so many of those that the tuner would choose from."""
+    index, count = 0, 1
+    while index < count:
+        known: list[list[Tiling]] = []
+        with (
+            # Small chunks, so that small kernels have several.
+            mock.patch("device_agent.native.tiling._CHUNK_BYTES", (1500, 36_000)),
+            mock.patch.object(
+                _Tuner, "_conv_tilings", functools.partialmethod(one_tiling, index=index, most=most, known=known)
+            ),
+        ):
+            yield NativeKernel(kernel, isa=isa, tune=False, threads=threads)
+        index, count = index + 1, max(map(len, known), default=0)
+
+
+def one_tiling(
+    tuner: _Tuner, tunable: Tunable, _: int, *, index: int, most: int, known: list[list[Tiling]]
+) -> list[Tiling]:
+    tilings = tunable.tilings(functools.partial(tuner._library.max_vectors, tuner._backend), most)
+    known.append(tilings)
+    return [tilings[min(index, len(tilings) - 1)]]
+
+
 @pytest.mark.parametrize("isa", ISAS)
-def test_every_tile_of_every_backend_gives_the_same_bits(isa: str) -> None:
-    """Each vector length, tile width and loop order, where group sizes 4, 2 and 1 all occur (7 = 4 + 2 + 1)."""
-    kernel = conv(7, 11, residual=True, pruning=WeightPruning(scheme=PruningScheme.GROUP, block_filters=7, density=0.5))
-    library = load_library()
-    backend = library.backend(isa)
-    native = NativeKernel(kernel, isa=isa, tune=False)
+@pytest.mark.parametrize("extent", [7, 8, 11, 14, 16])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_every_tiling_of_every_backend_gives_the_same_bits(isa: str, extent: int, stride: int) -> None:
+    """Group sizes 4, 2 and 1 all occur (7 = 4 + 2 + 1), and all kinds of rows, rests, chunks and packings."""
+    kernel = conv(
+        7,
+        extent,
+        stride=stride,
+        residual=True,
+        pruning=WeightPruning(scheme=PruningScheme.GROUP, block_filters=7, density=0.5),
+    )
     x, second = kernel_inputs(kernel)
-    expected = native.run(x, second).tobytes()
-    steps = [step for step in native._run._array if step.kind == Kind.CONV]
-    assert {step.group_size for step in steps} == {4, 2, 1}
-    tried = 0
-    for vector_length in (4, 8, 16):
-        for step in steps:
-            for width in range(1, library.max_vectors(backend, vector_length, step.group_size) + 1):
-                for order in (0, 1):
-                    step.vector_length, step.max_vectors, step.groups_outer = vector_length, width, order
-                    native.invoke()
-                    assert native.output().tobytes() == expected
-                    tried += 1
-    assert tried >= 32
+    expected = NativeKernel(kernel, isa=isa, tune=False).run(x, second).tobytes()
+    seen = set()
+    for native in kernels_of_all_tilings(kernel, isa):
+        steps = [step for step in native._run._array if step.kind == Kind.CONV]
+        assert {step.group_size for step in steps} == {4, 2, 1}
+        seen |= {(s.vector_length, s.row_vectors > 0, s.num_chunks > 1, s.pack_rows > 0, s.groups_outer) for s in steps}
+        assert native.run(x, second).tobytes() == expected
+    assert len(seen) >= 4
+    assert {True, False} == {has_chunks for _, _, has_chunks, *_ in seen}
+
+
+@settings(max_examples=40, deadline=None)
+@given(kernel=convolutions(), isa=st.sampled_from(FMA_ISAS or ISAS))
+def test_tilings_of_any_convolution_give_the_same_bits(kernel: KernelSpec, isa: str) -> None:
+    x, second = kernel_inputs(kernel)
+    outputs = [native.run(x, second).tobytes() for native in kernels_of_all_tilings(kernel, isa, most=20)]
+    assert len(set(outputs)) == 1
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_shares_of_a_convolution_are_the_whole(isa: str) -> None:
+    """What several threads would do, one after the other and in any order."""
+    library = load_library()
+    for stride in (1, 2):
+        kernel = conv(12, 30, stride=stride, residual=True)
+        x, second = kernel_inputs(kernel)
+        expected = NativeKernel(kernel, isa=isa, tune=False).run(x, second).tobytes()
+        for native in kernels_of_all_tilings(kernel, isa, most=12, threads=3):
+            for parts in (2, 3):
+                # Other outputs than those that are expected.
+                native.run(-x, second)
+                native.set_inputs(x, second)
+                for part in reversed(range(parts)):
+                    for step in native._run.steps:
+                        library.run_part(native._backend.index, ctypes.addressof(step), part, parts)
+                assert native.output().tobytes() == expected
 
 
 def test_a_filter_without_weights_gives_its_bias() -> None:
@@ -157,12 +220,13 @@ def test_times_and_memory_are_reported() -> None:
         native.op_ns(rounds=0)
 
 
-def test_the_split_into_phases_is_part_of_the_timed_run() -> None:
+def test_packing_is_part_of_the_timed_run() -> None:
     """A stride-2 kernel follows its input: what is timed starts from the planes that an earlier kernel wrote."""
     native = NativeKernel(conv(stride=2), tune=False)
-    assert [step.kind for step in native._run._array] == [Kind.SPLIT, Kind.CONV]
-    native = NativeKernel(conv(stride=1), tune=False)
-    assert [step.kind for step in native._run._array] == [Kind.CONV]
+    assert [step.pack_rows > 0 for step in native._run._array if step.kind == Kind.CONV] == [True]
+    assert [step.kind for step in native._load._array] == [Kind.SPLIT]
+    native = NativeKernel(conv(extent=16), tune=False)
+    assert [step.pack_rows > 0 for step in native._run._array if step.kind == Kind.CONV] == [False]
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from device_agent.contracts import (
 from device_agent.formats.packed import read_packed, write_packed
 from device_agent.native.errors import UnsupportedKernelError
 from device_agent.native.executor import NativeNetwork
-from device_agent.native.library import load_library
+from device_agent.native.library import Kind, load_library
 from device_agent.synthesis import kernel_plan, synthesize_input, synthesize_weights
 from tests.unit.device_agent.native.native_samples import convolutions, prunings, torch_network
 
@@ -193,12 +193,13 @@ def test_a_residual_network_equals_torch() -> None:
     check_network(residual_network(), tune=True)
 
 
-def test_a_block_shares_one_phase_split() -> None:
-    """The 3x3 convolution of stride 2 and the 1x1 projection beside it read the same phases."""
+def test_strided_convolutions_pack_their_input_themselves() -> None:
+    """The stem, the 3x3 convolution of stride 2 and the projection beside it: none splits a whole tensor."""
     plan = residual_network()
     network = NativeNetwork(plan, weights_of(plan), tune=False)
-    splits = [step for step in network._run._array if step.kind == 1 and step.stride == 2]
-    assert len(splits) == 2  # one for the stem, one for b1 and project together
+    steps = [step for step in network._run._array if step.stride == 2 and step.kind in (Kind.CONV, Kind.SPLIT)]
+    assert {(step.kind, step.pack_rows > 0) for step in steps} == {(Kind.CONV, True)}
+    assert len(steps) >= 3
 
 
 def test_bits_are_the_same_on_all_backends_with_fma_and_after_packing() -> None:

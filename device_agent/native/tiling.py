@@ -1,0 +1,197 @@
+"""The tilings of a convolution that are worth timing, by a model of what each costs.
+
+The model counts cycles of a core with two vector units of multiply-adds and two loads a cycle. It only has to put the
+best tiling among the first few; the tuner times those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from device_agent.contracts import KernelSpec
+from device_agent.native.input_packing import PackShape, packed_plane
+from device_agent.native.layout import FLOAT_BYTES, Layout
+from device_agent.native.library import VECTOR_LENGTHS
+
+#: What a chunk of the input may take of the first-level cache, in bytes: beside it, weights and sums pass through.
+_CHUNK_BYTES = (20_000, 36_000)
+_CACHE_BYTES = 48_000
+#: How much longer loads take that miss the first-level cache.
+_MISS_CYCLES = 1.0
+#: Cycles to start a tile, and to leave its loop.
+_TILE_CYCLES = 24.0
+#: Row groups of one filter find tiles with 4 vectors in a row too, and all groups those with 1 and 2.
+_ROW_VECTORS = {1: (1, 2, 4), 2: (1, 2), 4: (1, 2)}
+
+TileLimit = Callable[[int, int], int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tiling:
+    """How one convolution step walks its input and output: see the fields of the same names in src/kerf_native.h."""
+
+    vector_length: int
+    max_vectors: int
+    groups_outer: bool
+    row_vectors: int
+    chunk_channels: int
+    pack: PackShape | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvShape:
+    """What tilings are chosen by. `can_read_directly` tells whether the input has the padding that the kernel needs."""
+
+    kernel: KernelSpec
+    source: Layout
+    target: Layout
+    group_size: int
+    num_groups: int
+    num_entries: int
+    can_read_directly: bool
+    can_pack: bool
+
+
+def tilings(shape: ConvShape, tile_limit: TileLimit, count: int) -> list[Tiling]:
+    """The `count` most promising tilings, the best first.
+
+    `tile_limit` gives the widest tile for a vector length and a group size, 0 where there is none.
+    """
+    longest = next(length for length in VECTOR_LENGTHS if tile_limit(length, shape.group_size))
+    found: dict[Tiling, float] = {}
+    for length in VECTOR_LENGTHS:
+        limit = tile_limit(length, shape.group_size)
+        if limit == 0:
+            continue
+        for pack, row_vectors in _walks(shape, length, is_longest=length == longest):
+            for chunk in _chunks(shape, pack, length * limit):
+                for width in _widths(shape, pack, row_vectors, length, limit):
+                    for groups_outer in (False, True):
+                        tiling = Tiling(
+                            vector_length=length,
+                            max_vectors=width,
+                            groups_outer=groups_outer,
+                            row_vectors=row_vectors,
+                            chunk_channels=chunk,
+                            pack=pack,
+                        )
+                        found[tiling] = cycles(shape, tiling)
+    return sorted(found, key=found.__getitem__)[:count]
+
+
+def cycles(shape: ConvShape, tiling: Tiling) -> float:
+    """The modelled cost of a tiling in cycles; only the order among tilings matters."""
+    kernel, group = shape.kernel, shape.group_size
+    rows = kernel.output_h if tiling.pack is None else tiling.pack.rows
+    num_spans = -(-kernel.output_h // rows)
+    units, rest = _vectors(shape, tiling.pack, tiling.row_vectors, tiling.vector_length, rows)
+    num_tiles = -(-units // tiling.max_vectors)
+    width = units / num_tiles
+    num_chunks = -(-kernel.in_channels // tiling.chunk_channels)
+
+    input_bytes = _chunk_bytes(shape, tiling)
+    is_aligned = tiling.pack is not None and (tiling.pack.row % tiling.vector_length == 0 or tiling.pack.by_tap)
+    crossings = 0.0 if is_aligned else min(1.0, tiling.vector_length / 16)
+    loads = width * (1 + crossings) + group + 1.0
+    entry = max(width * group / 2, loads / 2, 2.0)
+    if input_bytes > _CACHE_BYTES:
+        entry += _MISS_CYCLES * width * tiling.vector_length / 16
+    if tiling.vector_length == 4 or width * group < 8:
+        # Too few sums to hide the latency of a multiply-add.
+        entry = max(entry, 4.0)
+    visits = num_spans * num_tiles * shape.num_groups * num_chunks
+    cost = num_spans * num_tiles * shape.num_entries * entry + visits * (_TILE_CYCLES + 1.5 * group * width)
+    if rest:
+        cost += num_spans * shape.num_entries * (0.5 if rest == 1 else 1.0 if rest <= 4 else 1.5)
+    if tiling.pack is not None:
+        cost += num_spans * kernel.in_channels * packed_plane(kernel, tiling.pack) / tiling.vector_length * 1.3
+    return cost
+
+
+def _walks(shape: ConvShape, length: int, *, is_longest: bool) -> Iterator[tuple[PackShape | None, int]]:
+    """Ways to pack, or not to, with the vectors in each row of tiles of rows, or 0."""
+    kernel = shape.kernel
+    row_vectors = -(-kernel.output_w // length)
+    has_row_tiles = is_longest and row_vectors in _ROW_VECTORS[shape.group_size]
+    if shape.can_read_directly:
+        if shape.source.row == shape.target.row:
+            yield None, 0
+        if has_row_tiles or kernel.output_w % length == 0 or shape.source.row != shape.target.row:
+            yield None, row_vectors
+    if not shape.can_pack or (shape.can_read_directly and kernel.kernel_h == kernel.kernel_w == 1):
+        return
+    heights = _block_rows(kernel.output_h, kernel.output_w, length)
+    for rows in heights:
+        yield PackShape(rows=rows, row=shape.target.row), 0
+        if has_row_tiles and kernel.output_w < row_vectors * length:
+            yield PackShape(rows=rows, row=row_vectors * length, by_rows=True), row_vectors
+        elif has_row_tiles and shape.target.row > kernel.output_w:
+            yield PackShape(rows=rows, row=kernel.output_w, by_rows=True), row_vectors
+    if kernel.output_h * shape.target.row <= 6 * length and kernel.kernel_h > 1:
+        yield PackShape(rows=kernel.output_h, row=shape.target.row, by_tap=True), 0
+
+
+def _block_rows(height: int, width: int, length: int) -> list[int]:
+    """Numbers of output rows to pack at a time: those that fill whole vectors, and all."""
+    whole = [rows for rows in range(1, height) if rows * width % length == 0 and 2 * length <= rows * width]
+    sizes = {height}
+    for target in (6, 7, 12, 14):
+        near = [rows for rows in whole if rows * width <= target * length]
+        if near:
+            sizes.add(near[-1])
+    if len(sizes) == 1:
+        sizes.add(max(1, min(height, 8 * length // width)))
+    return [rows for rows in sizes if rows * width <= 64 * length or rows == min(sizes)]
+
+
+def _chunks(shape: ConvShape, pack: PackShape | None, tile_positions: int) -> list[int]:
+    channels = shape.kernel.in_channels
+    per_channel = FLOAT_BYTES * (
+        packed_plane(shape.kernel, pack) if pack is not None else _direct_elements(shape, tile_positions)
+    )
+    sizes = {min(channels, max(1, budget // per_channel)) for budget in _CHUNK_BYTES}
+    if pack is None or channels * per_channel <= 2 * _CACHE_BYTES:
+        sizes.add(channels)
+    # Equal chunks.
+    return sorted({-(-channels // -(-channels // size)) for size in sizes})
+
+
+def _direct_elements(shape: ConvShape, positions: int) -> int:
+    """What a tile reads of each channel."""
+    rows = shape.kernel.kernel_h - 1
+    return min(shape.source.plane, positions + rows * shape.source.row + shape.kernel.kernel_w)
+
+
+def _chunk_bytes(shape: ConvShape, tiling: Tiling) -> int:
+    if tiling.pack is not None:
+        return FLOAT_BYTES * tiling.chunk_channels * packed_plane(shape.kernel, tiling.pack)
+    positions = shape.source.plane if tiling.groups_outer else tiling.vector_length * tiling.max_vectors
+    return FLOAT_BYTES * tiling.chunk_channels * _direct_elements(shape, positions)
+
+
+def _vectors(shape: ConvShape, pack: PackShape | None, row_vectors: int, length: int, rows: int) -> tuple[int, int]:
+    """Vectors of a span of `rows`, and positions that a tile of fours computes beside them."""
+    if row_vectors:
+        return rows * row_vectors, 0
+    row = shape.target.row if pack is None else pack.row
+    positions = (rows - 1) * row + shape.kernel.output_w
+    rest = positions % length
+    if row > shape.kernel.output_w < rest:
+        rest = 0
+    if shape.group_size == 4 and positions >= length and (rest == 1 or (1 < rest <= 8 and length == 16)):
+        return positions // length, rest
+    return -(-positions // length), 0
+
+
+def _widths(shape: ConvShape, pack: PackShape | None, row_vectors: int, length: int, limit: int) -> list[int]:
+    """The widths of tiles that cut a span evenly, for the fewest tiles and some more."""
+    rows = shape.kernel.output_h if pack is None else pack.rows
+    units, _ = _vectors(shape, pack, row_vectors, length, rows)
+    step = row_vectors if row_vectors in _ROW_VECTORS[shape.group_size] else 1
+    if row_vectors and step == 1:
+        units = row_vectors
+    limit = max(1, limit // step)
+    units = units // step
+    fewest = -(-units // limit)
+    return sorted({step * -(-units // count) for count in range(fewest, min(fewest + 3, units + 1))})
