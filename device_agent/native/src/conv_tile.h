@@ -178,7 +178,7 @@ static void conv_tile(const KerfStep &step, const ConvVisit &visit, int first, i
       if constexpr (REST != 0) start_rest<REST>(0, 0, step.bias + channel, visit.last_lanes, rest);
     }
 
-    if (group + 1 < last) {
+    if (step.num_chunks > 1 && group + 1 < last) {
       // The sums of the next group, too.
       const float *next = step.output + step.group_channels[group + 1] * step.output_plane + visit.output;
       KERF_UNROLL for (int g = 0; g < G; g++)
@@ -193,8 +193,9 @@ static void conv_tile(const KerfStep &step, const ConvVisit &visit, int first, i
     const int64_t ahead = group + 1 < step.num_groups ? starts[step.num_chunks] - starts[0] : 0;
     for (; offset != end; offset++, weight += G) {
       const float *x = visit.input + *offset;
-      __builtin_prefetch(weight + ahead * G);
-      __builtin_prefetch(offset + ahead);
+      // Single filters have no load to spare.
+      if (G > 1) __builtin_prefetch(weight + ahead * G);
+      if (G > 1) __builtin_prefetch(offset + ahead);
       if constexpr (HOLDS_INPUTS) {
         Float values[P];
         KERF_UNROLL for (int p = 0; p < P; p++) values[p] = load<VL>(x + place_of<VL, ROW>(p, visit.input_row));
