@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from device_agent.contracts import KernelSpec, Op
 from device_agent.native.layout import FLOAT_BYTES, VECTOR, Tensor, round_up
 from device_agent.native.library import Kind, Step
-from device_agent.native.packing import dense_blocks
 from device_agent.native.placement import Placement
 from device_agent.native.steps.common import Emitter, Way, Ways, bounded, set_input, set_output
 
@@ -25,6 +24,8 @@ SIZES = (4, 2)
 _LEAST_DENSITY = 0.3
 #: With fewer channels, the transforms cost more than the products save.
 _LEAST_CHANNELS = 8
+#: Transformed weights take four times (tiles of 4) the memory: too much where an image has so few tiles to use them.
+_LEAST_TILES = {4: 5, 2: 1}
 #: Weights up to this size stay in a second-level cache.
 _CACHE_BYTES = 1 << 20
 #: A byte of weights is read in the time of so many arithmetic operations, inside and outside of that cache. Rough, as
@@ -121,6 +122,8 @@ def emit_winograd(
 def _may_pay(kernel: KernelSpec, size: int) -> bool:
     """Whether tiles of this size take less time than the direct path, by a rough model of arithmetic and reading."""
     tiles = -(-kernel.output_h // size) * -(-kernel.output_w // size)
+    if tiles < _LEAST_TILES[size]:
+        return False
     matrix = kernel.in_channels * kernel.out_channels
     return _cost(matrix * (size + 2) ** 2, tiles) < _cost(matrix * 9, kernel.output_h * kernel.output_w)
 
@@ -162,9 +165,19 @@ def _block_bytes(step: Step, rows: int) -> int:
 def transform_weights(weight: FloatArray, size: int) -> FloatArray:
     """`weight` (outputs, inputs, 3, 3) as (blocks of outputs, points^2, inputs, 16), transformed in float64."""
     transform = _WEIGHT_TRANSFORMS[size]
-    points = np.einsum("ky,oiyx,lx->kloi", transform, weight.astype(np.float64), transform, optimize=True)
-    rows = points.astype(np.float32).reshape(-1, *weight.shape[:2])
-    return np.stack([dense_blocks(matrix, VECTOR) for matrix in rows], axis=1)
+    outputs, inputs = weight.shape[:2]
+    blocks = np.zeros((-(-outputs // VECTOR), (size + 2) ** 2, inputs, VECTOR), dtype=np.float32)
+    # One block at a time: float64 of all would be several times the result.
+    for index, block in enumerate(blocks):
+        part = weight[index * VECTOR : (index + 1) * VECTOR].astype(np.float64)
+        rows = _combine(transform, part.transpose(2, 3, 1, 0))
+        block[:, :, : len(part)] = [point for row in rows for point in _combine(transform, row)]
+    return blocks
+
+
+def _combine(transform: NDArray[np.float64], values: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+    """The rows of `transform` (n, 3) times `values` (3, ...). A matrix product would have bits of the machine's own."""
+    return [a * values[0] + b * values[1] + c * values[2] for a, b, c in transform]
 
 
 def _scratch_size(step: Step, rows: int, outputs: int) -> int:

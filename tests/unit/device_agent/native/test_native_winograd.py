@@ -197,6 +197,14 @@ def test_which_layers_are_for_winograd(changes: dict[str, object], expected: boo
     assert is_for_winograd(kernel, synthesize_weights(kernel)["weight"]) is expected
 
 
+def test_small_images_have_small_tiles_for_the_sake_of_memory() -> None:
+    sizes = [
+        {way.steps[0].winograd_size for way in WinogradRunner(conv(64, extent), BACKENDS[0].name).ways}
+        for extent in (8, 9, 20)
+    ]
+    assert sizes == [{2}, {2, 4}, {2, 4}]
+
+
 def winograd_network() -> NetworkPlan:
     first, second = conv(32, 20, activation=Activation.RELU), conv(32, 20, residual=True, activation=Activation.RELU)
     pool = KernelSpec(op=Op.GLOBAL_AVG_POOL, in_channels=32, out_channels=32, input_h=20, input_w=20)
