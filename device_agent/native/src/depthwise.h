@@ -17,6 +17,7 @@ template <int VL, int K, int C> struct DepthwiseWindow {
   struct Row {
     Float columns[K];
   };
+  static constexpr float OUTSIDE = 0.0f;
   Float taps[C][K * K], lower, upper;
   const float *bias;
 

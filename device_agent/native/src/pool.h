@@ -24,6 +24,7 @@ template <class Combine> struct PoolOf {
   template <int VL, int K, int C> struct Window {
     typedef typename Vec<VL>::Float Float;
     typedef typename Vec<VL>::Bits Bits;
+    static constexpr float OUTSIDE = Combine::NEUTRAL;
     Float lower, upper, scale;
 
     KERF_METHOD Window(const KerfStep &step, int) : lower(splat<VL>(step.lower)), upper(splat<VL>(step.upper)),

@@ -22,7 +22,7 @@ template <int VL> struct Strip {
   int x;            // first output column
   int last_vector;  // column of the last vector, relative to x
   int num_columns;  // of the last vector, columns that exist: fewer than VL where the whole row is narrower
-  const typename Vec<VL>::Bits *first, *last;
+  const typename Vec<VL>::Bits *first, *last;  // null where no lane has to be masked
 };
 
 // All ones in the lanes whose input column for window column `kx` is inside the image.
@@ -31,8 +31,10 @@ template <int VL> KERF_INLINE typename Vec<VL>::Bits columns_inside(const KerfSt
   return (typename Vec<VL>::Bits)((column >= 0) & (column < step.input_w));
 }
 
-// Column kx of the K columns, for one vector of outputs whose first window begins at `p`.
-template <int VL, int K, int S> KERF_INLINE void load_columns(const float *p, typename Vec<VL>::Float *values) {
+// Column kx of the K columns, for one vector of outputs whose first window begins at `p`. With K = 3 and stride 2, the
+// first element of column 0 comes from `left` instead.
+template <int VL, int K, int S>
+KERF_INLINE void load_columns(const float *p, const float *left, typename Vec<VL>::Float *values) {
   if constexpr (S == 1) {
     KERF_UNROLL for (int kx = 0; kx < K; kx++) values[kx] = load<VL>(p + kx);
   } else if constexpr (K == 3) {
@@ -40,7 +42,7 @@ template <int VL, int K, int S> KERF_INLINE void load_columns(const float *p, ty
     const typename Vec<VL>::Float a = load<VL>(p + 1), b = load<VL>(p + 1 + VL);
     values[1] = even_of<VL>(a, b);
     values[2] = odd_of<VL>(a, b);
-    values[0] = shift_in<VL>(splat<VL>(*p), values[2]);
+    values[0] = shift_in<VL>(splat<VL>(*left), values[2]);
   } else {
     KERF_UNROLL for (int kx = 0; kx < K; kx += 2) {
       const typename Vec<VL>::Float a = load<VL>(p + kx), b = load<VL>(p + kx + VL);
@@ -55,7 +57,7 @@ template <int VL, int K, int S> KERF_INLINE void load_columns(const float *p, ty
 // output row t starts with; sum[j] belongs to output row t - j, and window row S * j + r meets input row
 // S * t + r - padding.
 //
-// `Window` says what is computed: start(i) is the value of an empty window of vector i, mask() what takes the place of
+// `Window` says what is computed: start(i) is the value of an empty window of vector i, mask() and OUTSIDE what takes the place of
 // columns outside the image, row() what all window rows can share of the columns of one input row, add() brings window
 // row ky into the sum, and finish() makes the output.
 template <template <int, int, int> class Window, int VL, int K, int S, int P, int C>
@@ -65,6 +67,8 @@ static __attribute__((noinline)) void window_strip(const KerfStep &step, const S
   typedef typename Vec<VL>::Float Float;
   typedef typename Vec<VL>::Bits Bits;
   constexpr int J = (K + S - 1) / S, EDGE = (K - 1) / 2;
+  // One element replaced costs less than a mask.
+  constexpr bool LEFT_BY_POINTER = K == 3 && S == 2;
   const Window<VL, K, C> window(step, channel);
   Float sum[J][P * C];
   // Copies, because for all that the compiler knows a store to the output could change the step.
@@ -80,6 +84,8 @@ static __attribute__((noinline)) void window_strip(const KerfStep &step, const S
   float *target = output + strip.x - (J - 1) * output_row;
   // A vector that is stored from here on would reach past the last row, into rows of other threads.
   const float *const full_end = output + (num_rounds - J) * output_row + step.output_w - VL;
+  const bool is_at_edge = first_mask != 0;
+  const float outside = Window<VL, K, C>::OUTSIDE;
   int input_y = rows.first * S - step.padding;
   for (int t = 0; t < num_rounds; t++, target += output_row) {
     KERF_UNROLL for (int i = 0; i < P * C; i++) sum[0][i] = window.start(C > 1 ? i : 0);
@@ -87,12 +93,14 @@ static __attribute__((noinline)) void window_strip(const KerfStep &step, const S
       if (input_y < 0 || input_y >= input_h) continue;
       KERF_UNROLL for (int i = 0; i < P * C; i++) {
         Float values[K];
-        load_columns<VL, K, S>(row + (C > 1 ? i * input_plane : (i == P - 1 ? last_vector : i * VL) * S), values);
+        const float *const p = row + (C > 1 ? i * input_plane : (i == P - 1 ? last_vector : i * VL) * S);
+        load_columns<VL, K, S>(p, (C > 1 || i == 0) && is_at_edge ? &outside : p, values);
         KERF_UNROLL for (int kx = 0; kx < EDGE; kx++) {
-          if (C > 1 || i == 0) values[kx] = window.mask(values[kx], first_mask[kx]);
-          if (C > 1 || i == P - 1) values[K - 1 - kx] = window.mask(values[K - 1 - kx], last_mask[K - 1 - kx]);
+          if ((C > 1 || i == 0) && first_mask && !LEFT_BY_POINTER) values[kx] = window.mask(values[kx], first_mask[kx]);
+          if ((C > 1 || i == P - 1) && last_mask)
+            values[K - 1 - kx] = window.mask(values[K - 1 - kx], last_mask[K - 1 - kx]);
           // The last vector of a row can begin in its second column.
-          if (EDGE > 1 && P > 1 && i == P - 1) values[kx] = window.mask(values[kx], last_mask[kx]);
+          if (EDGE > 1 && P > 1 && i == P - 1 && last_mask) values[kx] = window.mask(values[kx], last_mask[kx]);
         }
         const auto shared = window.row(values);
         KERF_UNROLL for (int j = 0; j < J; j++)
@@ -134,18 +142,20 @@ static void run_strip(const KerfStep &step, const Strip<VL> &strip, Share rows, 
 // The strips of one channel after the other, so that a plane is read while it is near.
 template <template <int, int, int> class Window, int VL, int K, int S>
 static void window_channels(const KerfStep &step, PlaneShare share) {
-  typename Vec<VL>::Bits all[K], left[K], right[K];
+  typename Vec<VL>::Bits left[K], right[K];
   const int width = step.output_w, rightmost = width > VL ? width - VL : 0;
   for (int kx = 0; kx < K; kx++) {
-    all[kx] = ~(typename Vec<VL>::Bits){};
     left[kx] = columns_inside<VL>(step, 0, kx);
     right[kx] = columns_inside<VL>(step, rightmost, kx);
   }
+  // With stride 2 the last window often ends with the image.
+  const int past = (width - 1) * S + K - 1 - step.padding - (step.input_w - 1);
+  const typename Vec<VL>::Bits *const first = step.padding > 0 ? left : 0, *const last = past > 0 ? right : 0;
   const int num_vectors = (width + VL - 1) / VL, most = KERF_NUM_REGISTERS == 32 ? 4 : 2;
   const int num_strips = (num_vectors + most - 1) / most;
   int c = share.channels.first;
   if (KERF_NUM_REGISTERS == 32 && K <= 3 && num_vectors == 1) {
-    const Strip<VL> strip = {0, 0, width < VL ? width : VL, left, right};
+    const Strip<VL> strip = {0, 0, width < VL ? width : VL, first, last};
     for (; c + 2 <= share.channels.last; c += 2) window_strip<Window, VL, K <= 3 ? K : 3, S, 1, 2>(step, strip, share.rows, c);
   }
   for (; c < share.channels.last; c++)
@@ -155,7 +165,7 @@ static void window_channels(const KerfStep &step, PlaneShare share) {
       const bool is_last = i == num_strips - 1;
       // The last vector of a row ends with the row, and repeats a few columns of the one before.
       const Strip<VL> strip = {x, is_last ? rightmost - x : (count - 1) * VL, width < VL ? width : VL,
-                               i == 0 ? left : all, is_last ? right : all};
+                               i == 0 ? first : 0, is_last ? last : 0};
       run_strip<Window, VL, K, S>(step, strip, share.rows, count, c);
     }
 }
