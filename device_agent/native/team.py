@@ -19,7 +19,9 @@ from device_agent.native.errors import NativeError
 from device_agent.native.library import MAX_THREADS, TEAM_ALIGNMENT, Library, Step
 
 #: Steps that last longer are shared, whatever a measurement on a busy machine says.
-LONGEST_ALONE_NS = 200_000
+LONGEST_ALONE_NS = 50_000
+#: Rows of steps that are shorter together do as the ones before: their data is where those have left it.
+SHORTEST_DECIDED_NS = 20_000
 #: Shorter ones have to save this part of their time to be worth a second core.
 SHARED_GAIN = 0.1
 
@@ -115,9 +117,11 @@ def limit_shares(
     formula knows; so it is measured. Steps in a row whose images have the same size are decided together, since data
     that stays where it is costs nothing.
     """
+    pays = False
     for _, run in itertools.groupby(range(len(steps)), lambda i: (steps[i].output_h, steps[i].output_w)):
         indices = list(run)
         alone, shared = sum(alone_ns[i] for i in indices), sum(shared_ns[i] for i in indices)
-        pays = shared < (1 - SHARED_GAIN) * alone
+        if alone >= SHORTEST_DECIDED_NS:
+            pays = shared < (1 - SHARED_GAIN) * alone or max(alone_ns[i] for i in indices) > LONGEST_ALONE_NS
         for i in indices:
-            steps[i].max_parts = num_threads if pays or alone_ns[i] > LONGEST_ALONE_NS else 1
+            steps[i].max_parts = num_threads if pays else 1

@@ -21,7 +21,7 @@ from device_agent.native.build import SOURCE_DIR
 from device_agent.native.errors import NativeError
 from device_agent.native.executor import NativeKernel, NativeNetwork
 from device_agent.native.library import MAX_THREADS, TEAM_ALIGNMENT, Kind, Step, load_library
-from device_agent.native.team import LONGEST_ALONE_NS, Team, available_cores, limit_shares
+from device_agent.native.team import LONGEST_ALONE_NS, SHORTEST_DECIDED_NS, Team, available_cores, limit_shares
 from device_agent.synthesis import kernel_inputs, synthesize_input
 from tests.unit.device_agent.native.native_samples import convolutions, other_kernels
 from tests.unit.device_agent.native.test_native_network import networks, residual_network, weights_of
@@ -83,12 +83,14 @@ def test_a_tuned_network_keeps_small_steps_to_one_thread() -> None:
 
 
 def test_steps_that_gain_nothing_are_not_shared() -> None:
-    """Steps of equal images in a row are decided as one; long ones are always shared."""
-    steps = [Step(output_h=height, output_w=8) for height in (8, 8, 8, 4, 4, 8, 8)]
-    alone_ns = [5_000.0, 100.0, 9_000.0, 5_000.0, 5_000.0, 5_000.0, 2.0 * LONGEST_ALONE_NS]
-    shared_ns = [4_900.0, 500.0, 5_000.0, 2_500.0, 7_000.0, 4_900.0, 9.0 * LONGEST_ALONE_NS]
+    """Steps of equal images in a row are decided as one: long ones always shared, short ones as those before."""
+    heights = (9, 8, 8, 8, 4, 4, 2, 8, 8, 1)
+    steps = [Step(output_h=height, output_w=8) for height in heights]
+    short, decided, long = SHORTEST_DECIDED_NS / 4, 1.0 * SHORTEST_DECIDED_NS, 2.0 * LONGEST_ALONE_NS
+    alone_ns = [short, short, decided, decided, decided, decided, short, short, long, short]
+    shared_ns = [0.0, 2 * short, short, short, 2 * decided, short, 0.0, short, 9 * long, 9 * short]
     limit_shares(steps, alone_ns, shared_ns, 4)
-    assert [step.max_parts for step in steps] == [4, 4, 4, 1, 1, 1, 4]
+    assert [step.max_parts for step in steps] == [1, 4, 4, 4, 1, 1, 1, 4, 4, 4]
 
 
 def test_more_threads_than_cores_end_in_time() -> None:
