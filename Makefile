@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-.PHONY: setup demo test test-slow check bench bench-kernels wheels clean
+.PHONY: setup demo test test-slow test-sanitizers check bench bench-kernels wheels clean
 
 setup: $(VENV)/.installed
 
@@ -20,6 +20,10 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# The loader of program images and all kernels under the address and undefined-behaviour sanitizers.
+test-sanitizers: setup
+	$(BIN)/python -m pytest tests/sanitizers
 
 check: setup
 	$(BIN)/ruff check .

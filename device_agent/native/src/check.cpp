@@ -40,12 +40,14 @@ class Checker {
   // Elements [first, last) from `pointer` on can be read.
   int32_t reads(const void *pointer, int64_t first, int64_t last) const {
     KerfSpan span;
+    if (pointer == step.input) note(&input_, pointer, first, last);
     return touches(pointer, first, last, &span) ? KERF_OK : KERF_ERROR_READ;
   }
   int32_t reads(const void *pointer, int64_t count) const { return reads(pointer, 0, count); }
 
   int32_t writes(const void *pointer, int64_t count) const {
     KerfSpan span;
+    note(pointer == step.output ? &output_ : &scratch_, pointer, 0, count);
     return touches(pointer, 0, count, &span) && (count == 0 || span.is_writable) ? KERF_OK : KERF_ERROR_WRITE;
   }
 
@@ -56,6 +58,12 @@ class Checker {
     return count > 0 && span.is_writable ? KERF_ERROR_LIST : KERF_OK;
   }
 
+  // Whether no two of input, output and scratch memory, as far as they were checked, have an element in common.
+  bool are_apart() const {
+    if (step.scratch && step.scratch == step.output) return false;
+    return are_apart(input_, output_) && are_apart(input_, scratch_) && are_apart(output_, scratch_);
+  }
+
  private:
   bool touches(const void *pointer, int64_t first, int64_t last, KerfSpan *span) const {
     if (first >= last) return true;
@@ -64,8 +72,20 @@ class Checker {
     return first >= -before && last <= after;
   }
 
+  static bool are_apart(const Range &a, const Range &b) { return a.last <= b.first || b.last <= a.first; }
+
+  // Widens `range`, which counts elements from address 0, by elements from `pointer` on.
+  static void note(Range *range, const void *pointer, int64_t first, int64_t last) {
+    if (first >= last) return;
+    const int64_t base = (int64_t)((uintptr_t)pointer / ELEMENT_BYTES);
+    const bool is_empty = range->first == range->last;
+    range->first = is_empty || base + first < range->first ? base + first : range->first;
+    range->last = is_empty || base + last > range->last ? base + last : range->last;
+  }
+
   KerfFindSpan find_;
   const void *context_;
+  mutable Range input_ = {0, 0}, output_ = {0, 0}, scratch_ = {0, 0};
 };
 
 Range range_of(const int32_t *values, int64_t count) {
@@ -151,7 +171,8 @@ int32_t check_copies(const Checker &check) {
     if (planes_extent(step.chunk_channels, step.pack_plane, written) > step.scratch_size) return KERF_ERROR_EXTENT;
     int64_t first = copy.shift_x, last;
     if (stride == 1 && step.row_vectors == 0 && step.input_row == row) {
-      const int64_t all = whole_vectors((rows + copy.extra_rows) * row);
+      // Blocks of rows end with whole vectors, wherever they begin.
+      const int64_t all = (rows + copy.extra_rows) * row + LONGEST_VECTOR;
       first += copy.first_row * row;
       last = first + all;
       KERF_TRY(check.reads(step.pack_mask, copy.mask + all));
@@ -192,7 +213,7 @@ int32_t check_conv(const Checker &check) {
   } else {
     if (step.output_row != (is_packed ? step.pack_row : step.input_row)) return KERF_ERROR_EXTENT;
     if (step.positions != written) return KERF_ERROR_EXTENT;
-    if (step.mask) KERF_TRY(check.reads(step.mask, whole_vectors(written)));
+    if (step.mask) KERF_TRY(check.reads(step.mask, is_packed ? written + LONGEST_VECTOR : whole_vectors(written)));
   }
   if (is_packed) {
     if (step.channels < 1 || step.chunk_channels < 1) return KERF_ERROR_EXTENT;
@@ -369,7 +390,10 @@ static_assert(is_complete(), "every KerfKind needs a check, in the order of the 
 int32_t kerf_check_step(const KerfStep *step, KerfFindSpan find, const void *context) {
   if (step->kind < 0 || step->kind >= KERF_NUM_KINDS) return KERF_ERROR_KIND;
   KERF_TRY(check_numbers(*step));
-  return KIND_CHECKS[step->kind].check(Checker(*step, find, context));
+  const Checker check(*step, find, context);
+  KERF_TRY(KIND_CHECKS[step->kind].check(check));
+  // Kernels tell the compiler that what they write is not what they read. The one without a window may work in place.
+  return step->kind == KERF_ELEMENTWISE || check.are_apart() ? KERF_OK : KERF_ERROR_OVERLAP;
 }
 
 // --- steps whose pointers are resolved already -----------------------------------------------------------------------

@@ -31,7 +31,8 @@
   X(KERF_ERROR_WRITE, -34, "a step would write outside of its memory, or over constants")                             \
   X(KERF_ERROR_INDEX, -35, "an index of a step is out of range or out of order")                                      \
   X(KERF_ERROR_LIST, -36, "an index list is in memory that steps can write")                                          \
-  X(KERF_ERROR_TILE, -37, "the backend has no such tile")
+  X(KERF_ERROR_TILE, -37, "the backend has no such tile")                                                              \
+  X(KERF_ERROR_OVERLAP, -38, "a step would write over what it reads")
 
 #define KERF_ERROR_CODE(name, code, text) name = code,
 enum KerfError { KERF_ERRORS(KERF_ERROR_CODE) };

@@ -260,6 +260,17 @@ def test_index_lists_are_checked_entry_by_entry_and_cannot_be_written(kind: int,
     assert "list" in refusal(samples.with_step(IMAGE, index, **{name: samples.reference(biggest)}))
 
 
+@pytest.mark.parametrize("kind", sorted(ALL_KINDS - {Kind.ELEMENTWISE, Kind.ZERO}))
+def test_no_kind_but_elementwise_may_work_in_place(kind: int) -> None:
+    """In the largest buffer, so that nothing else is wrong with it."""
+    index = samples.first_step(IMAGE, kind)
+    places = samples.regions(IMAGE)
+    buffers = range(samples.header(IMAGE, "num_constants"), len(places))
+    largest = max(buffers, key=lambda i: places[i].num_bytes)
+    place = samples.reference(largest, 512)
+    assert "write over what it reads" in refusal(samples.with_step(IMAGE, index, input=place, output=place))
+
+
 def test_an_unknown_kind_is_refused() -> None:
     for kind in (-1, max(ALL_KINDS) + 1, 1 << 30):
         assert "unknown kind" in refusal(samples.with_step(IMAGE, 0, kind=kind))
