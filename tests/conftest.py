@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +14,9 @@ from sqlalchemy import create_engine, text
 from server.cli.local_stack import LocalStack, StackOptions, running_stack
 from server.database import upgrade
 from server.settings import Settings
+
+# Tests neither read nor write the choices that this machine's kernels have been tuned to.
+os.environ["KERF_TUNING_CACHE"] = "0"
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ position is one offset for all output positions of a block. See src/conv_pack.h.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,6 +87,7 @@ def pack_input(kernel: KernelSpec, shape: PackShape, source: Layout) -> PackedIn
     )
 
 
+@functools.lru_cache(maxsize=1024)
 def packed_plane(kernel: KernelSpec, shape: PackShape) -> int:
     """The elements of scratch memory that a channel takes."""
     return _copies(kernel, shape)[1]

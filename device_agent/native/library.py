@@ -239,7 +239,7 @@ class Library:
 def load_library() -> Library:
     """The library from the package, from the user's cache, or built now. Raises `NativeBuildError`, `NativeError`."""
     name = library_name()
-    folders = (Path(__file__).resolve().parent, _cache_dir())
+    folders = (Path(__file__).resolve().parent, cache_dir())
     for folder in folders:
         if (folder / name).is_file():
             return Library(folder / name)
@@ -269,7 +269,8 @@ def _clock_gettime() -> int:
     return address
 
 
-def _cache_dir() -> Path:
+def cache_dir() -> Path:
+    """The user's cache folder, which may not exist yet."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "kerf"
 

@@ -15,10 +15,12 @@ from device_agent.native.layout import FLOAT_BYTES, Layout
 from device_agent.native.library import VECTOR_LENGTHS
 
 #: What a chunk of the input may take of the first-level cache, in bytes: beside it, weights and sums pass through.
-_CHUNK_BYTES = (20_000, 36_000)
-_CACHE_BYTES = 48_000
+_CHUNK_BYTES = (20_000, 36_000, 56_000, 88_000)
+_CACHE_BYTES = 40_000
 #: How much longer loads take that miss the first-level cache.
-_MISS_CYCLES = 1.0
+_MISS_CYCLES = 0.6
+#: Cycles to write a vector of a copy.
+_PACK_CYCLES = {1: 3.0, 2: 5.5}
 #: Cycles to start a tile, and to leave its loop.
 _TILE_CYCLES = 24.0
 #: Row groups of one filter find tiles with 4 vectors in a row too, and all groups those with 1 and 2.
@@ -64,7 +66,7 @@ def tilings(shape: ConvShape, tile_limit: TileLimit, count: int) -> list[Tiling]
         limit = tile_limit(length, shape.group_size)
         if limit == 0:
             continue
-        for pack, row_vectors in _walks(shape, length, is_longest=length == longest):
+        for pack, row_vectors in _walks(shape, length, limit, is_longest=length == longest):
             for chunk in _chunks(shape, pack, length * limit):
                 for width in _widths(shape, pack, row_vectors, length, limit):
                     for groups_outer in (False, True):
@@ -95,8 +97,8 @@ def cycles(shape: ConvShape, tiling: Tiling) -> float:
     crossings = 0.0 if is_aligned else min(1.0, tiling.vector_length / 16)
     loads = width * (1 + crossings) + group + 1.0
     entry = max(width * group / 2, loads / 2, 2.0)
-    if input_bytes > _CACHE_BYTES:
-        entry += _MISS_CYCLES * width * tiling.vector_length / 16
+    misses = max(0.0, 1 - _CACHE_BYTES / max(input_bytes, 1))
+    entry += misses * _MISS_CYCLES * width * tiling.vector_length / 16
     if tiling.vector_length == 4 or width * group < 8:
         # Too few sums to hide the latency of a multiply-add.
         entry = max(entry, 4.0)
@@ -105,11 +107,12 @@ def cycles(shape: ConvShape, tiling: Tiling) -> float:
     if rest:
         cost += num_spans * shape.num_entries * (0.5 if rest == 1 else 1.0 if rest <= 4 else 1.5)
     if tiling.pack is not None:
-        cost += num_spans * kernel.in_channels * packed_plane(kernel, tiling.pack) / tiling.vector_length * 1.3
+        vectors = num_spans * kernel.in_channels * packed_plane(kernel, tiling.pack) / tiling.vector_length
+        cost += vectors * _PACK_CYCLES.get(kernel.stride, 20.0)
     return cost
 
 
-def _walks(shape: ConvShape, length: int, *, is_longest: bool) -> Iterator[tuple[PackShape | None, int]]:
+def _walks(shape: ConvShape, length: int, limit: int, *, is_longest: bool) -> Iterator[tuple[PackShape | None, int]]:
     """Ways to pack, or not to, with the vectors in each row of tiles of rows, or 0."""
     kernel = shape.kernel
     row_vectors = -(-kernel.output_w // length)
@@ -124,10 +127,11 @@ def _walks(shape: ConvShape, length: int, *, is_longest: bool) -> Iterator[tuple
     heights = _block_rows(kernel.output_h, kernel.output_w, length)
     for rows in heights:
         yield PackShape(rows=rows, row=shape.target.row), 0
-        if has_row_tiles and kernel.output_w < row_vectors * length:
+    if has_row_tiles and (kernel.output_w < row_vectors * length or shape.target.row > kernel.output_w):
+        # One tile, or two of them.
+        most = max(1, limit // row_vectors)
+        for rows in {_even(kernel.output_h, most), _even(kernel.output_h, 2 * most)}:
             yield PackShape(rows=rows, row=row_vectors * length, by_rows=True), row_vectors
-        elif has_row_tiles and shape.target.row > kernel.output_w:
-            yield PackShape(rows=rows, row=kernel.output_w, by_rows=True), row_vectors
     if kernel.output_h * shape.target.row <= 6 * length and kernel.kernel_h > 1:
         yield PackShape(rows=kernel.output_h, row=shape.target.row, by_tap=True), 0
 
@@ -145,13 +149,18 @@ def _block_rows(height: int, width: int, length: int) -> list[int]:
     return [rows for rows in sizes if rows * width <= 64 * length or rows == min(sizes)]
 
 
+def _even(count: int, most: int) -> int:
+    """`count` in equal parts of at most `most`."""
+    return -(-count // -(-count // most))
+
+
 def _chunks(shape: ConvShape, pack: PackShape | None, tile_positions: int) -> list[int]:
     channels = shape.kernel.in_channels
     per_channel = FLOAT_BYTES * (
         packed_plane(shape.kernel, pack) if pack is not None else _direct_elements(shape, tile_positions)
     )
     sizes = {min(channels, max(1, budget // per_channel)) for budget in _CHUNK_BYTES}
-    if pack is None or channels * per_channel <= 2 * _CACHE_BYTES:
+    if pack is None:
         sizes.add(channels)
     # Equal chunks.
     return sorted({-(-channels // -(-channels // size)) for size in sizes})

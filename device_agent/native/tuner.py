@@ -22,17 +22,20 @@ from device_agent.native.regions import ProgramCheck
 from device_agent.native.steps import Tunable, Way, Ways
 from device_agent.native.steps.winograd import WinogradTile, winograd_tiles
 from device_agent.native.tiling import Tiling
+from device_agent.native.tuning_cache import CachedChoice, TuningCache, open_tuning_cache
 
 #: A timing sample lasts at least this long, for the clock's resolution.
 _MIN_SAMPLE_NS = 15_000
 #: Rounds after the first end when this is spent: kernels of many milliseconds need few samples.
-_BUDGET_NS = 100_000_000
+_BUDGET_NS = 20_000_000
 _FIRST_ROUNDS = 2
-_FINAL_ROUNDS = 6
+_FINAL_ROUNDS = 5
 #: After the first rounds, tiles slower than this times the best are given up.
-_GIVE_UP_RATIO = 1.25
+_GIVE_UP_RATIO = 1.15
 #: How many tilings of a step are timed.
 _NUM_TILINGS = 8
+#: More than any step has.
+_ALL_TILINGS = 1_000_000
 
 AnyTiling = Tiling | WinogradTile
 
@@ -45,6 +48,7 @@ def choose_ways(program: Program, library: Library, backend: BackendInfo, *, tun
     it stays inside of the program's memory: a plan is data from elsewhere.
     """
     tuner = _Tuner(library, backend, ProgramCheck(library, program.held))
+    cache = open_tuning_cache(library, backend) if tune else None
     chosen = []
     remembered: dict[object, _Choice] = {}
     for work in program.work:
@@ -52,7 +56,7 @@ def choose_ways(program: Program, library: Library, backend: BackendInfo, *, tun
         choice = remembered.get(work.tuning_key) if work.tuning_key is not None else None
         index = choice.find(ways) if choice is not None else None
         if choice is None or index is None:
-            choice = tuner.tune(ways) if tune else tuner.guess(ways)
+            choice = _cached(tuner, cache, work.tuning_key, ways) if tune else tuner.guess(ways)
             index = choice.way
             remembered[work.tuning_key] = choice
         chosen.append(tuner.apply(ways[index], choice.tilings))
@@ -77,6 +81,20 @@ def _signature(way: Way) -> tuple[tuple[int, int, int], ...]:
     return tuple((step.kind, step.group_size, step.winograd_size) for step in way.steps)
 
 
+def _cached(tuner: _Tuner, cache: TuningCache | None, tuning_key: object, ways: Ways) -> _Choice:
+    """What `cache` knows about `ways`, if that still is among what would be timed; else the fastest choice."""
+    if cache is None or tuning_key is None:
+        return tuner.tune(ways)
+    # Which ways there are depends on the weights and on the program.
+    key = f"{tuning_key!r}\n{sorted(map(_signature, ways))!r}"
+    known = cache.load(key)
+    choice = None if known is None else tuner.recall(ways, known)
+    if choice is None:
+        choice = tuner.tune(ways)
+        cache.store(key, repr(choice.signature), [repr(tiling) for tiling in choice.tilings])
+    return choice
+
+
 class _Tuner:
     def __init__(self, library: Library, backend: BackendInfo, check: ProgramCheck) -> None:
         self._library = library
@@ -93,6 +111,19 @@ class _Tuner:
     def guess(self, ways: Ways) -> _Choice:
         tilings = tuple(next(iter(self._tilings(ways[0], n, 1)), None) for n in range(len(ways[0].steps)))
         return _Choice(way=0, tilings=tilings, signature=_signature(ways[0]))
+
+    def recall(self, ways: Ways, known: CachedChoice) -> _Choice | None:
+        """The choice among `ways` that `known` describes, if there is one."""
+        for index, way in enumerate(ways):
+            if repr(_signature(way)) != known.signature or len(way.steps) != len(known.tilings):
+                continue
+            tilings: list[AnyTiling | None] = []
+            for number, name in enumerate(known.tilings):
+                candidates = self._tilings(way, number, _ALL_TILINGS) or (None,)
+                tilings += [tiling for tiling in candidates if repr(tiling) == name][:1]
+            if len(tilings) == len(way.steps):
+                return _Choice(way=index, tilings=tuple(tilings), signature=_signature(way))
+        return None
 
     def tune(self, ways: Ways) -> _Choice:
         """The best tiling of each step by itself; then ways are compared as a whole, with all their steps in order."""
