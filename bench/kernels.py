@@ -67,8 +67,6 @@ _QUICK_LAYERS = (
 )
 _NETWORK_DENSITIES = (1.0, 0.3, 0.1)
 _QUICK_THREAD_DENSITIES = (0.3,)
-#: Each child process prepares the network once more.
-_QUICK_MEMORY = ("resnet18",)
 #: Rounds of layers, of networks, and of networks on several threads.
 _FULL_ROUNDS = (21, 21, 41)
 _QUICK_ROUNDS = (7, 5, 15)
@@ -111,7 +109,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             found = network_rows(
                 name, options.network_densities, runtimes,
                 rounds=options.rounds or (_QUICK_ROUNDS if options.quick else _FULL_ROUNDS)[1],
-                with_memory=not options.no_memory and (not options.quick or name in _QUICK_MEMORY), isa=options.isa,
+                with_memory=not options.no_memory and not options.quick, isa=options.isa,
             )  # fmt: skip
             print("\n".join(whole_networks.table_lines(found)), flush=True)
             networks += found
@@ -224,7 +222,11 @@ def _densities(options: argparse.Namespace) -> dict[PruningScheme, tuple[float, 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a choice of layers and few rounds: under 50 s")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="a choice of layers and few rounds, no child processes that tell memory: under 50 s",
+    )
     parser.add_argument("--layers", metavar="REGEX", help="only layers whose names match, such as '^128@28$'")
     parser.add_argument("--schemes", nargs="+", type=PruningScheme, choices=list(_FULL_DENSITIES), metavar="SCHEME")
     parser.add_argument("--densities", nargs="+", type=float, help="of group and unstructured pruning")
