@@ -8,7 +8,6 @@ from types import MappingProxyType
 
 from bench.zoo import NETWORKS
 from device_agent.contracts import DENSE, KernelSpec, Op, PruningScheme, WeightPruning
-from device_agent.native.layout import Form, Tensor, round_up
 
 #: Output channels that share a mask, of GROUP and PATTERN.
 GROUP_FILTERS = 4
@@ -89,19 +88,11 @@ def prunings(layer: Layer, densities: Mapping[PruningScheme, Sequence[float]]) -
 
 
 def direct_bound(kernel: KernelSpec, num_weights: int) -> float:
-    """The part of the peak that a direct convolution over flattened padded planes can reach, at most.
+    """The part of the peak that a direct convolution can reach at most, in any layout.
 
-    Two things are counted besides the useful multiply-adds: those on the padding between rows and behind the last
-    position, and two operations on the same units for each output vector (activation and mask). `num_weights` are those
-    that are not zero. Loads and stores are taken as free, so the true bound can be lower, and much lower for operators
-    that use each weight or input once. Only convolutions have padding between rows.
+    Beside the multiply-adds of the `num_weights` that are not zero, each output vector takes one operation on the same
+    units, its activation. Loads and stores are taken as free, so the true bound can be lower, and much lower for
+    operators that use each weight or input once.
     """
     depth = num_weights / kernel.out_channels
-    if kernel.op is not Op.CONV2D:
-        return depth / (depth + 2)
-    source = Tensor(1, -(-kernel.input_h // kernel.stride), -(-kernel.input_w // kernel.stride), Form.PLANES)
-    source.need_padding(-(-kernel.padding // kernel.stride))
-    output = Tensor(1, kernel.output_h, kernel.output_w, Form.PLANES)
-    output.join_rows(source)
-    useful = kernel.output_h * kernel.output_w / round_up(output.layout().positions)
-    return useful * depth / (depth + 2)
+    return depth / (depth + 1)

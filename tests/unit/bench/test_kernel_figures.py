@@ -127,9 +127,9 @@ def test_a_row_without_baselines_has_no_speed_ups() -> None:
     assert network.speedup_vs_xnnpack is None
 
 
-def test_the_bound_counts_padding_and_epilogue() -> None:
-    # 8 x 8 in rows of 9: 71 positions in 80 lanes; 576 multiply-adds and 2 more operations per output vector.
-    assert direct_bound(layer("64@8").kernel, 64 * 64 * 9) == pytest.approx(64 / 80 * 576 / 578)
+def test_the_bound_counts_the_activation() -> None:
+    assert direct_bound(layer("64@8").kernel, 64 * 64 * 9) == pytest.approx(576 / 577)
+    assert direct_bound(layer("64@8").kernel, 64 * 9) == pytest.approx(9 / 10)
 
 
 def test_only_prunable_layers_are_pruned_and_only_3x3_has_patterns() -> None:
