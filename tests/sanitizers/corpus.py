@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Iterator
+from unittest import mock
 
 from hypothesis import HealthCheck, given, settings
 
-from device_agent.contracts import KernelSpec, NetworkPlan
+from device_agent.contracts import KernelSpec, NetworkPlan, Op, PruningScheme, WeightPruning
 from device_agent.native.executor import NativeNetwork
 from device_agent.native.image import with_checksum
-from device_agent.native.library import Kind, Step, load_library
+from device_agent.native.library import Step, load_library
+from device_agent.native.tiling import Tiling
+from device_agent.native.tuner import _Tuner
 from device_agent.synthesis import kernel_plan
 from tests.unit.device_agent.native import image_samples as samples
 from tests.unit.device_agent.native.native_samples import convolutions, other_kernels, winograd_first
+from tests.unit.device_agent.native.test_native_kernels import one_tiling
 from tests.unit.device_agent.native.test_native_network import networks, residual_network
 
 _HOSTILE_NUMBERS = (0, 1, -1, 2, 7, 15, 16, 17, 255, 1 << 20, 1 << 28, (1 << 31) - 1, -(1 << 31))
@@ -61,27 +66,34 @@ def sound_images(num_networks: int = 60, num_kernels: int = 100) -> Iterator[byt
             yield other
 
 
-def tile_images(image: bytes) -> Iterator[bytes]:
-    """`image` with every convolution on each tile of the fastest backend."""
-    library = load_library()
-    convolutions = [index for index, step in enumerate(samples.steps(image)) if step.kind == Kind.CONV]
-    for vector_length in (4, 8, 16):
-        for max_vectors in range(1, 15):
-            for groups_outer in (0, 1):
-                tiled = image
-                for index in convolutions:
-                    size = samples.steps(image)[index].group_size
-                    limit = library.max_vectors(library.backend(), vector_length, size)
-                    if max_vectors <= limit:
-                        tiled = samples.with_step(
-                            tiled,
-                            index,
-                            vector_length=vector_length,
-                            max_vectors=max_vectors,
-                            groups_outer=groups_outer,
-                        )
-                if tiled != image:
-                    yield tiled
+def tiling_images(most: int = 60) -> Iterator[bytes]:
+    """Convolutions on every tiling that the tuner would choose from, of every backend."""
+    pruning = WeightPruning(scheme=PruningScheme.GROUP, block_filters=7, density=0.5)
+    for backend in load_library().backends:
+        if not backend.is_supported:
+            continue
+        for extent in (7, 9, 16):
+            for stride in (1, 2, 3):
+                kernel = KernelSpec(
+                    op=Op.CONV2D, in_channels=7, out_channels=7, input_h=extent, input_w=extent, kernel_h=3, kernel_w=3,
+                    padding=1, stride=stride, pruning=pruning,
+                )  # fmt: skip
+                yield from _images_of_all_tilings(kernel_plan(kernel), backend.name, most)
+
+
+def _images_of_all_tilings(plan: NetworkPlan, isa: str, most: int) -> Iterator[bytes]:
+    index, count = 0, 1
+    while index < count:
+        known: list[list[Tiling]] = []
+        with (
+            # Small chunks, so that small kernels have several.
+            mock.patch("device_agent.native.tiling._CHUNK_BYTES", (1500, 36_000)),
+            mock.patch.object(
+                _Tuner, "_conv_tilings", functools.partialmethod(one_tiling, index=index, most=most, known=known)
+            ),
+        ):
+            yield NativeNetwork(plan, samples.weights_of(plan), isa=isa, tune=False).image()
+        index, count = index + 1, max(map(len, known), default=0)
 
 
 def hostile_images(image: bytes) -> Iterator[bytes]:

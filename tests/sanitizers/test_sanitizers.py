@@ -15,9 +15,9 @@ import pytest
 
 from bench.image_harness import build_harness
 from device_agent.native.build import find_compiler
+from device_agent.native.library import Kind
 from tests.sanitizers import corpus
 from tests.unit.device_agent.native import image_samples as samples
-from tests.unit.device_agent.native.test_native_network import residual_network
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("sanitizers")]
 
@@ -71,9 +71,26 @@ def test_sound_images_run_without_a_report(harness: Path, tmp_path: Path) -> Non
     assert assert_all_run(run(harness, map(samples.spread, corpus.sound_images()), tmp_path)) > 100
 
 
-def test_all_tiles_run_without_a_report(harness: Path, tmp_path: Path) -> None:
-    image = samples.spread(samples.image_of(residual_network()))
-    assert assert_all_run(run(harness, corpus.tile_images(image), tmp_path)) > 20
+def test_all_tilings_run_without_a_report(harness: Path, tmp_path: Path) -> None:
+    images = list(corpus.tiling_images())
+    steps = [step for image in images for step in samples.steps(image) if step.kind == Kind.CONV]
+    seen = {(step.vector_length, step.row_vectors > 0, step.num_chunks > 1, step.pack_rows > 0) for step in steps}
+    assert {length for length, *_ in seen} >= {4}
+    assert {tuple(rest) for _, *rest in seen} >= {(False, True, True), (True, False, True), (True, True, True)}
+    assert_all_run(run(harness, map(samples.spread, images), tmp_path))
+
+
+def test_hostile_tilings_are_refused_or_harmless(harness: Path, tmp_path: Path) -> None:
+    """A packed convolution has more lists and fields than one of the sample has at a time."""
+    packed = [image for image in corpus.tiling_images(most=12) if any(s.pack_rows for s in samples.steps(image))]
+    chosen = {}
+    for image in packed:
+        step = next(step for step in samples.steps(image) if step.pack_rows)
+        chosen[step.stride, step.row_vectors > 0, step.num_chunks > 1] = samples.spread(image)
+    assert len(chosen) >= 4
+    for image in chosen.values():
+        codes = codes_of(run(harness, corpus.damaged_images(image, 2000, seed=2), tmp_path))
+        assert sum(count for code, count in codes.items() if code != "0") > 400
 
 
 def codes_of(answers: Iterable[list[str]]) -> dict[str, int]:

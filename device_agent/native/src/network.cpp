@@ -48,8 +48,9 @@ bool guess_tile(int32_t backend, KerfStep *step) {
     const int32_t limit = kerf_max_vectors(backend, length, step->group_size);
     if (limit < 1) continue;
     if (!longest) longest = length;
-    if (length * 4 <= longest && step->positions > 64) continue;
-    const int32_t num_vectors = (step->positions + length - 1) / length;
+    const int32_t positions = step->row_vectors ? step->output_w : step->positions;
+    if (length * 4 <= longest && positions > 64) continue;
+    const int32_t num_vectors = (positions + length - 1) / length;
     // A position for nothing weighs less than the overhead of a vector.
     const int64_t cost = (int64_t)num_vectors * (length + 2);
     if (cost >= least) continue;
@@ -58,7 +59,11 @@ bool guess_tile(int32_t backend, KerfStep *step) {
     step->vector_length = length;
     step->max_vectors = (num_vectors + num_tiles - 1) / num_tiles;
     step->groups_outer = 0;
-    if (step->row_vectors) step->row_vectors = (step->output_w + length - 1) / length;
+    if (step->row_vectors) {
+      // Tiles of as many whole rows as fit.
+      step->row_vectors = num_vectors;
+      if (num_vectors <= limit) step->max_vectors = limit / num_vectors * num_vectors;
+    }
   }
   return longest != 0;
 }
