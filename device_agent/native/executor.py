@@ -122,6 +122,8 @@ class _Executor:
         )
         ways = choose_ways(program, self._library, self._backend, tune=tune)
         self._inputs, self._output = program.inputs, program.output
+        #: Whether outputs have the bits of an exact program (`exact`).
+        self.is_exact = program.is_exact
         pairs = list(zip(program.work, ways, strict=True))
         self._held = (*program.held, *(array for way in ways for array in way.held))
         self._winograd_ops = tuple(
@@ -165,9 +167,7 @@ class _Executor:
 
     @property
     def winograd_ops(self) -> tuple[str, ...]:
-        """Names of the operators that run by Winograd's algorithm. With any, outputs are rounded differently from those
-        of an exact program.
-        """
+        """Names of the operators that run by Winograd's algorithm."""
         return self._winograd_ops
 
     @property

@@ -58,6 +58,9 @@ class Program:
     inputs: dict[str, FloatArray]
     output: FloatArray
     held: Sequence[NDArray[Any]]
+    #: Whether it is the program that `exact` asks for: no operator could be done by Winograd's algorithm. Where one
+    #: could, rows have padding for it, and global pools sum in another order, even if another way is chosen.
+    is_exact: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +99,7 @@ class _Lowering:
         self._weights = tensors
         self._inputs_in_place = inputs_in_place
         self._exact = exact
+        self._has_winograd_ways = False
         self._threads = threads
         self._nodes: list[_Node] = []
         self._op_index = 0
@@ -237,7 +241,9 @@ class _Lowering:
         return source
 
     def _is_for_winograd(self, kernel: KernelSpec, weight: FloatArray) -> bool:
-        return not self._exact and steps.is_for_winograd(kernel, weight)
+        is_offered = not self._exact and steps.is_for_winograd(kernel, weight)
+        self._has_winograd_ways |= is_offered
+        return is_offered
 
     def _add_conv(
         self,
@@ -331,6 +337,7 @@ class _Lowering:
             inputs={name: placement.elements(tensor) for name, tensor in self._external.items()},
             output=placement.elements(output),
             held=placement.held,
+            is_exact=not self._has_winograd_ways,
         )
 
     def _lifetimes(self, output: Tensor) -> dict[Tensor, tuple[int, int]]:

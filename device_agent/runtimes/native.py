@@ -79,7 +79,7 @@ class NativeExecutable:
         self.memory_bytes: int | None = self._program.memory_bytes
 
     def exact_twin(self) -> NativeExecutable | None:
-        if not self._program.winograd_ops:
+        if self._program.is_exact:
             return None
         prepare = functools.partial(self._prepare, tune=False, exact=True, threads=1, cores=())
         return NativeExecutable(prepare, is_sparse=self._is_sparse)

@@ -40,6 +40,7 @@ from device_agent.native.planner import Phase, make_program
 from device_agent.native.steps import Way, is_for_winograd, winograd
 from device_agent.native.steps.winograd import SIZES, transform_weights, winograd_tiles
 from device_agent.synthesis import kernel_inputs, kernel_plan, kernel_plan_tensors, synthesize_input, synthesize_weights
+from tests.arm import output_hashes
 from tests.unit.device_agent.native.native_samples import torch_kernel, winograd_first
 
 LIBRARY = load_library()
@@ -299,3 +300,13 @@ def test_outputs_far_from_the_exact_ones_are_wrong(tmp_path: Path, monkeypatch: 
     result = measure_task(task, artifact)
     assert isinstance(result, Measurement)
     assert VerdictReason.WRONG_OUTPUT in result.reasons
+
+
+def test_a_program_that_could_use_winograd_is_not_exact_even_where_it_does_not() -> None:
+    """Its rows have padding for Winograd's tiles, and a global pool sums whole rows."""
+    plan = output_hashes.network()
+    tensors = output_hashes.network_tensors(plan)
+    network = NativeNetwork(plan, tensors, tune=False)
+    assert network.winograd_ops == ()
+    assert not network.is_exact
+    assert NativeNetwork(plan, tensors, tune=False, exact=True).is_exact
