@@ -44,8 +44,10 @@ MIN_POLL_INTERVAL_S = 1.0
 READY_POLL_INTERVAL_S = 2.0
 #: Results wait at most this long for company: one request for a few is cheaper on both sides than one each.
 DELIVERY_INTERVAL_S = 3.0
-#: Downloads of one artifact before the task is given back as failed.
+#: Downloads of one artifact that may come broken or wrong before the task is given back as failed.
 ARTIFACT_ATTEMPTS = 4
+#: A server that gives no artifact is waited for this long, as every other request waits: a restart is nobody's failure.
+ARTIFACT_OUTAGE_S = 120.0
 #: What a draining agent gives to handing leases back and emptying its spool; the spool survives it.
 DRAIN_BUDGET_S = 10.0
 
@@ -202,17 +204,21 @@ class Agent:
             )
 
     def _fetch(self, held: HeldLease) -> Path:
-        """The file of a network task, with a few attempts while the lease lives."""
+        """The file of a network task, with more attempts while somebody wants the result."""
         task = held.lease.task
         assert not isinstance(task, KernelTask)
         backoff = Backoff(self._rng, BackoffPolicy(base_s=0.5, cap_s=10.0))
+        num_broken = 0
+        give_up_at = self._clock.monotonic() + ARTIFACT_OUTAGE_S
         while True:
             try:
                 return self._artifacts.path_of(task.artifact_sha256, task.artifact_bytes, self._client.artifact)
             except (ArtifactError, TryAgainLater) as error:
-                pause_s = backoff.next_pause_s(error if isinstance(error, TryAgainLater) else None)
                 log_event(logger, logging.WARNING, "artifact_not_fetched", **_names(held.lease), error=error)
-                if backoff.failures >= ARTIFACT_ATTEMPTS or self._clock.wait(held.interrupt, pause_s):
+                num_broken += isinstance(error, ArtifactError)
+                pause_s = backoff.next_pause_s(error if isinstance(error, TryAgainLater) else None)
+                is_hopeless = num_broken >= ARTIFACT_ATTEMPTS or self._clock.monotonic() + pause_s > give_up_at
+                if is_hopeless or self._clock.wait(held.interrupt, pause_s):
                     raise
 
     def _spool(self, lease: Lease, result: Measurement | MeasurementFailure, elapsed_s: float) -> None:

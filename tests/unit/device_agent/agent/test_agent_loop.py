@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from device_agent.agent import ARTIFACT_ATTEMPTS
 from device_agent.contracts import FailureReason, Measurement, MeasurementFailure
 from device_agent.errors import CredentialsRefused, RequestRefused
 from device_agent.held import HeldLease
 from device_agent.outbox import Outbox
+from device_agent.retry import BackoffPolicy
 from tests.unit.device_agent.agent.agent_samples import failure, kernel_task, measurement, network_task, report
 from tests.unit.device_agent.agent.fake_kerf_server import FakeServer
 from tests.unit.device_agent.agent.running_agent import RunningAgent
@@ -343,3 +345,41 @@ def test_an_artifact_that_does_not_exist_fails_the_task(server: FakeServer, star
     assert isinstance(result, MeasurementFailure)
     assert result.reason is FailureReason.ARTIFACT_UNAVAILABLE
     assert agent.runner.runs == []
+
+
+def test_a_server_that_is_away_while_an_artifact_is_fetched_fails_no_task(
+    server: FakeServer, start_agent: StartAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("device_agent.agent.BackoffPolicy", lambda base_s, cap_s: BackoffPolicy(base_s=0.0, cap_s=0.0))
+    content = b"network" * 1000
+    digest = server.add_artifact(content)
+    server.add_task(network_task(digest, len(content)))
+    for _ in range(3 * ARTIFACT_ATTEMPTS):
+        server.fault(f"/v1/artifacts/sha256/{digest}", drop="before")
+    agent = start_agent()
+    server.wait_until(server.done(1))
+    (result,) = results(server)
+    assert isinstance(result, Measurement)
+    assert len(agent.runner.runs) == 1
+    assert not server.faults
+
+
+def test_an_artifact_that_stays_broken_or_away_fails_the_task(
+    server: FakeServer, start_agent: StartAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("device_agent.agent.BackoffPolicy", lambda base_s, cap_s: BackoffPolicy(base_s=0.0, cap_s=0.0))
+    content = b"network" * 1000
+    server.add_task(network_task(server.add_artifact(content), len(content) - 1))
+    start_agent()
+    server.wait_until(server.done(1))
+    (result,) = results(server)
+    assert isinstance(result, MeasurementFailure)
+    assert result.reason is FailureReason.ARTIFACT_UNAVAILABLE
+    assert sum(path.startswith("/v1/artifacts/") for path in server.requests) == ARTIFACT_ATTEMPTS
+
+    monkeypatch.setattr("device_agent.agent.ARTIFACT_OUTAGE_S", -1.0)
+    digest = server.add_artifact(content)
+    server.fault(f"/v1/artifacts/sha256/{digest}", status=503)
+    server.add_task(network_task(digest, len(content)))
+    server.wait_until(server.done(2))
+    assert [type(r) for r in results(server)] == [MeasurementFailure] * 2
