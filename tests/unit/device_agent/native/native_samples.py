@@ -22,6 +22,22 @@ torch.set_num_threads(1)
 KERNEL_EXTENTS = ((1, 1), (3, 3), (5, 5), (7, 7), (2, 2), (4, 4), (1, 7), (5, 3))
 
 
+def conv(channels: int = 16, extent: int = 8, **changes: object) -> KernelSpec:
+    """A 3x3 convolution of stride 1 that keeps the extent, with `changes` of fields."""
+    values: dict[str, object] = {
+        "op": Op.CONV2D,
+        "in_channels": channels,
+        "out_channels": channels,
+        "input_h": extent,
+        "input_w": extent,
+        "kernel_h": 3,
+        "kernel_w": 3,
+        "padding": 1,
+        **changes,
+    }
+    return KernelSpec(**values)  # type: ignore[arg-type]
+
+
 @contextlib.contextmanager
 def winograd_first() -> Iterator[None]:
     """Every layer that Winograd's algorithm can compute is computed by it, where nothing is tuned."""

@@ -20,7 +20,7 @@ from device_agent.native.steps import Tunable
 from device_agent.native.tiling import Tiling
 from device_agent.native.tuner import _Tuner
 from device_agent.synthesis import kernel_inputs, synthesize_weights
-from tests.unit.device_agent.native.native_samples import convolutions, other_kernels, torch_kernel
+from tests.unit.device_agent.native.native_samples import conv, convolutions, other_kernels, torch_kernel
 
 ISAS = [backend.name for backend in load_library().backends if backend.is_supported]
 FMA_ISAS = [backend.name for backend in load_library().backends if backend.is_supported and backend.has_fma]
@@ -69,21 +69,6 @@ def test_fully_connected_layers_have_the_same_bits_on_every_instruction_set(bloc
         kernel = KernelSpec(op=Op.FULLY_CONNECTED, in_channels=67, out_channels=21, pruning=pruning, seed=seed)
         x, _ = kernel_inputs(kernel)
         assert len({NativeKernel(kernel, isa=isa, tune=False).run(x).tobytes() for isa in FMA_ISAS}) <= 1
-
-
-def conv(channels: int = 16, extent: int = 8, **changes: object) -> KernelSpec:
-    values: dict[str, object] = {
-        "op": Op.CONV2D,
-        "in_channels": channels,
-        "out_channels": channels,
-        "input_h": extent,
-        "input_w": extent,
-        "kernel_h": 3,
-        "kernel_w": 3,
-        "padding": 1,
-        **changes,
-    }
-    return KernelSpec(**values)  # type: ignore[arg-type]
 
 
 def kernels_of_all_tilings(

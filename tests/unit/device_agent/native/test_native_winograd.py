@@ -41,27 +41,12 @@ from device_agent.native.steps import Way, is_for_winograd, winograd
 from device_agent.native.steps.winograd import SIZES, transform_weights, winograd_tiles
 from device_agent.synthesis import kernel_inputs, kernel_plan, kernel_plan_tensors, synthesize_input, synthesize_weights
 from tests.arm import output_hashes
-from tests.unit.device_agent.native.native_samples import torch_kernel, winograd_first
+from tests.unit.device_agent.native.native_samples import conv, torch_kernel, winograd_first
 
 LIBRARY = load_library()
 BACKENDS = [backend for backend in LIBRARY.backends if backend.is_supported]
 #: Times the largest output, by size of tiles: float32 has 6e-8.
 TOLERANCE = {2: 3e-6, 4: 8e-6}
-
-
-def conv(channels: int = 16, extent: int = 12, **changes: object) -> KernelSpec:
-    values: dict[str, object] = {
-        "op": Op.CONV2D,
-        "in_channels": channels,
-        "out_channels": channels,
-        "input_h": extent,
-        "input_w": extent,
-        "kernel_h": 3,
-        "kernel_w": 3,
-        "padding": 1,
-        **changes,
-    }
-    return KernelSpec(**values)  # type: ignore[arg-type]
 
 
 @st.composite
