@@ -23,30 +23,7 @@ from device_agent.contracts import (
     WeightPruning,
 )
 from device_agent.synthesis import synthesize_weights
-
-#: (output channels, stride) of MobileNetV1's separable convolutions (Howard et al. 2017, arXiv 1704.04861, table 1).
-_MOBILENET_V1_BLOCKS = (
-    (64, 1),
-    (128, 2),
-    (128, 1),
-    (256, 2),
-    (256, 1),
-    (512, 2),
-    *((512, 1),) * 5,
-    (1024, 2),
-    (1024, 1),
-)
-#: (expansion, output channels, repetitions, stride of the first) of MobileNetV2's stages (Sandler et al. 2018,
-#: arXiv 1801.04381, table 2).
-_MOBILENET_V2_STAGES = (
-    (1, 16, 1, 1),
-    (6, 24, 2, 2),
-    (6, 32, 3, 2),
-    (6, 64, 4, 2),
-    (6, 96, 3, 1),
-    (6, 160, 3, 2),
-    (6, 320, 1, 1),
-)
+from search.domain.architectures import MOBILENET_V1_BLOCKS, MOBILENET_V2_STAGES
 
 
 def cifar_resnet_plan(pruning: WeightPruning = DENSE, *, blocks_per_stage: int = 9, extent: int = 32) -> NetworkPlan:
@@ -95,7 +72,7 @@ def mobilenet_v1_plan(pruning: WeightPruning = DENSE, *, extent: int = 224) -> N
     """MobileNetV1, width 1. `pruning` is that of the 1x1 convolutions."""
     plan = _PlanBuilder("mobilenet_v1", extent)
     current = plan.conv("conv1", NETWORK_INPUT, 32, 3, stride=2)
-    for index, (out_channels, stride) in enumerate(_MOBILENET_V1_BLOCKS):
+    for index, (out_channels, stride) in enumerate(MOBILENET_V1_BLOCKS):
         current = plan.depthwise(f"blocks.{index}.depthwise", current, stride=stride)
         current = plan.conv(f"blocks.{index}.pointwise", current, out_channels, 1, pruning=pruning)
     plan.classifier(current, 1000)
@@ -108,7 +85,7 @@ def mobilenet_v2_plan(pruning: WeightPruning = DENSE, *, extent: int = 224) -> N
     relu6 = Activation.RELU6
     current = plan.conv("features.0.0", NETWORK_INPUT, 32, 3, stride=2, activation=relu6)
     channels, block = 32, 0
-    for expansion, out_channels, count, first_stride in _MOBILENET_V2_STAGES:
+    for expansion, out_channels, count, first_stride in MOBILENET_V2_STAGES:
         for number in range(count):
             block += 1
             name, source = f"features.{block}.conv", current

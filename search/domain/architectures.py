@@ -1,4 +1,6 @@
-"""The network zoo as data: names, default inputs and numbers of classes. The modules are in `search.models`."""
+"""The network zoo as data: names, default inputs, numbers of classes, and tables of blocks. The modules are in
+`search.models`.
+"""
 
 from __future__ import annotations
 
@@ -38,3 +40,27 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture(name="small_cnn", input_shape=(1, 8, 8), num_classes=10, description="a small CNN for 8x8 images"),
     )
 }
+
+#: (output channels, stride) of MobileNetV1's separable convolutions (Howard et al. 2017, arXiv 1704.04861, table 1).
+MOBILENET_V1_BLOCKS = (
+    (64, 1),
+    (128, 2),
+    (128, 1),
+    (256, 2),
+    (256, 1),
+    (512, 2),
+    *((512, 1),) * 5,
+    (1024, 2),
+    (1024, 1),
+)
+#: (expansion, output channels, repetitions, stride of the first) of MobileNetV2's stages (Sandler et al. 2018,
+#: arXiv 1801.04381, table 2).
+MOBILENET_V2_STAGES = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)

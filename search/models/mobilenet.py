@@ -7,28 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-#: (output channels, stride) of V1's thirteen separable convolutions; table 1 of the paper.
-_V1_BLOCKS = (
-    (64, 1),
-    (128, 2),
-    (128, 1),
-    (256, 2),
-    (256, 1),
-    (512, 2),
-    *((512, 1),) * 5,
-    (1024, 2),
-    (1024, 1),
-)
-#: (expansion, output channels, repetitions, stride of the first) of V2's stages; table 2 of the paper.
-_V2_STAGES = (
-    (1, 16, 1, 1),
-    (6, 24, 2, 2),
-    (6, 32, 3, 2),
-    (6, 64, 4, 2),
-    (6, 96, 3, 1),
-    (6, 160, 3, 2),
-    (6, 320, 1, 1),
-)
+from search.domain.architectures import MOBILENET_V1_BLOCKS, MOBILENET_V2_STAGES
+
 _V2_LAST_CHANNELS = 1280
 
 
@@ -61,7 +41,7 @@ class MobileNetV1(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         channels = 32
         blocks = []
-        for out_channels, stride in _V1_BLOCKS:
+        for out_channels, stride in MOBILENET_V1_BLOCKS:
             blocks.append(SeparableConv(channels, out_channels, stride))
             channels = out_channels
         self.blocks = nn.Sequential(*blocks)
@@ -108,7 +88,7 @@ class MobileNetV2(nn.Module):
         super().__init__()
         channels = 32
         features: list[nn.Module] = [_conv_bn_relu6(in_channels, channels, 3, stride=2)]
-        for expansion, out_channels, count, first_stride in _V2_STAGES:
+        for expansion, out_channels, count, first_stride in MOBILENET_V2_STAGES:
             for number in range(count):
                 stride = first_stride if number == 0 else 1
                 features.append(InvertedResidual(channels, out_channels, stride, expansion))
