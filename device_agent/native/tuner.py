@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from device_agent.native.library import BackendInfo, Kind, Library, Step
 from device_agent.native.planner import Program
 from device_agent.native.regions import ProgramCheck
-from device_agent.native.steps import Tunable, Way, Ways
+from device_agent.native.steps import Way, Ways
 from device_agent.native.steps.winograd import WinogradTile, winograd_tiles
 from device_agent.native.tiling import Tiling
 from device_agent.native.tuning_cache import CachedChoice, TuningCache, open_tuning_cache
@@ -151,11 +151,8 @@ class _Tuner:
         if step.kind == Kind.WINOGRAD:
             return winograd_tiles(step, functools.partial(self._library.max_winograd_tiles, self._backend))
         if way.tunables:
-            return self._conv_tilings(way.tunables[number], count)
+            return way.tunables[number].tilings(functools.partial(self._library.max_vectors, self._backend), count)
         return ()
-
-    def _conv_tilings(self, tunable: Tunable, count: int) -> Sequence[Tiling]:
-        return tunable.tilings(functools.partial(self._library.max_vectors, self._backend), count)
 
     def _fastest(self, runs: Sequence[Callable[[int], float]]) -> int:
         """The index of the fastest of `runs`, each of which returns the time of so many repeats."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import random
 from collections.abc import Iterator
-from unittest import mock
 
 from hypothesis import HealthCheck, given, settings
 
@@ -13,12 +11,9 @@ from device_agent.contracts import KernelSpec, NetworkPlan, Op, PruningScheme, W
 from device_agent.native.executor import NativeNetwork
 from device_agent.native.image import with_checksum
 from device_agent.native.library import Step, load_library
-from device_agent.native.tiling import Tiling
-from device_agent.native.tuner import _Tuner
 from device_agent.synthesis import kernel_plan
 from tests.unit.device_agent.native import image_samples as samples
-from tests.unit.device_agent.native.native_samples import convolutions, other_kernels, winograd_first
-from tests.unit.device_agent.native.test_native_kernels import one_tiling
+from tests.unit.device_agent.native.native_samples import convolutions, each_tiling, other_kernels, winograd_first
 from tests.unit.device_agent.native.test_native_network import networks, residual_network
 
 _HOSTILE_NUMBERS = (0, 1, -1, 2, 7, 15, 16, 17, 255, 1 << 20, 1 << 28, (1 << 31) - 1, -(1 << 31))
@@ -78,22 +73,9 @@ def tiling_images(most: int = 60) -> Iterator[bytes]:
                     op=Op.CONV2D, in_channels=7, out_channels=7, input_h=extent, input_w=extent, kernel_h=3, kernel_w=3,
                     padding=1, stride=stride, pruning=pruning,
                 )  # fmt: skip
-                yield from _images_of_all_tilings(kernel_plan(kernel), backend.name, most)
-
-
-def _images_of_all_tilings(plan: NetworkPlan, isa: str, most: int) -> Iterator[bytes]:
-    index, count = 0, 1
-    while index < count:
-        known: list[list[Tiling]] = []
-        with (
-            # Small chunks, so that small kernels have several.
-            mock.patch("device_agent.native.tiling._CHUNK_BYTES", (1500, 36_000)),
-            mock.patch.object(
-                _Tuner, "_conv_tilings", functools.partialmethod(one_tiling, index=index, most=most, known=known)
-            ),
-        ):
-            yield NativeNetwork(plan, samples.weights_of(plan), isa=isa, tune=False).image()
-        index, count = index + 1, max(map(len, known), default=0)
+                plan = kernel_plan(kernel)
+                for _ in each_tiling(most):
+                    yield NativeNetwork(plan, samples.weights_of(plan), isa=backend.name, tune=False).image()
 
 
 def hostile_images(image: bytes) -> Iterator[bytes]:

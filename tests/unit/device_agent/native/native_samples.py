@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping
 from unittest import mock
 
@@ -13,8 +14,9 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from device_agent.contracts import DENSE, Activation, KernelSpec, NetworkPlan, Op, PruningScheme, WeightPruning
-from device_agent.native import steps
+from device_agent.native import steps, tiling
 from device_agent.native.steps import Emitter, emit_any
+from device_agent.native.tiling import ConvShape, TileLimit, Tiling
 
 #: The kernels are tiny, and the cores shared.
 torch.set_num_threads(1)
@@ -47,6 +49,31 @@ def winograd_first() -> Iterator[None]:
 
     with mock.patch.object(steps, "emit_any", reversed_ways):
         yield
+
+
+def each_tiling(most: int = 10_000) -> Iterator[None]:
+    """One turn for each tiling, at most `most` for a step, that the tuner would choose from: what is prepared in a turn
+    without tuning has that one.
+    """
+    index, count = 0, 1
+    while index < count:
+        known: list[int] = []
+        one_tiling = functools.partial(_one_tiling, index=index, most=most, known=known)
+        with (
+            # Small chunks, so that small kernels have several.
+            mock.patch.object(tiling, "_CHUNK_BYTES", (1500, 36_000)),
+            mock.patch("device_agent.native.steps.conv.tilings", one_tiling),
+        ):
+            yield
+        index, count = index + 1, max(known, default=0)
+
+
+def _one_tiling(
+    shape: ConvShape, tile_limit: TileLimit, _: int, *, index: int, most: int, known: list[int]
+) -> list[Tiling]:
+    found = tiling.tilings(shape, tile_limit, most)
+    known.append(len(found))
+    return [found[min(index, len(found) - 1)]]
 
 
 @st.composite

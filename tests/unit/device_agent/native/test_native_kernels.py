@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
-from collections.abc import Iterator
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -16,11 +13,8 @@ from device_agent.contracts import Activation, ContractError, KernelSpec, Op, Pr
 from device_agent.native.errors import UnsupportedKernelError
 from device_agent.native.executor import NativeKernel
 from device_agent.native.library import Kind, load_library
-from device_agent.native.steps import Tunable
-from device_agent.native.tiling import Tiling
-from device_agent.native.tuner import _Tuner
 from device_agent.synthesis import kernel_inputs, synthesize_weights
-from tests.unit.device_agent.native.native_samples import conv, convolutions, other_kernels, torch_kernel
+from tests.unit.device_agent.native.native_samples import conv, convolutions, each_tiling, other_kernels, torch_kernel
 
 ISAS = [backend.name for backend in load_library().backends if backend.is_supported]
 FMA_ISAS = [backend.name for backend in load_library().backends if backend.is_supported and backend.has_fma]
@@ -71,32 +65,6 @@ def test_fully_connected_layers_have_the_same_bits_on_every_instruction_set(bloc
         assert len({NativeKernel(kernel, isa=isa, tune=False).run(x).tobytes() for isa in FMA_ISAS}) <= 1
 
 
-def kernels_of_all_tilings(
-    kernel: KernelSpec, isa: str, most: int = 10_000, threads: int = 1
-) -> Iterator[NativeKernel]:
-    """`kernel` with one tiling after the other: at most so many of those that the tuner would choose from."""
-    index, count = 0, 1
-    while index < count:
-        known: list[list[Tiling]] = []
-        with (
-            # Small chunks, so that small kernels have several.
-            mock.patch("device_agent.native.tiling._CHUNK_BYTES", (1500, 36_000)),
-            mock.patch.object(
-                _Tuner, "_conv_tilings", functools.partialmethod(one_tiling, index=index, most=most, known=known)
-            ),
-        ):
-            yield NativeKernel(kernel, isa=isa, tune=False, threads=threads)
-        index, count = index + 1, max(map(len, known), default=0)
-
-
-def one_tiling(
-    tuner: _Tuner, tunable: Tunable, _: int, *, index: int, most: int, known: list[list[Tiling]]
-) -> list[Tiling]:
-    tilings = tunable.tilings(functools.partial(tuner._library.max_vectors, tuner._backend), most)
-    known.append(tilings)
-    return [tilings[min(index, len(tilings) - 1)]]
-
-
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("extent", [7, 8, 11, 14, 16])
 @pytest.mark.parametrize("stride", [1, 2])
@@ -112,7 +80,8 @@ def test_every_tiling_of_every_backend_gives_the_same_bits(isa: str, extent: int
     x, second = kernel_inputs(kernel)
     expected = NativeKernel(kernel, isa=isa, tune=False).run(x, second).tobytes()
     seen = set()
-    for native in kernels_of_all_tilings(kernel, isa):
+    for _ in each_tiling():
+        native = NativeKernel(kernel, isa=isa, tune=False)
         steps = [step for step in native._run._array if step.kind == Kind.CONV]
         assert {step.group_size for step in steps} == {4, 2, 1}
         seen |= {(s.vector_length, s.row_vectors > 0, s.num_chunks > 1, s.pack_rows > 0, s.groups_outer) for s in steps}
@@ -125,7 +94,7 @@ def test_every_tiling_of_every_backend_gives_the_same_bits(isa: str, extent: int
 @given(kernel=convolutions(), isa=st.sampled_from(FMA_ISAS or ISAS))
 def test_tilings_of_any_convolution_give_the_same_bits(kernel: KernelSpec, isa: str) -> None:
     x, second = kernel_inputs(kernel)
-    outputs = [native.run(x, second).tobytes() for native in kernels_of_all_tilings(kernel, isa, most=20)]
+    outputs = [NativeKernel(kernel, isa=isa, tune=False).run(x, second).tobytes() for _ in each_tiling(most=20)]
     assert len(set(outputs)) == 1
 
 
@@ -137,7 +106,8 @@ def test_shares_of_a_convolution_are_the_whole(isa: str) -> None:
         kernel = conv(12, 30, stride=stride, residual=True)
         x, second = kernel_inputs(kernel)
         expected = NativeKernel(kernel, isa=isa, tune=False).run(x, second).tobytes()
-        for native in kernels_of_all_tilings(kernel, isa, most=12, threads=3):
+        for _ in each_tiling(most=12):
+            native = NativeKernel(kernel, isa=isa, tune=False, threads=3)
             for parts in (2, 3):
                 # Other outputs than those that are expected.
                 native.run(-x, second)
