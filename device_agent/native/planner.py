@@ -217,19 +217,21 @@ class _Lowering:
             target = Tensor(output.channels, output.height, output.width, Form.PLANES)
         if residual is not None:
             residual = self._as_planes(residual)
-        read = self._conv_input(kernel, self._weight(op), source)
-        self._add_conv(kernel, self._weight(op), self._bias(op), read, residual, target)
+        by_winograd = not self._exact and steps.is_for_winograd(kernel, self._weight(op))
+        self._has_winograd_ways |= by_winograd
+        read = self._conv_input(kernel, source, wants_padding=by_winograd)
+        self._add_conv(kernel, self._weight(op), self._bias(op), read, residual, target, by_winograd=by_winograd)
         if target is not output:
             self._add(Phase.RUN, (target,), output, steps.emit_copy(target, output))
 
     def _conv_input(
-        self, kernel: KernelSpec, weight: FloatArray, source: Tensor, *, has_many_readers: bool = False
+        self, kernel: KernelSpec, source: Tensor, *, wants_padding: bool = False, has_many_readers: bool = False
     ) -> Tensor:
         """`source` as the convolution `kernel` reads it: where it is, with or without padding, or split into phases.
 
         Steps pack their input themselves. Where several of them read the same one, it is split once for all instead.
         """
-        if steps.reads_padding(kernel) or self._is_for_winograd(kernel, weight):
+        if wants_padding or steps.reads_padding(kernel):
             read = self._as_planes(source)
             read.need_padding(kernel.padding)
             return read
@@ -240,11 +242,6 @@ class _Lowering:
         source.need_margin(kernel.padding)
         return source
 
-    def _is_for_winograd(self, kernel: KernelSpec, weight: FloatArray) -> bool:
-        is_offered = not self._exact and steps.is_for_winograd(kernel, weight)
-        self._has_winograd_ways |= is_offered
-        return is_offered
-
     def _add_conv(
         self,
         kernel: KernelSpec,
@@ -253,7 +250,10 @@ class _Lowering:
         read: Tensor,
         residual: Tensor | None,
         target: Tensor,
+        *,
+        by_winograd: bool = False,
     ) -> None:
+        """A convolution of what `_conv_input` gave, perhaps `by_winograd`: the tuner chooses."""
         if read.padding >= kernel.padding and (kernel.stride == 1 or isinstance(read, PhaseTensor)):
             target.join_rows(read)
         reads: tuple[Tensor, ...] = (read,)
@@ -268,7 +268,7 @@ class _Lowering:
             return steps.emit_conv(kernel, ways, bias, read, residual, target)(placement)
 
         emit: Emitter = emit_groups
-        if self._is_for_winograd(kernel, weight):
+        if by_winograd:
             emit = steps.emit_any(emit, steps.emit_winograd(kernel, weight, bias, read, residual, target))
         self._add(Phase.RUN, reads, target, emit, tuning_key=replace(kernel, seed=0))
 
@@ -277,7 +277,7 @@ class _Lowering:
         kernel, reader_index = conv.kernel, self._op_index
         conv_index = next(index for index, op in enumerate(self._plan.ops) if op is conv)
         self._op_index = conv_index
-        read = self._conv_input(kernel, self._weight(conv), self._by_name[conv.inputs[0]], has_many_readers=True)
+        read = self._conv_input(kernel, self._by_name[conv.inputs[0]], has_many_readers=True)
         size = channels_per_block(kernel)
         for first in range(0, kernel.out_channels, size):
             channels = slice(first, min(first + size, kernel.out_channels))
