@@ -22,10 +22,13 @@ from device_agent.runtimes.base import FloatArray, RuntimeUnavailable, Unsupport
 class NativeRuntime:
     """The native library of this machine; the first use may compile it.
 
+    With `exact`, nothing is tuned and outputs have the same bits in every run: for looking at outputs, not for timing.
+
     Raises `RuntimeUnavailable` where it can neither be found nor built.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, exact: bool = False) -> None:
+        self._exact = exact
         try:
             self._library = load_library()
         except NativeError as error:
@@ -42,7 +45,9 @@ class NativeRuntime:
     def load_kernel(self, kernel: KernelSpec, threads: int) -> NativeExecutable:
         cores = _cores_for(threads)
         try:
-            prepare = functools.partial(NativeKernel, kernel, threads=threads, cores=cores)
+            prepare = functools.partial(
+                NativeKernel, kernel, threads=threads, cores=cores, tune=not self._exact, exact=self._exact
+            )
             return NativeExecutable(prepare, is_sparse=_is_sparse(kernel))
         except UnsupportedKernelError as error:
             raise UnsupportedTask(str(error)) from None
@@ -59,7 +64,9 @@ class NativeRuntime:
         if plan.input_shape != input_shape:
             raise UnsupportedTask(f"the network reads {plan.input_shape}, but the task says {input_shape}")
         try:
-            prepare = functools.partial(NativeNetwork, plan, tensors, threads=threads, cores=cores)
+            prepare = functools.partial(
+                NativeNetwork, plan, tensors, threads=threads, cores=cores, tune=not self._exact, exact=self._exact
+            )
             return NativeExecutable(prepare, is_sparse=any(_is_sparse(kernel) for kernel in plan.kernels))
         except UnsupportedKernelError as error:
             raise UnsupportedTask(str(error)) from None

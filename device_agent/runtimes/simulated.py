@@ -134,10 +134,12 @@ def _network_executor(
 ) -> Callable[[FloatArray, FloatArray | None], FloatArray]:
     """What computes the outputs: the runtime that the file is for; numpy where the native one is missing."""
     from device_agent.runtimes import make_runtime
+    from device_agent.runtimes.native import NativeRuntime
 
-    name = "native" if network_format is NetworkFormat.PACKED else "tflite"
     try:
-        executable: Executable = make_runtime(name).load_network(data, network_format, input_shape, 1)
+        # What tuning picks depends on times, and may change how outputs round: a simulated device repeats itself.
+        runtime = NativeRuntime(exact=True) if network_format is NetworkFormat.PACKED else make_runtime("tflite")
+        executable: Executable = runtime.load_network(data, network_format, input_shape, 1)
     except RuntimeUnavailable as error:
         if network_format is NetworkFormat.TFLITE:
             raise UnsupportedTask(f"the outputs of a .tflite file cannot be computed here: {error}") from None

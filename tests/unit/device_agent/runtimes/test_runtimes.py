@@ -8,7 +8,12 @@ import pytest
 from device_agent.contracts import ContractError, NetworkFormat, Op, VerdictReason
 from device_agent.formats.packed import write_packed
 from device_agent.formats.tflite import plan_to_tflite
+from device_agent.native.executor import NativeNetwork
+from device_agent.native.library import BackendInfo, Library
+from device_agent.native.planner import Program
+from device_agent.native.steps import Way
 from device_agent.native.team import available_cores
+from device_agent.native.tuner import choose_ways
 from device_agent.runtimes import (
     RUNTIMES,
     Runtime,
@@ -221,10 +226,10 @@ def test_a_tflite_file_without_a_plan_cannot_be_simulated() -> None:
 
 
 def test_packed_outputs_of_a_simulated_network_do_not_need_the_native_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unavailable(name: str) -> Runtime:
+    def unavailable(*, exact: bool) -> Runtime:
         raise RuntimeUnavailable("no compiler")
 
-    monkeypatch.setattr("device_agent.runtimes.make_runtime", unavailable)
+    monkeypatch.setattr("device_agent.runtimes.native.NativeRuntime", unavailable)
     from device_agent.runtimes.simulated import SimulatedRuntime
 
     plan, tensors = small_network()
@@ -232,3 +237,20 @@ def test_packed_outputs_of_a_simulated_network_do_not_need_the_native_library(mo
     executable = SimulatedRuntime().load_network(data, NetworkFormat.PACKED, plan.input_shape, 1)
     x = synthesize_input(plan.input_shape, 5)
     np.testing.assert_array_equal(executable.run(x), run_network(plan, tensors, x).reshape(-1))
+
+
+def test_packed_outputs_of_a_simulated_network_do_not_depend_on_tuning(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, tensors = small_network()
+    data = write_packed(plan, tensors)
+    x = synthesize_input(plan.input_shape, 5)
+    exact = NativeNetwork(plan, tensors, tune=False, exact=True)
+    tuned = []
+
+    def watched(program: Program, library: Library, backend: BackendInfo, *, tune: bool) -> list[Way]:
+        tuned.append(tune)
+        return choose_ways(program, library, backend, tune=tune)
+
+    monkeypatch.setattr("device_agent.native.executor.choose_ways", watched)
+    simulated = make_runtime("simulated").load_network(data, NetworkFormat.PACKED, plan.input_shape, 1)
+    np.testing.assert_array_equal(simulated.run(x), exact.run(x).reshape(-1))
+    assert tuned == [False]
