@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from device_agent.native.arena import ALIGNMENT, Span, pack_spans
-from device_agent.native.layout import FLOAT_BYTES, VECTOR, Layout, Tensor, position_mask
+from device_agent.native.arena import Span, pack_spans
+from device_agent.native.layout import FLOAT_BYTES, Layout, Tensor, position_mask
+from device_agent.native.memory import aligned_array, aligned_zeros, with_spare
 
 FloatArray = NDArray[np.float32]
 
@@ -23,7 +24,7 @@ class Placement:
     #: Scratch memory is for this many threads.
     threads: int = 1
     held: list[NDArray[Any]] = field(default_factory=list)
-    _shared_scratch: FloatArray = field(default_factory=lambda: _aligned(0, np.dtype(np.float32)))
+    _shared_scratch: FloatArray = field(default_factory=lambda: aligned_zeros(0, np.float32))
     _buffers: dict[Tensor, FloatArray] = field(default_factory=dict)
     _masks: dict[tuple[int, int, int], int] = field(default_factory=dict)
     _thread_scratch: FloatArray | None = None
@@ -86,15 +87,20 @@ class Placement:
 
         No step may write to it: see `scratch`.
         """
-        copy = _aligned(values.size, values.dtype)
-        copy[: values.size] = values.reshape(-1)
-        copy.flags.writeable = False
-        (self.held if held is None else held).append(copy)
-        return copy.ctypes.data
+        copy = aligned_array(values.shape, values.dtype)
+        copy[...] = values
+        return self.keep(copy, held)
+
+    def keep(self, values: NDArray[Any], held: list[NDArray[Any]] | None = None) -> int:
+        """The address of `values` themselves, which are from `aligned_array`: else as `constant`."""
+        whole = with_spare(values)
+        whole.flags.writeable = False
+        (self.held if held is None else held).append(whole)
+        return whole.ctypes.data
 
     def scratch(self, size: int, held: list[NDArray[Any]] | None = None) -> int:
         """The address of `size` float32 zeros that steps may write to."""
-        buffer = _aligned(size, np.dtype(np.float32))
+        buffer = aligned_zeros(size, np.float32)
         (self.held if held is None else held).append(buffer)
         return buffer.ctypes.data
 
@@ -104,20 +110,11 @@ class Placement:
         The buffer is appended to `held`. Steps emitted later share it, unless they need a larger one.
         """
         if self._shared_scratch.size < size:
-            self._shared_scratch = _aligned(size, np.dtype(np.float32))
+            self._shared_scratch = aligned_zeros(size, np.float32)
         held.append(self._shared_scratch)
         return self._shared_scratch.ctypes.data
 
     def _new(self, size: int) -> FloatArray:
-        buffer = _aligned(size, np.dtype(np.float32))
+        buffer = aligned_zeros(size, np.float32)
         self.held.append(buffer)
         return buffer
-
-
-def _aligned(size: int, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Zeros, aligned to a cache line, with a vector to spare on both sides: kernels read a little past the borders."""
-    num_bytes = (size + VECTOR) * dtype.itemsize
-    front = VECTOR * dtype.itemsize
-    raw = np.zeros(front + num_bytes + ALIGNMENT, dtype=np.uint8)
-    start = front + -(raw.ctypes.data + front) % ALIGNMENT
-    return raw[start : start + num_bytes].view(dtype)

@@ -21,9 +21,9 @@ from device_agent.native import steps
 from device_agent.native.blocks import blockwise_pairs, channels_per_block
 from device_agent.native.errors import UnsupportedKernelError
 from device_agent.native.layout import Form, PhaseTensor, Tensor
-from device_agent.native.packing import depthwise_rows, groupings
 from device_agent.native.placement import Placement
 from device_agent.native.steps import Emitter, Ways
+from device_agent.native.weights import Weights, WeightSource
 
 FloatArray = NDArray[np.float32]
 
@@ -75,7 +75,7 @@ class _Node:
 
 def make_program(
     plan: NetworkPlan,
-    tensors: Mapping[str, FloatArray],
+    tensors: Mapping[str, WeightSource],
     *,
     inputs_in_place: bool,
     exact: bool = False,
@@ -93,10 +93,10 @@ def make_program(
 
 class _Lowering:
     def __init__(
-        self, plan: NetworkPlan, tensors: Mapping[str, FloatArray], inputs_in_place: bool, exact: bool, threads: int
+        self, plan: NetworkPlan, tensors: Mapping[str, WeightSource], inputs_in_place: bool, exact: bool, threads: int
     ) -> None:
         self._plan = plan
-        self._weights = tensors
+        self._tensors = tensors
         self._inputs_in_place = inputs_in_place
         self._exact = exact
         self._has_winograd_ways = False
@@ -179,16 +179,15 @@ class _Lowering:
         source = self._by_name[op.inputs[0]]
         residual = None if op.residual is None else self._by_name[op.residual]
         if kernel.op is Op.FULLY_CONNECTED:
-            self._lower_matvec(op, source, None, output, self._weight(op)[:, :, 0, 0])
+            self._lower_matvec(op, source, None, output, self._op_weights(op))
         elif kernel.op is Op.CONV2D and source.form is Form.VECTOR and output.form is Form.VECTOR:
             # A 1x1 image meets one position of the kernel only.
-            row, column = kernel.padding, kernel.padding
-            weight = self._weight(op)
-            inside = row < kernel.kernel_h and column < kernel.kernel_w
-            rows = weight[:, :, row, column] if inside else np.zeros(weight.shape[:2], dtype=np.float32)
-            self._lower_matvec(op, source, residual, output, rows)
+            taps = self._tensors[f"{op.name}.weight"][:][:, :, kernel.padding :, kernel.padding :]
+            inside = taps.shape[2] > 0 and taps.shape[3] > 0
+            rows = taps[:, :, 0, 0] if inside else np.zeros(taps.shape[:2], dtype=np.float32)
+            self._lower_matvec(op, source, residual, output, Weights(rows))
         elif kernel.op is Op.DEPTHWISE_CONV2D and steps.has_depthwise_kernel(kernel):
-            emit = steps.emit_depthwise(kernel, self._weight(op), self._bias(op), source, output)
+            emit = steps.emit_depthwise(kernel, self._op_weights(op), self._bias(op), source, output)
             self._add(Phase.RUN, (source,), output, emit)
         elif kernel.op in (Op.CONV2D, Op.DEPTHWISE_CONV2D):
             self._lower_conv(op, source, residual, output)
@@ -204,11 +203,11 @@ class _Lowering:
             raise UnsupportedKernelError(f"{op.name}: the native runtime has no {kernel.op}")
         return output
 
-    def _weight(self, op: PlanOp) -> FloatArray:
-        return self._weights[f"{op.name}.weight"]
+    def _op_weights(self, op: PlanOp) -> Weights:
+        return Weights(self._tensors[f"{op.name}.weight"])
 
     def _bias(self, op: PlanOp) -> FloatArray:
-        return self._weights[f"{op.name}.bias"]
+        return self._tensors[f"{op.name}.bias"][:]
 
     def _lower_conv(self, op: PlanOp, source: Tensor, residual: Tensor | None, output: Tensor) -> None:
         kernel = op.kernel
@@ -217,10 +216,10 @@ class _Lowering:
             target = Tensor(output.channels, output.height, output.width, Form.PLANES)
         if residual is not None:
             residual = self._as_planes(residual)
-        by_winograd = not self._exact and steps.is_for_winograd(kernel, self._weight(op))
+        by_winograd = not self._exact and steps.is_for_winograd(kernel, self._op_weights(op))
         self._has_winograd_ways |= by_winograd
         read = self._conv_input(kernel, source, wants_padding=by_winograd)
-        self._add_conv(kernel, self._weight(op), self._bias(op), read, residual, target, by_winograd=by_winograd)
+        self._add_conv(kernel, self._op_weights(op), self._bias(op), read, residual, target, by_winograd=by_winograd)
         if target is not output:
             self._add(Phase.RUN, (target,), output, steps.emit_copy(target, output))
 
@@ -245,7 +244,7 @@ class _Lowering:
     def _add_conv(
         self,
         kernel: KernelSpec,
-        weight: FloatArray,
+        weights: Weights,
         bias: FloatArray,
         read: Tensor,
         residual: Tensor | None,
@@ -260,16 +259,9 @@ class _Lowering:
         if residual is not None:
             residual.join_rows(target)
             reads = (read, residual)
-        rows = weight.reshape(kernel.out_channels, -1)
-
-        def emit_groups(placement: Placement) -> Ways:
-            # Only here, since the groups of all layers together would take several times the memory of the weights.
-            ways = groupings(rows, kernel.pruning.block_filters) if kernel.op is Op.CONV2D else depthwise_rows(rows)
-            return steps.emit_conv(kernel, ways, bias, read, residual, target)(placement)
-
-        emit: Emitter = emit_groups
+        emit = steps.emit_conv(kernel, weights, bias, read, residual, target)
         if by_winograd:
-            emit = steps.emit_any(emit, steps.emit_winograd(kernel, weight, bias, read, residual, target))
+            emit = steps.emit_any(emit, steps.emit_winograd(kernel, weights, bias, read, residual, target))
         self._add(Phase.RUN, reads, target, emit, tuning_key=replace(kernel, seed=0))
 
     def _lower_blockwise(self, conv: PlanOp, reader: PlanOp, output: Tensor) -> None:
@@ -284,19 +276,19 @@ class _Lowering:
             part = replace(kernel, out_channels=channels.stop - channels.start)
             between = Tensor(part.out_channels, kernel.output_h, kernel.output_w, Form.PLANES)
             self._op_index = conv_index
-            self._add_conv(part, self._weight(conv)[channels], self._bias(conv)[channels], read, None, between)
+            self._add_conv(part, self._op_weights(conv).part(channels), self._bias(conv)[channels], read, None, between)
             self._op_index = reader_index
             if reader.kernel.op is Op.DEPTHWISE_CONV2D:
-                weight, bias = self._weight(reader)[channels], self._bias(reader)[channels]
-                emit = steps.emit_depthwise(reader.kernel, weight, bias, between, output, first)
+                weights, bias = self._op_weights(reader).part(channels), self._bias(reader)[channels]
+                emit = steps.emit_depthwise(reader.kernel, weights, bias, between, output, first)
             else:
                 emit = steps.emit_pool(reader.kernel, between, output, first)
             self._add(Phase.RUN, (between,), output, emit)
 
     def _lower_matvec(
-        self, op: PlanOp, source: Tensor, residual: Tensor | None, output: Tensor, rows: FloatArray
+        self, op: PlanOp, source: Tensor, residual: Tensor | None, output: Tensor, weights: Weights
     ) -> None:
-        emit = steps.emit_matvec(op.kernel, rows, self._bias(op), source, residual, output)
+        emit = steps.emit_matvec(op.kernel, weights, self._bias(op), source, residual, output)
         reads = (source,) if residual is None else (source, residual)
         self._add(Phase.RUN, reads, output, emit)
 

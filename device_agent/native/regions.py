@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from device_agent.native.errors import NativeError
 from device_agent.native.library import Library, Region, Step
-from device_agent.native.steps import Ways
+from device_agent.native.steps import Way
 
 Arrays = Sequence[NDArray[Any]]
 
@@ -59,7 +59,7 @@ class ProgramCheck:
         self._shared: dict[int, NDArray[Any]] = {}
         self._num_seen = 0
 
-    def check(self, ways: Ways) -> None:
+    def check(self, ways: Sequence[Way]) -> None:
         """Raises `NativeError` where a step could touch memory that is not the program's."""
         self._shared |= by_address(self._held[self._num_seen :])
         self._num_seen = len(self._held)

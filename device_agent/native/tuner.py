@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from device_agent.native.library import BackendInfo, Kind, Library, Step
 from device_agent.native.planner import Program
 from device_agent.native.regions import ProgramCheck
-from device_agent.native.steps import Way, Ways
+from device_agent.native.steps import Offer, Signature, Way, Ways
 from device_agent.native.steps.winograd import WinogradTile, winograd_tiles
 from device_agent.native.tiling import Tiling
 from device_agent.native.tuning_cache import CachedChoice, TuningCache, open_tuning_cache
@@ -54,45 +54,44 @@ def choose_ways(program: Program, library: Library, backend: BackendInfo, *, tun
     for work in program.work:
         ways = work.ways()
         choice = remembered.get(work.tuning_key) if work.tuning_key is not None else None
-        index = choice.find(ways) if choice is not None else None
-        if choice is None or index is None:
-            choice = _cached(tuner, cache, work.tuning_key, ways) if tune else tuner.guess(ways)
-            index = choice.way
-            remembered[work.tuning_key] = choice
-        chosen.append(tuner.apply(ways[index], choice.tilings))
-        del ways  # before the next ones are emitted
+        known = choice.find(ways) if choice is not None else None
+        if choice is not None and known is not None:
+            way = known.make()
+        elif tune:
+            way, choice = _cached(tuner, cache, work.tuning_key, ways)
+        else:
+            way, choice = tuner.guess(ways)
+        remembered[work.tuning_key] = choice
+        chosen.append(tuner.apply(way, choice.tilings))
+        del way, ways  # before the next ones are made
     return chosen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Choice:
-    """The index of a way, and the tiling of each of its tunable steps."""
+    """A way, and the tiling of each of its steps."""
 
-    way: int
+    signature: Signature
     tilings: tuple[AnyTiling | None, ...]
-    signature: tuple[tuple[int, int, int], ...]
 
-    def find(self, ways: Ways) -> int | None:
-        """The index of the way among `ways` that has the same steps. Other weights can give the ways another order."""
-        return next((index for index, way in enumerate(ways) if _signature(way) == self.signature), None)
-
-
-def _signature(way: Way) -> tuple[tuple[int, int, int], ...]:
-    return tuple((step.kind, step.group_size, step.winograd_size) for step in way.steps)
+    def find(self, ways: Ways) -> Offer | None:
+        """The way among `ways` that has the same steps. Other weights can give the ways another order."""
+        return next((way for way in ways if way.signature == self.signature), None)
 
 
-def _cached(tuner: _Tuner, cache: TuningCache | None, tuning_key: object, ways: Ways) -> _Choice:
+def _cached(tuner: _Tuner, cache: TuningCache | None, tuning_key: object, ways: Ways) -> tuple[Way, _Choice]:
     """What `cache` knows about `ways`, if that still is among what would be timed; else the fastest choice."""
     if cache is None or tuning_key is None:
         return tuner.tune(ways)
     # Which ways there are depends on the weights and on the program.
-    key = f"{tuning_key!r}\n{sorted(map(_signature, ways))!r}"
+    key = f"{tuning_key!r}\n{sorted(way.signature for way in ways)!r}"
     known = cache.load(key)
-    choice = None if known is None else tuner.recall(ways, known)
-    if choice is None:
-        choice = tuner.tune(ways)
-        cache.store(key, repr(choice.signature), [repr(tiling) for tiling in choice.tilings])
-    return choice
+    found = None if known is None else tuner.recall(ways, known)
+    if found is not None:
+        return found
+    way, choice = tuner.tune(ways)
+    cache.store(key, repr(choice.signature), [repr(tiling) for tiling in choice.tilings])
+    return way, choice
 
 
 class _Tuner:
@@ -108,33 +107,45 @@ class _Tuner:
         self._check.check((ready,))
         return ready
 
-    def guess(self, ways: Ways) -> _Choice:
-        tilings = tuple(next(iter(self._tilings(ways[0], n, 1)), None) for n in range(len(ways[0].steps)))
-        return _Choice(way=0, tilings=tilings, signature=_signature(ways[0]))
+    def guess(self, ways: Ways) -> tuple[Way, _Choice]:
+        way = ways[0].make()
+        tilings = tuple(next(iter(self._tilings(way, n, 1)), None) for n in range(len(way.steps)))
+        return way, _Choice(tilings=tilings, signature=way.signature)
 
-    def recall(self, ways: Ways, known: CachedChoice) -> _Choice | None:
-        """The choice among `ways` that `known` describes, if there is one."""
-        for index, way in enumerate(ways):
-            if repr(_signature(way)) != known.signature or len(way.steps) != len(known.tilings):
-                continue
-            tilings: list[AnyTiling | None] = []
-            for number, name in enumerate(known.tilings):
-                candidates = self._tilings(way, number, _ALL_TILINGS) or (None,)
-                tilings += [tiling for tiling in candidates if repr(tiling) == name][:1]
-            if len(tilings) == len(way.steps):
-                return _Choice(way=index, tilings=tuple(tilings), signature=_signature(way))
-        return None
+    def recall(self, ways: Ways, known: CachedChoice) -> tuple[Way, _Choice] | None:
+        """The choice among `ways` that `known` describes, if there is one. No other way is made."""
+        offer = next((way for way in ways if repr(way.signature) == known.signature), None)
+        if offer is None or len(offer.signature) != len(known.tilings):
+            return None
+        way = offer.make()
+        tilings: list[AnyTiling | None] = []
+        for number, name in enumerate(known.tilings):
+            candidates = self._tilings(way, number, _ALL_TILINGS) or (None,)
+            tilings += [tiling for tiling in candidates if repr(tiling) == name][:1]
+        if len(tilings) < len(way.steps):
+            return None
+        return way, _Choice(tilings=tuple(tilings), signature=way.signature)
 
-    def tune(self, ways: Ways) -> _Choice:
-        """The best tiling of each step by itself; then ways are compared as a whole, with all their steps in order."""
-        choices = []
-        for index, way in enumerate(ways):
+    def tune(self, ways: Ways) -> tuple[Way, _Choice]:
+        """The best tiling of each step by itself; then ways are compared as a whole, with all their steps in order.
+
+        Two ways are there at once at most.
+        """
+        best: tuple[Way, _Choice] | None = None
+        for offer in ways:
+            way = offer.make()
             tilings = tuple(self._best_tiling(way, number) for number in range(len(way.steps)))
-            choices.append(_Choice(way=index, tilings=tilings, signature=_signature(way)))
-            # The ways stay alive here, and with them what their steps point to.
-            self.apply(way, tilings)
-        runs = [functools.partial(self._run, (Step * len(way.steps))(*way.steps)) for way in ways]
-        return choices[self._fastest(runs)]
+            challenger = way, _Choice(tilings=tilings, signature=way.signature)
+            best = challenger if best is None else self._faster(best, challenger)
+            del way, challenger
+        assert best is not None
+        return best
+
+    def _faster(self, *pair: tuple[Way, _Choice]) -> tuple[Way, _Choice]:
+        # The ways stay alive here, and with them what their steps point to.
+        ready = [self.apply(way, choice.tilings) for way, choice in pair]
+        runs = [functools.partial(self._run, (Step * len(way.steps))(*way.steps)) for way in ready]
+        return pair[self._fastest(runs)]
 
     def _best_tiling(self, way: Way, number: int) -> AnyTiling | None:
         tilings = self._tilings(way, number, _NUM_TILINGS)

@@ -4,7 +4,7 @@ Each `emit_*` function returns an emitter, which is called when all layouts are 
 equivalent ways to do the work; the tuner chooses among them.
 """
 
-from device_agent.native.steps.common import Emitter, Tunable, Way, Ways, emit_any
+from device_agent.native.steps.common import Emitter, LateWay, Offer, Signature, Tunable, Way, Ways, emit_any
 from device_agent.native.steps.conv import emit_conv, reads_padding
 from device_agent.native.steps.copies import emit_copy, emit_phases, emit_shortcut
 from device_agent.native.steps.depthwise import emit_depthwise, has_depthwise_kernel
@@ -15,6 +15,9 @@ from device_agent.native.steps.winograd import emit_winograd, is_for_winograd
 
 __all__ = [
     "Emitter",
+    "LateWay",
+    "Offer",
+    "Signature",
     "Tunable",
     "Way",
     "Ways",

@@ -17,6 +17,9 @@ from device_agent.native.packing import RowGroups
 from device_agent.native.placement import Placement
 from device_agent.native.tiling import TileLimit, Tiling
 
+#: Kind, size of groups and size of Winograd's tiles of each step.
+Signature = tuple[tuple[int, int, int], ...]
+
 
 class Tunable(Protocol):
     """A step with tilings to choose from. A step cannot run before one is applied."""
@@ -37,8 +40,32 @@ class Way:
     #: For each step, what sets its tiling; none if no step has one.
     tunables: tuple[Tunable, ...] = ()
 
+    @property
+    def signature(self) -> Signature:
+        return tuple((step.kind, step.group_size, step.winograd_size) for step in self.steps)
 
-Ways = tuple[Way, ...]
+    def make(self) -> Way:
+        return self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LateWay:
+    """A way whose constants take much memory or time: it is made when it is tried, from nothing but the weights."""
+
+    signature: Signature
+    make: Callable[[], Way]
+
+
+class Offer(Protocol):
+    """A way that can be had. `signature` tells ways of one node apart, and is the same for all weights."""
+
+    @property
+    def signature(self) -> Signature: ...
+
+    def make(self) -> Way: ...
+
+
+Ways = tuple[Offer, ...]
 Emitter = Callable[[Placement], Ways]
 
 
@@ -88,6 +115,6 @@ def grouped_way(common: Step, row_groups: list[RowGroups], offsets: NDArray[np.i
         step.group_channels = placement.constant(groups.channels, held)
         step.group_starts = placement.constant(groups.starts, held)
         step.offsets = placement.constant(offsets[groups.columns], held)
-        step.weights = placement.constant(groups.values, held)
+        step.weights = placement.keep(groups.values, held)
         steps.append(step)
     return Way(steps=tuple(steps), held=tuple(held))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,10 +15,12 @@ from device_agent.native.errors import UnsupportedKernelError
 from device_agent.native.input_packing import PackedInput, PackShape, pack_input
 from device_agent.native.layout import VECTOR, PhaseTensor, Tensor, phase_of
 from device_agent.native.library import Kind, Step
-from device_agent.native.packing import RowGroups
+from device_agent.native.memory import aligned_array
+from device_agent.native.packing import RowGroups, depthwise_rows, group_rows, group_sizes, groupings
 from device_agent.native.placement import Placement
-from device_agent.native.steps.common import Emitter, Way, Ways, bounded, set_input, set_output
+from device_agent.native.steps.common import Emitter, LateWay, Way, Ways, bounded, set_input, set_output
 from device_agent.native.tiling import ConvShape, TileLimit, Tiling, tilings
+from device_agent.native.weights import Weights
 
 FloatArray = NDArray[np.float32]
 
@@ -46,12 +51,14 @@ def reads_padding(kernel: KernelSpec) -> bool:
 
 def emit_conv(
     kernel: KernelSpec,
-    ways: list[list[RowGroups]],
+    weights: Weights,
     bias: FloatArray,
     source: Tensor,
     residual: Tensor | None,
     target: Tensor,
 ) -> Emitter:
+    """A way for each grouping of the output channels that may pay."""
+
     def emit(placement: Placement) -> Ways:
         common = bounded(
             Step(kind=Kind.CONV, channels=kernel.in_channels, stride=kernel.stride, bias=placement.constant(bias)),
@@ -64,15 +71,25 @@ def emit_conv(
             common.mask = placement.mask(layout)
         if residual is not None:
             common.second, common.second_plane = placement.address(residual), residual.layout().plane
-        emitted = []
-        for way in ways:
+
+        def make(row_groups: Callable[[], list[RowGroups]]) -> Way:
             held = list[NDArray[Any]]()
             tunables = tuple(
                 TunableConv(kernel, source, target, _step(common, groups, placement, held), groups, placement)
-                for groups in way
+                for groups in row_groups()
             )
-            emitted.append(Way(steps=tuple(t.step for t in tunables), held=tuple(held), tunables=tunables))
-        return tuple(emitted)
+            return Way(steps=tuple(t.step for t in tunables), held=tuple(held), tunables=tunables)
+
+        if kernel.op is Op.DEPTHWISE_CONV2D:
+            return (make(lambda: [depthwise_rows(weights.all())]),)
+        filters = kernel.pruning.block_filters
+        return tuple(
+            LateWay(
+                signature=tuple((Kind.CONV, size, 0) for size in group_sizes(weights.num_rows, filters, largest)),
+                make=functools.partial(make, functools.partial(group_rows, weights, filters, largest)),
+            )
+            for largest in groupings(weights, filters)
+        )
 
     return emit
 
@@ -95,8 +112,6 @@ class TunableConv:
         self._groups = groups
         self._placement = placement
         self._mask = step.mask
-        taps = kernel.kernel_h * kernel.kernel_w
-        self._entry_channels, self._entry_taps = np.divmod(groups.columns, taps)
         self._arrays: dict[object, tuple[NDArray[Any], int]] = {}
         is_split = isinstance(source, PhaseTensor)
         self.shape = ConvShape(
@@ -124,7 +139,7 @@ class TunableConv:
         # Vectors that end with their row never reach the padding.
         step.mask = 0 if tiling.row_vectors else self._mask
         starts, step.group_starts = self._array(("starts", tiling.chunk_channels), self._starts, tiling.chunk_channels)
-        offsets, step.offsets = self._array(("offsets", tiling.pack), self._offsets, tiling.pack)
+        offsets, step.offsets = self._array(("offsets", tiling.pack), self._offsets, tiling.pack, self._placement.keep)
         if tiling.pack is None:
             step.pack_rows = step.pack_row = step.pack_plane = step.pack_parts = step.num_copies = 0
             step.copies = step.pack_mask = step.scratch = step.scratch_size = 0
@@ -140,10 +155,12 @@ class TunableConv:
         step.scratch = self._placement.thread_scratch(step.scratch_size)
         return starts, offsets, copies, mask
 
-    def _array(self, key: object, make: Any, argument: object) -> tuple[NDArray[Any], int]:
+    def _array(
+        self, key: object, make: Any, argument: object, hold: Callable[..., int] | None = None
+    ) -> tuple[NDArray[Any], int]:
         if key not in self._arrays:
             held = list[NDArray[Any]]()
-            address = self._placement.constant(make(argument), held)
+            address = (hold or self._placement.constant)(make(argument), held)
             self._arrays[key] = held[0], address
         return self._arrays[key]
 
@@ -152,30 +169,38 @@ class TunableConv:
 
     def _starts(self, chunk_channels: int) -> NDArray[np.int32]:
         """The first entry of each chunk of each group, by group; and the number of entries."""
-        num_chunks = -(-self._kernel.in_channels // chunk_channels)
-        group = np.repeat(np.arange(len(self._groups.channels)), np.diff(self._groups.starts))
-        index = group * num_chunks + self._entry_channels // chunk_channels
-        counts = np.bincount(index, minlength=len(self._groups.channels) * num_chunks)
-        return np.concatenate(([0], np.cumsum(counts))).astype(np.int32)
+        groups, kernel = self._groups, self._kernel
+        chunk_columns = chunk_channels * kernel.kernel_h * kernel.kernel_w
+        bounds = np.arange(0, kernel.in_channels * kernel.kernel_h * kernel.kernel_w, chunk_columns, dtype=np.int32)
+        # Columns ascend within a group.
+        firsts = [
+            start + np.searchsorted(groups.columns[start:end], bounds)
+            for start, end in itertools.pairwise(groups.starts.tolist())
+        ]
+        return np.concatenate((*firsts, groups.starts[-1:])).astype(np.int32)
 
     def _offsets(self, pack: PackShape | None) -> NDArray[np.int32]:
+        """Where each entry's input is."""
         if pack is None:
             taps, plane = _tap_offsets(self._kernel, self._source)
         else:
             packed = self._packed(pack)
             taps, plane = packed.taps.reshape(-1), packed.plane
-        if self._kernel.in_channels * plane >= 1 << 31:
-            raise UnsupportedKernelError(
-                f"an input of {self._kernel.in_channels * plane} elements exceeds the reach of 32-bit offsets"
-            )
-        return (self._entry_channels * plane + taps[self._entry_taps]).astype(np.int32)
+        channels = self._kernel.in_channels
+        if channels * plane >= 1 << 31:
+            raise UnsupportedKernelError(f"an input of {channels * plane} elements exceeds the reach of 32-bit offsets")
+        by_column = (np.arange(channels)[:, None] * plane + taps).astype(np.int32).reshape(-1)
+        columns = self._groups.columns
+        offsets: NDArray[np.int32] = aligned_array(columns.shape, np.int32)
+        # Without a mode, take would make a copy first.
+        return by_column.take(columns, out=offsets, mode="clip")
 
 
 def _step(common: Step, groups: RowGroups, placement: Placement, held: list[NDArray[Any]]) -> Step:
     step = Step.from_buffer_copy(common)
     step.group_size, step.num_groups = groups.group_size, len(groups.channels)
     step.group_channels = placement.constant(groups.channels, held)
-    step.weights = placement.constant(groups.values, held)
+    step.weights = placement.keep(groups.values, held)
     return step
 
 

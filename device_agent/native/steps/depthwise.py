@@ -10,6 +10,7 @@ from device_agent.native.layout import Tensor
 from device_agent.native.library import Kind, Step
 from device_agent.native.placement import Placement
 from device_agent.native.steps.common import Emitter, Way, Ways, bounded, set_input, set_output
+from device_agent.native.weights import Weights
 
 FloatArray = NDArray[np.float32]
 
@@ -29,10 +30,10 @@ def has_depthwise_kernel(kernel: KernelSpec) -> bool:
 
 
 def emit_depthwise(
-    kernel: KernelSpec, weight: FloatArray, bias: FloatArray, source: Tensor, target: Tensor, first_channel: int = 0
+    kernel: KernelSpec, weights: Weights, bias: FloatArray, source: Tensor, target: Tensor, first_channel: int = 0
 ) -> Emitter:
-    """`weight` is (channels, 1, kernel_h, kernel_w). `source` has as many channels, which go to those of `target` from
-    `first_channel` on.
+    """`weights` are (channels, 1, kernel_h, kernel_w). `source` has as many channels, which go to those of `target`
+    from `first_channel` on.
     """
 
     def emit(placement: Placement) -> Ways:
@@ -43,7 +44,7 @@ def emit_depthwise(
             kernel_w=kernel.kernel_w,
             stride=kernel.stride,
             padding=kernel.padding,
-            weights=placement.constant(weight),
+            weights=placement.constant(weights.all()),
             bias=placement.constant(bias),
         )
         set_input(step, placement, source)

@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 from device_agent.contracts import KernelSpec
 from device_agent.native.layout import VECTOR, Tensor
 from device_agent.native.library import GROUP_SIZES, Kind, Step
-from device_agent.native.packing import dense_blocks, group_rows
+from device_agent.native.packing import dense_blocks, entry_counts, group_rows
 from device_agent.native.placement import Placement
 from device_agent.native.steps.common import Emitter, Way, Ways, bounded, grouped_way, set_input, set_output
+from device_agent.native.weights import Weights
 
 FloatArray = NDArray[np.float32]
 
@@ -22,7 +23,7 @@ _DENSE_MATVEC_DENSITY = {4: 0.5, 2: 0.25, 1: 0.15}
 
 def emit_matvec(
     kernel: KernelSpec,
-    rows: FloatArray,
+    weights: Weights,
     bias: FloatArray,
     source: Tensor,
     residual: Tensor | None,
@@ -30,7 +31,8 @@ def emit_matvec(
 ) -> Emitter:
     def emit(placement: Placement) -> Ways:
         common = bounded(
-            Step(channels=rows.shape[1], outputs=rows.shape[0], bias=placement.constant(bias)), kernel.activation
+            Step(channels=weights.num_columns, outputs=weights.num_rows, bias=placement.constant(bias)),
+            kernel.activation,
         )
         set_input(common, placement, source)
         set_output(common, placement, output)
@@ -38,13 +40,15 @@ def emit_matvec(
             common.second = placement.address(residual)
         # The grouping follows from the weights alone: here, unlike in convolutions, it has an effect on rounding.
         size = next(size for size in GROUP_SIZES if kernel.pruning.block_filters % size == 0)
-        way = group_rows(rows, kernel.pruning.block_filters, size)
-        if sum(groups.values.size for groups in way) > _DENSE_MATVEC_DENSITY[size] * rows.size:
+        counts = entry_counts(weights, kernel.pruning.block_filters, size)
+        stored = sum(size * int(count.sum()) for size, count in counts.items())
+        if stored > _DENSE_MATVEC_DENSITY[size] * weights.num_rows * weights.num_columns:
             common.kind = Kind.DENSE_MATVEC
-            common.weights = placement.constant(dense_blocks(rows, VECTOR))
+            common.weights = placement.keep(dense_blocks(weights, VECTOR))
             return (Way(steps=(common,)),)
         common.kind = Kind.SPARSE_MATVEC
-        inputs = np.arange(rows.shape[1], dtype=np.int32)
+        inputs = np.arange(weights.num_columns, dtype=np.int32)
+        way = group_rows(weights, kernel.pruning.block_filters, size)
         return (grouped_way(common, way, inputs, placement),)
 
     return emit

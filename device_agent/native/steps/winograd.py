@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +13,10 @@ from numpy.typing import NDArray
 from device_agent.contracts import KernelSpec, Op
 from device_agent.native.layout import FLOAT_BYTES, VECTOR, Tensor, round_up
 from device_agent.native.library import Kind, Step
+from device_agent.native.memory import aligned_array
 from device_agent.native.placement import Placement
-from device_agent.native.steps.common import Emitter, Way, Ways, bounded, set_input, set_output
+from device_agent.native.steps.common import Emitter, LateWay, Way, Ways, bounded, set_input, set_output
+from device_agent.native.weights import Weights
 
 FloatArray = NDArray[np.float32]
 
@@ -69,21 +72,21 @@ class WinogradTile:
         step.winograd_outputs, step.winograd_outputs_in_lanes = self.outputs, int(self.outputs_in_lanes)
 
 
-def is_for_winograd(kernel: KernelSpec, weight: FloatArray) -> bool:
+def is_for_winograd(kernel: KernelSpec, weights: Weights) -> bool:
     """Whether Winograd's algorithm computes `kernel`, and may be the fastest way to."""
     return (
         kernel.op is Op.CONV2D
         and (kernel.kernel_h, kernel.kernel_w, kernel.stride) == (3, 3, 1)
         and kernel.padding <= 1
         and min(kernel.in_channels, kernel.out_channels) >= _LEAST_CHANNELS
-        and int(np.count_nonzero(weight)) >= _LEAST_DENSITY * weight.size
+        and weights.count_nonzero() >= _LEAST_DENSITY * weights.num_rows * weights.num_columns
     )
 
 
 def emit_winograd(
-    kernel: KernelSpec, weight: FloatArray, bias: FloatArray, source: Tensor, residual: Tensor | None, target: Tensor
+    kernel: KernelSpec, weights: Weights, bias: FloatArray, source: Tensor, residual: Tensor | None, target: Tensor
 ) -> Emitter:
-    """A way for each size of tiles that may pay. `weight` is (outputs, inputs, 3, 3)."""
+    """A way for each size of tiles that may pay. `weights` are (outputs, inputs, 3, 3)."""
 
     def emit(placement: Placement) -> Ways:
         common = bounded(
@@ -101,22 +104,33 @@ def emit_winograd(
         set_output(common, placement, target)
         if residual is not None:
             common.second, common.second_plane = placement.address(residual), residual.layout().plane
-        ways = []
-        for size in SIZES:
-            if _may_pay(kernel, size):
-                held = list[NDArray[Any]]()
-                step = Step.from_buffer_copy(common)
-                step.winograd_size = size
-                step.weights = placement.constant(transform_weights(weight, size), held)
-                most_outputs = max(outputs for outputs, _ in _products(step))
-                step.scratch_size = max(_scratch_size(step, rows, most_outputs) for rows in _rows_of_blocks(step))
-                ways.append((step, held))
-        scratch_size = max((step.scratch_size for step, _ in ways), default=0) * placement.threads
-        for step, held in ways:
-            step.scratch = placement.shared_scratch(scratch_size, held)
-        return tuple(Way(steps=(step,), held=tuple(held)) for step, held in ways)
+        sizes = [size for size in SIZES if _may_pay(kernel, size)]
+        for size in sizes:
+            common.scratch_size = max(common.scratch_size, _most_scratch(common, size))
+
+        def make(size: int) -> Way:
+            held = list[NDArray[Any]]()
+            step = Step.from_buffer_copy(common)
+            step.winograd_size = size
+            # All sizes share their scratch memory, so there is enough for the largest.
+            step.scratch = placement.shared_scratch(step.scratch_size * placement.threads, held)
+            step.scratch_size = _most_scratch(common, size)
+            step.weights = placement.keep(transform_weights(weights, size), held)
+            return Way(steps=(step,), held=tuple(held))
+
+        return tuple(
+            LateWay(signature=((Kind.WINOGRAD, 0, size),), make=functools.partial(make, size)) for size in sizes
+        )
 
     return emit
+
+
+def _most_scratch(common: Step, size: int) -> int:
+    """The scratch memory, in elements, that is enough for all tiles of this size."""
+    step = Step.from_buffer_copy(common)
+    step.winograd_size = size
+    most_outputs = max(outputs for outputs, _ in _products(step))
+    return max(_scratch_size(step, rows, most_outputs) for rows in _rows_of_blocks(step))
 
 
 def _may_pay(kernel: KernelSpec, size: int) -> bool:
@@ -162,22 +176,32 @@ def _block_bytes(step: Step, rows: int) -> int:
     return FLOAT_BYTES * _scratch_size(step, rows, VECTOR)
 
 
-def transform_weights(weight: FloatArray, size: int) -> FloatArray:
-    """`weight` (outputs, inputs, 3, 3) as (blocks of outputs, points^2, inputs, 16), transformed in float64."""
+def transform_weights(weights: Weights, size: int) -> FloatArray:
+    """`weights` (outputs, inputs, 3, 3) as (blocks of outputs, points^2, inputs, 16), transformed in float64 and
+    aligned for kernels.
+    """
     transform = _WEIGHT_TRANSFORMS[size]
-    outputs, inputs = weight.shape[:2]
-    blocks = np.zeros((-(-outputs // VECTOR), (size + 2) ** 2, inputs, VECTOR), dtype=np.float32)
+    inputs, points = weights.num_columns // 9, size + 2
+    shape = (-(-weights.num_rows // VECTOR), points, points, inputs, VECTOR)
+    blocks: FloatArray = aligned_array(shape, np.float32)
     # One block at a time: float64 of all would be several times the result.
     for index, block in enumerate(blocks):
-        part = weight[index * VECTOR : (index + 1) * VECTOR].astype(np.float64)
-        rows = _combine(transform, part.transpose(2, 3, 1, 0))
-        block[:, :, : len(part)] = [point for row in rows for point in _combine(transform, row)]
-    return blocks
+        rows = weights.rows(index * VECTOR, (index + 1) * VECTOR)
+        part = rows.reshape(-1, inputs, 3, 3).transpose(2, 3, 1, 0).astype(np.float64, order="C")
+        for values, result in zip(_combine(transform, part), block, strict=True):
+            for value, point in zip(_combine(transform, values), result, strict=True):
+                point[:, : len(rows)] = value
+    return blocks.reshape(shape[0], points * points, inputs, VECTOR)
 
 
-def _combine(transform: NDArray[np.float64], values: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+def _combine(transform: NDArray[np.float64], values: NDArray[np.float64]) -> Iterator[NDArray[np.float64]]:
     """The rows of `transform` (n, 3) times `values` (3, ...). A matrix product would have bits of the machine's own."""
-    return [a * values[0] + b * values[1] + c * values[2] for a, b, c in transform]
+    for row in transform:
+        terms = [value if factor == 1 else factor * value for factor, value in zip(row, values, strict=True) if factor]
+        total = terms[0]
+        for term in terms[1:]:
+            total = total + term
+        yield total
 
 
 def _scratch_size(step: Step, rows: int, outputs: int) -> int:

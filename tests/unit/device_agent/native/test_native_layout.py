@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from device_agent.native import weights
 from device_agent.native.layout import Form, PhaseTensor, Tensor, phase_of, position_mask
-from device_agent.native.packing import dense_blocks, depthwise_rows, group_rows, groupings
+from device_agent.native.packing import dense_blocks, depthwise_rows, group_rows, group_sizes, groupings
+from device_agent.native.weights import Weights
 
 
 def test_rows_share_their_padding_with_their_neighbours() -> None:
@@ -49,7 +51,7 @@ def test_groups_respect_blocks_and_leave_out_zero_columns() -> None:
     rows[0, 1] = rows[3, 4] = 1.0
     rows[5, 0] = 2.0
     rows[6] = 3.0
-    by_size = {groups.group_size: groups for groups in group_rows(rows, 7, 4)}
+    by_size = {groups.group_size: groups for groups in group_rows(Weights(rows), 7, 4)}
     assert {size: groups.channels.tolist() for size, groups in by_size.items()} == {4: [0], 2: [4], 1: [6]}
     assert by_size[4].columns.tolist() == [1, 4]
     assert by_size[4].values.tolist() == [[1, 0, 0, 0], [0, 0, 0, 1]]
@@ -62,20 +64,48 @@ def test_groups_respect_blocks_and_leave_out_zero_columns() -> None:
     [(1, {4: [0, 4], 1: [8]}), (3, {4: [0, 4], 1: [8]}), (6, {4: [0], 2: [4, 6], 1: [8]}), (8, {4: [0, 4], 1: [8]})],
 )
 def test_partition_of_nine_filters(block_filters: int, expected: dict[int, list[int]]) -> None:
-    ways = group_rows(np.ones((9, 2), np.float32), block_filters, 4)
+    ways = group_rows(Weights(np.ones((9, 2), np.float32)), block_filters, 4)
     assert {groups.group_size: groups.channels.tolist() for groups in ways} == expected
 
 
+@pytest.mark.parametrize("block_filters", [1, 3, 5, 7, 8])
+def test_groups_are_the_same_whatever_is_read_at_once(block_filters: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In slices of a few rows or all at once; and every weight is in one group, at its column."""
+    rng = np.random.default_rng(0)
+    rows = (rng.standard_normal((23, 30)) * (rng.random((23, 30)) < 0.4)).astype(np.float32)
+    for elements in (1, 100, 1 << 16):
+        monkeypatch.setattr(weights, "_SLICE_ELEMENTS", elements)
+        for largest in (4, 2, 1):
+            found = group_rows(Weights(rows), block_filters, largest)
+            assert tuple(groups.group_size for groups in found) == group_sizes(23, block_filters, largest)
+            dense = np.zeros_like(rows)
+            for groups in found:
+                for channel, start, end in zip(groups.channels, groups.starts, groups.starts[1:], strict=False):
+                    columns = groups.columns[start:end]
+                    assert (np.diff(columns) > 0).all()
+                    assert (groups.values[start:end] != 0).any(axis=1).all()
+                    dense[channel : channel + groups.group_size, columns] += groups.values[start:end].T
+            np.testing.assert_array_equal(dense, rows)
+
+
+def test_weights_of_some_channels_are_read_like_all() -> None:
+    values = np.arange(5 * 2 * 3, dtype=np.float32).reshape(5, 2, 3)
+    part = Weights(values).part(slice(1, 4))
+    assert (part.num_rows, part.num_columns) == (3, 6)
+    np.testing.assert_array_equal(part.all(), values[1:4].reshape(3, 6))
+    np.testing.assert_array_equal(part.rows(2, 9), values[3:4].reshape(1, 6))
+    assert part.count_nonzero() == 18
+
+
 def test_groupings_of_dense_weights_need_no_trial_and_unstructured_ones_do() -> None:
-    dense = groupings(np.ones((16, 90), np.float32), 1)
-    assert [groups.group_size for groups in dense[0]] == [4]
+    assert groupings(Weights(np.ones((16, 90), np.float32)), 1) == [4]
     sparse = (np.random.default_rng(0).random((16, 900)) < 0.1).astype(np.float32)
-    assert [groups.group_size for groups in groupings(sparse, 1)[0]] == [1]
+    assert groupings(Weights(sparse), 1)[0] == 1
 
 
 def test_depthwise_rows_read_their_own_channel() -> None:
     taps = np.array([[1, 0, 2], [0, 0, 0], [0, 3, 0]], np.float32)
-    [[groups]] = depthwise_rows(taps)
+    groups = depthwise_rows(taps)
     assert groups.columns.tolist() == [0, 2, 7]
     assert groups.starts.tolist() == [0, 2, 2, 3]
     assert groups.values.reshape(-1).tolist() == [1, 2, 3]
@@ -83,5 +113,5 @@ def test_depthwise_rows_read_their_own_channel() -> None:
 
 def test_dense_blocks_put_outputs_side_by_side() -> None:
     rows = np.arange(6, dtype=np.float32).reshape(3, 2)
-    blocks = dense_blocks(rows, 2)
+    blocks = dense_blocks(Weights(rows), 2)
     assert blocks.tolist() == [[[0, 2], [1, 3]], [[4, 0], [5, 0]]]

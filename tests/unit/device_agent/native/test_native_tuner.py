@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from device_agent.native.library import Kind, Step, load_library
 from device_agent.native.planner import Phase, Program, Work
-from device_agent.native.steps import Way, Ways
+from device_agent.native.steps import LateWay, Way, Ways
 from device_agent.native.tuner import choose_ways
 
 
@@ -27,21 +27,24 @@ def clearing(planes: NDArray[Any]) -> Step:
 
 
 class Node:
-    """Two ways to clear a buffer, which count the constants that are alive."""
+    """Ways to clear a buffer, which count the constants that are alive."""
 
-    def __init__(self, alive: weakref.WeakSet[Any]) -> None:
+    def __init__(self, alive: weakref.WeakSet[Any], num_ways: int) -> None:
         self.alive = alive
+        self.num_ways = num_ways
         self.most_alive = 0
+        self.num_made = 0
 
     def ways(self) -> Ways:
+        return tuple(LateWay(signature=((Kind.ZERO, 0, 0),) * 2, make=self.make) for _ in range(self.num_ways))
+
+    def make(self) -> Way:
+        planes = np.ones(16, np.float32).view(Planes)
+        self.alive.add(planes)
         gc.collect()
-        ways = []
-        for _ in range(2):
-            planes = np.ones(16, np.float32).view(Planes)
-            self.alive.add(planes)
-            ways.append(Way(steps=(clearing(planes), clearing(planes)), held=(planes,)))
-        self.most_alive = len(self.alive)
-        return tuple(ways)
+        self.most_alive = max(self.most_alive, len(self.alive))
+        self.num_made += 1
+        return Way(steps=(clearing(planes), clearing(planes)), held=(planes,))
 
 
 class Planes(np.ndarray[Any, Any]):
@@ -52,7 +55,7 @@ class Planes(np.ndarray[Any, Any]):
 
 def test_one_way_of_each_node_stays_in_memory() -> None:
     alive = weakref.WeakSet[Any]()
-    nodes = [Node(alive) for _ in range(5)]
+    nodes = [Node(alive, num_ways=4) for _ in range(5)]
     program = Program(
         work=tuple(Work(op_index=0, phase=Phase.RUN, ways=node.ways) for node in nodes),
         inputs={},
@@ -64,5 +67,6 @@ def test_one_way_of_each_node_stays_in_memory() -> None:
     chosen = choose_ways(program, library, library.backend(), tune=True)
     assert [len(way.steps) for way in chosen] == [2] * 5
     assert all((way.held[0] == 0).all() for way in chosen)
-    # What was chosen before, and the two ways of the node itself.
+    assert [node.num_made for node in nodes] == [4] * 5
+    # What was chosen before, and two ways of the node itself: the best one so far and the one that it is timed against.
     assert [node.most_alive for node in nodes] == [2, 3, 4, 5, 6]

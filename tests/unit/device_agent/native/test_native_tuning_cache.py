@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,8 @@ import pytest
 
 from device_agent.contracts import KernelSpec, Op, PruningScheme, WeightPruning
 from device_agent.native.executor import NativeKernel
-from device_agent.native.library import load_library
-from device_agent.native.steps import Ways
+from device_agent.native.library import Kind, load_library
+from device_agent.native.steps import LateWay, Offer, Signature, Way, Ways
 from device_agent.native.tuner import _Choice, _Tuner
 from device_agent.native.tuning_cache import SWITCH, CachedChoice, TuningCache
 from device_agent.synthesis import kernel_inputs
@@ -43,8 +44,8 @@ def tuned(monkeypatch: pytest.MonkeyPatch) -> list[Ways]:
     calls: list[Ways] = []
     tune = _Tuner.tune
 
-    def count(tuner: _Tuner, ways: Ways) -> _Choice:
-        calls.extend([ways] if ways[0].tunables else [])
+    def count(tuner: _Tuner, ways: Ways) -> tuple[Way, _Choice]:
+        calls.extend([ways] if isinstance(ways[0], LateWay) else [])
         return tune(tuner, ways)
 
     monkeypatch.setattr(_Tuner, "tune", count)
@@ -67,6 +68,28 @@ def test_a_kernel_is_tuned_once(folder: Path, tuned: list[Ways]) -> None:
     NativeKernel(replace(KERNEL, input_h=9))
     assert len(tuned) == 2
     assert len(list(folder.iterdir())) == 2
+
+
+def test_of_a_known_kernel_only_the_chosen_way_is_made(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Signature] = []
+    tune, recall = _Tuner.tune, _Tuner.recall
+
+    def counted(ways: Ways) -> Ways:
+        def make(way: Offer) -> Way:
+            made.append(way.signature)
+            return way.make()
+
+        return tuple(LateWay(signature=way.signature, make=functools.partial(make, way)) for way in ways)
+
+    monkeypatch.setattr(_Tuner, "tune", lambda tuner, ways: tune(tuner, counted(ways)))
+    monkeypatch.setattr(_Tuner, "recall", lambda tuner, ways, known: recall(tuner, counted(ways), known))
+    first = NativeKernel(KERNEL)
+    assert {Kind.CONV, Kind.WINOGRAD} <= {signature[0][0] for signature in made}
+    made.clear()
+    again = NativeKernel(KERNEL)
+    chosen = [step.kind for step in first._run.steps]
+    assert [step.kind for step in again._run.steps] == chosen
+    assert len([signature for signature in made if signature[0][0] in (Kind.CONV, Kind.WINOGRAD)]) == 1
 
 
 @pytest.mark.parametrize(

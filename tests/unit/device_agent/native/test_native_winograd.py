@@ -39,6 +39,7 @@ from device_agent.native.library import Kind, Step, load_library
 from device_agent.native.planner import Phase, make_program
 from device_agent.native.steps import Way, is_for_winograd, winograd
 from device_agent.native.steps.winograd import SIZES, transform_weights, winograd_tiles
+from device_agent.native.weights import Weights
 from device_agent.synthesis import kernel_inputs, kernel_plan, kernel_plan_tensors, synthesize_input, synthesize_weights
 from tests.arm import output_hashes
 from tests.unit.device_agent.native.native_samples import conv, torch_kernel, winograd_first
@@ -75,7 +76,7 @@ class WinogradRunner:
         self.program = make_program(
             kernel_plan(kernel), kernel_plan_tensors(kernel), inputs_in_place=True, threads=threads
         )
-        ways = [(work.phase, work.ways()) for work in self.program.work]
+        ways = [(work.phase, [way.make() for way in work.ways()]) for work in self.program.work]
         self.ways = [way for _, some in ways for way in some if way.steps[0].kind == Kind.WINOGRAD]
         self._store = [step for phase, some in ways if phase is Phase.STORE for step in some[0].steps]
         x, second = kernel_inputs(kernel)
@@ -159,7 +160,7 @@ def test_parts_give_what_one_thread_gives(kernel: KernelSpec, parts: int) -> Non
 def test_transformed_weights_are_blocks_of_outputs(size: int) -> None:
     """Filters whose nine weights are equal have only sums of rows of G: at point 0 of both axes, the weight itself."""
     weight = np.arange(17 * 8, dtype=np.float32).reshape(17, 8, 1, 1) * np.ones((3, 3), np.float32)
-    transformed = transform_weights(weight, size)
+    transformed = transform_weights(Weights(weight), size)
     assert transformed.shape == (2, (size + 2) ** 2, 8, 16)
     np.testing.assert_array_equal(transformed[0, 0].T, weight[:16, :, 0, 0])
     np.testing.assert_array_equal(transformed[1, 0, :, 0], weight[16, :, 0, 0])
@@ -180,7 +181,7 @@ def test_transformed_weights_are_blocks_of_outputs(size: int) -> None:
 )
 def test_which_layers_are_for_winograd(changes: dict[str, object], expected: bool) -> None:
     kernel = conv(**changes)
-    assert is_for_winograd(kernel, synthesize_weights(kernel)["weight"]) is expected
+    assert is_for_winograd(kernel, Weights(synthesize_weights(kernel)["weight"])) is expected
 
 
 def test_small_images_have_small_tiles_for_the_sake_of_memory() -> None:
@@ -254,7 +255,7 @@ def test_the_hash_of_a_measurement_does_not_depend_on_winograd(tmp_path: Path, m
     results: list[list[Measurement]] = []
     for allowed in (True, False):
         if not allowed:
-            monkeypatch.setattr(steps, "is_for_winograd", lambda kernel, weight: False)
+            monkeypatch.setattr(steps, "is_for_winograd", lambda kernel, weights: False)
         measured = [measure_task(task, path) for task, path in tasks]
         assert all(isinstance(result, Measurement) for result in measured)
         results.append([result for result in measured if isinstance(result, Measurement)])
@@ -271,7 +272,13 @@ def test_outputs_far_from_the_exact_ones_are_wrong(tmp_path: Path, monkeypatch: 
     tensors = {f"{op.name}.{k}": v for op in plan.ops for k, v in synthesize_weights(op.kernel).items()}
     artifact = tmp_path / "network"
     artifact.write_bytes(write_packed(plan, tensors))
-    monkeypatch.setattr(winograd, "transform_weights", lambda weight, size: 1.1 * transform_weights(weight, size))
+
+    def wrongly_transformed(weights: Weights, size: int) -> np.ndarray:
+        transformed = transform_weights(weights, size)
+        transformed *= 1.1
+        return transformed
+
+    monkeypatch.setattr(winograd, "transform_weights", wrongly_transformed)
     task = NetworkTask(
         artifact_sha256=hashlib.sha256(artifact.read_bytes()).hexdigest(),
         artifact_bytes=artifact.stat().st_size,
