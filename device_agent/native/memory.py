@@ -19,7 +19,7 @@ _OWN_PAGES_BYTES = 256 * 1024
 
 def aligned_zeros(size: int, dtype: DTypeLike) -> NDArray[Any]:
     """At least `size` zeros (a few more), aligned to a cache line, with a vector to spare on both sides: kernels read
-    a little past the borders.
+    a little past the borders. Raises `MemoryError`.
     """
     item_bytes = np.dtype(dtype).itemsize
     num_bytes = (size + VECTOR) * item_bytes
@@ -27,7 +27,10 @@ def aligned_zeros(size: int, dtype: DTypeLike) -> NDArray[Any]:
     total = front + num_bytes + ALIGNMENT
     raw: NDArray[np.uint8]
     if total >= _OWN_PAGES_BYTES:
-        raw = np.frombuffer(mmap.mmap(-1, total), dtype=np.uint8)
+        try:
+            raw = np.frombuffer(mmap.mmap(-1, total), dtype=np.uint8)
+        except OSError as error:
+            raise MemoryError(f"{total} bytes: {error}") from None
     else:
         raw = np.zeros(total, dtype=np.uint8)
     start = front + -(raw.ctypes.data + front) % ALIGNMENT
