@@ -53,14 +53,14 @@ def _loader(runtime: str, path: Path, shape: tuple[int, int, int]) -> Callable[[
     """What loads and runs the network, with everything imported that it needs. It returns what must stay alive."""
     x = np.ones(shape, np.float32)
     if runtime == "native":
-        from device_agent.formats.packed import read_packed
+        from device_agent.formats.packed import open_packed
         from device_agent.native.executor import NativeNetwork
         from device_agent.native.library import load_library
 
         load_library()
 
         def load_native() -> object:
-            network = NativeNetwork(*read_packed(path.read_bytes()))
+            network = NativeNetwork(*open_packed(path))
             for _ in range(_RUNS):
                 network.run(x)
             return network

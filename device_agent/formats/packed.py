@@ -16,17 +16,18 @@ no code, and everything is checked against the plan before it is used.
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import save
 
 from device_agent.contracts import ContractError, KernelSpec, NetworkPlan, decode, encode
+from device_agent.formats.packed_tensors import PackedTensors
+from device_agent.formats.tensor_file import TensorFile
 
 FloatArray = NDArray[np.float32]
 
@@ -35,7 +36,6 @@ FORMAT_VERSION = 1
 MAX_TOTAL_WEIGHTS = 1 << 28
 MAX_OPS = 10_000
 _METADATA_KEY = "kerf.packed"
-_MAX_HEADER_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,29 +72,21 @@ def write_packed(plan: NetworkPlan, tensors: Mapping[str, NDArray[np.floating[An
     return save(stored, metadata={_METADATA_KEY: header})
 
 
+def open_packed(source: bytes | Path) -> tuple[NetworkPlan, PackedTensors]:
+    """The plan and its tensors, which are read a part at a time when they are used: a file is mapped and stays open.
+
+    Raises `ContractError` for anything that is not a sound packed file, `OSError` where it cannot be read.
+    """
+    file = TensorFile(source)
+    plan = _plan_of(file)
+    _check_size(plan)
+    return plan, PackedTensors(plan, file)
+
+
 def read_packed(data: bytes) -> tuple[NetworkPlan, dict[str, FloatArray]]:
     """The plan and its dense tensors. Raises `ContractError` for anything that is not a sound packed file."""
-    plan = _read_plan(data)
-    _check_size(plan)
-    try:
-        stored = load(data)
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise ContractError(f"not a sound safetensors file: {error}") from None
-    tensors: dict[str, FloatArray] = {}
-    for op in plan.ops:
-        if not op.kernel.op.has_weights:
-            continue
-        for part in ("weight", "bias"):
-            plain = stored.pop(f"{op.name}.{part}", None)
-            if plain is not None:
-                tensors[f"{op.name}.{part}"] = plain
-        if f"{op.name}.weight.counts" in stored:
-            if f"{op.name}.weight" in tensors:
-                raise ContractError(f"{op.name}.weight is stored twice, plain and packed")
-            tensors[f"{op.name}.weight"] = _unpack(op.name, op.kernel, stored)
-    if stored:
-        raise ContractError(f"the tensor {min(stored)!r} belongs to no operator of the plan")
-    return plan, check_tensors(plan, tensors)
+    plan, tensors = open_packed(data)
+    return plan, {name: np.asarray(tensor) for name, tensor in tensors.items()}
 
 
 def check_tensors(plan: NetworkPlan, tensors: Mapping[str, NDArray[np.floating[Any]]]) -> dict[str, FloatArray]:
@@ -135,15 +127,9 @@ def _check_size(plan: NetworkPlan) -> None:
         raise ContractError(f"{total} weights exceed the limit of {MAX_TOTAL_WEIGHTS} for a whole network")
 
 
-def _read_plan(data: bytes) -> NetworkPlan:
-    if len(data) < 8:
-        raise ContractError(f"{len(data)} bytes are no packed network")
-    (header_bytes,) = struct.unpack_from("<Q", data)
-    if not 0 < header_bytes <= min(len(data) - 8, _MAX_HEADER_BYTES):
-        raise ContractError(f"a header of {header_bytes} bytes does not fit a file of {len(data)} bytes")
+def _plan_of(file: TensorFile) -> NetworkPlan:
     try:
-        header = json.loads(data[8 : 8 + header_bytes])
-        content = json.loads(header["__metadata__"][_METADATA_KEY])
+        content = json.loads(file.metadata[_METADATA_KEY])
         version, plan = content["format_version"], content["plan"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ContractError(f"not a packed network: {type(error).__name__}: {error}") from None
@@ -170,34 +156,3 @@ def _row_groups(weight: FloatArray, group_size: int) -> _RowGroups:
         columns=column.astype(np.uint16 if rows.shape[1] <= 1 << 16 else np.uint32),
         values=np.ascontiguousarray(grouped[group, :, column]),
     )
-
-
-def _unpack(name: str, kernel: KernelSpec, stored: dict[str, NDArray[Any]]) -> FloatArray:
-    parts = {}
-    for part, kind, ndim in (("counts", "u", 1), ("columns", "u", 1), ("values", "f", 2)):
-        array = stored.pop(f"{name}.weight.{part}", None)
-        if array is None:
-            raise ContractError(f"{name}.weight.{part} is missing")
-        if array.dtype.kind != kind or array.ndim != ndim:
-            raise ContractError(f"{name}.weight.{part} has type {array.dtype} and {array.ndim} dimensions")
-        parts[part] = array
-    counts, columns = parts["counts"].astype(np.int64), parts["columns"].astype(np.int64)
-    values = parts["values"]
-    num_rows = kernel.weight_shape[0]
-    num_columns = kernel.num_weights // num_rows
-    group_size = values.shape[1]
-    if not 1 <= group_size <= num_rows or len(counts) != -(-num_rows // group_size):
-        raise ContractError(f"{name}: {len(counts)} groups of {group_size} rows do not make {num_rows} rows")
-    if (counts > num_columns).any() or counts.sum() != len(columns) or len(columns) != len(values):
-        raise ContractError(f"{name}: counts, columns and values disagree")
-    if len(columns) and columns.max() >= num_columns:
-        raise ContractError(f"{name}: column {columns.max()} is not below {num_columns}")
-    group = np.repeat(np.arange(len(counts)), counts)
-    if (np.diff(group * num_columns + columns) <= 0).any():
-        raise ContractError(f"{name}: the columns of a group are not in ascending order")
-    rows = np.zeros((len(counts), group_size, num_columns), dtype=np.float32)
-    rows[group, :, columns] = values
-    dense = rows.reshape(-1, num_columns)
-    if dense[num_rows:].any():
-        raise ContractError(f"{name}: the rows that fill up the last group are not zero")
-    return np.ascontiguousarray(dense[:num_rows]).reshape(kernel.weight_shape)

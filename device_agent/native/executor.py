@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from device_agent.contracts import NETWORK_INPUT, NETWORK_RESIDUAL, ContractError, KernelSpec, NetworkPlan
 from device_agent.formats.packed import check_tensors
+from device_agent.formats.packed_tensors import PackedTensors
 from device_agent.native.errors import UnsupportedKernelError
 from device_agent.native.image import write_image
 from device_agent.native.library import MAX_THREADS, BackendInfo, Kind, Library, Step, load_library
@@ -19,6 +20,7 @@ from device_agent.native.planner import Phase, Work, make_program
 from device_agent.native.steps import Way
 from device_agent.native.team import Team, limit_shares
 from device_agent.native.tuner import choose_ways
+from device_agent.native.weights import WeightSource
 from device_agent.synthesis import kernel_plan, kernel_plan_tensors
 
 FloatArray = NDArray[np.float32]
@@ -95,6 +97,13 @@ class _StepArray:
         limit_shares(self.steps, alone_ns.tolist(), shared_ns.tolist(), self._team.num_threads)
 
 
+def _checked(plan: NetworkPlan, tensors: Mapping[str, Any]) -> Mapping[str, WeightSource]:
+    """`tensors`, after checking that they are those of `plan`: only once for those that came from a file with it."""
+    if isinstance(tensors, PackedTensors) and tensors.plan == plan:
+        return tensors
+    return check_tensors(plan, tensors)
+
+
 class _Executor:
     """A prepared program. Not for concurrent use: the buffers are its own.
 
@@ -104,7 +113,7 @@ class _Executor:
     def __init__(
         self,
         plan: NetworkPlan,
-        tensors: Mapping[str, NDArray[Any]],
+        tensors: Mapping[str, Any],
         isa: str | None,
         tune: bool,
         threads: int,
@@ -118,7 +127,7 @@ class _Executor:
         self._backend = self._library.backend(isa)
         self._plan = plan
         program = make_program(
-            plan, check_tensors(plan, tensors), inputs_in_place=inputs_in_place, exact=exact, threads=threads
+            plan, _checked(plan, tensors), inputs_in_place=inputs_in_place, exact=exact, threads=threads
         )
         ways = choose_ways(program, self._library, self._backend, tune=tune)
         self._inputs, self._output = program.inputs, program.output
@@ -212,7 +221,7 @@ class NativeNetwork(_Executor):
     def __init__(
         self,
         plan: NetworkPlan,
-        tensors: Mapping[str, NDArray[Any]],
+        tensors: Mapping[str, Any],
         *,
         isa: str | None = None,
         tune: bool = True,
@@ -220,7 +229,8 @@ class NativeNetwork(_Executor):
         cores: Sequence[int] = (),
         exact: bool = False,
     ) -> None:
-        """Prepare `plan` with `tensors` (`<op>.weight`, `<op>.bias`).
+        """Prepare `plan` with `tensors` (`<op>.weight`, `<op>.bias`), of which none is kept. Those of `open_packed` are
+        never dense in memory as a whole.
 
         `isa` names a backend instead of the fastest one; without `tune`, tiles are guessed and nothing is run. Results
         do not depend on `threads`. `cores`, one for each of several threads, pins them, and the caller's thread to the

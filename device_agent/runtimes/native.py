@@ -11,7 +11,7 @@ from device_agent.contracts.device import RuntimeInfo
 from device_agent.contracts.kernel import KernelSpec, PruningScheme
 from device_agent.contracts.lease import NetworkFormat
 from device_agent.contracts.measurement import VerdictReason
-from device_agent.formats.packed import read_packed
+from device_agent.formats.packed import open_packed
 from device_agent.native.errors import NativeError, UnsupportedKernelError
 from device_agent.native.executor import NativeKernel, NativeNetwork
 from device_agent.native.library import MAX_THREADS, load_library
@@ -60,7 +60,7 @@ class NativeRuntime:
             raise UnsupportedTask(
                 f"the native runtime reads packed networks, not {network_format}: export it as packed"
             )
-        plan, tensors = read_packed(data)
+        plan, tensors = open_packed(data)
         if plan.input_shape != input_shape:
             raise UnsupportedTask(f"the network reads {plan.input_shape}, but the task says {input_shape}")
         try:

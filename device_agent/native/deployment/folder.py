@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from device_agent.formats.packed import read_packed
+import numpy as np
+
+from device_agent.formats.packed import open_packed
 from device_agent.formats.tflite import plan_to_tflite
 from device_agent.native.deployment.amalgamation import (
     HEADER_FILE,
@@ -26,11 +28,13 @@ def write_deployment(packed: bytes, folder: Path, *, isa: str | None = None, tun
     Tiles are chosen for `isa`, by timing them on this machine with `tune`. Raises `ContractError` for a file that is no
     packed network, `NativeError` and its kinds where it cannot run here.
     """
-    plan, tensors = read_packed(packed)
+    plan, tensors = open_packed(packed)
     network = NativeNetwork(plan, tensors, isa=isa, tune=tune)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / PACKED_FILE).write_bytes(packed)
-    (folder / TFLITE_FILE).write_bytes(plan_to_tflite(plan, tensors))
+    (folder / TFLITE_FILE).write_bytes(
+        plan_to_tflite(plan, {name: np.asarray(tensor) for name, tensor in tensors.items()})
+    )
     (folder / HEADER_FILE).write_text(amalgamated_header(), encoding="utf-8")
     (folder / SOURCE_FILE).write_text(amalgamated_source(), encoding="utf-8")
     for name in _COPIED:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from device_agent.formats.packed import read_packed
+from device_agent.formats.packed import open_packed
 from device_agent.native.executor import NativeNetwork
 
-plan, tensors = read_packed((Path(__file__).parent / "network.kerfnet").read_bytes())
+plan, tensors = open_packed(Path(__file__).parent / "network.kerfnet")
 network = NativeNetwork(plan, tensors)
 x = np.load(sys.argv[1]) if len(sys.argv) > 1 else np.zeros(plan.input_shape, np.float32)
 output = network.run(x)

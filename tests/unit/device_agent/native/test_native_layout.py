@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
 from device_agent.native import weights
 from device_agent.native.layout import Form, PhaseTensor, Tensor, phase_of, position_mask
 from device_agent.native.packing import dense_blocks, depthwise_rows, group_rows, group_sizes, groupings
+from device_agent.native.steps.winograd import transform_weights
 from device_agent.native.weights import Weights
 
 
@@ -86,6 +89,21 @@ def test_groups_are_the_same_whatever_is_read_at_once(block_filters: int, monkey
                     assert (groups.values[start:end] != 0).any(axis=1).all()
                     dense[channel : channel + groups.group_size, columns] += groups.values[start:end].T
             np.testing.assert_array_equal(dense, rows)
+
+
+def test_packing_takes_little_memory_beside_its_result() -> None:
+    """Constants that are kept have pages of their own, which are not traced."""
+    rows = np.ones((512, 1152), np.float32)
+    tracemalloc.start()
+    try:
+        [groups] = group_rows(Weights(rows), 1, 4)
+        assert groups.values.nbytes == rows.nbytes
+        transform_weights(Weights(rows), 4)
+        dense_blocks(Weights(rows), 16)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < rows.nbytes
 
 
 def test_weights_of_some_channels_are_read_like_all() -> None:
