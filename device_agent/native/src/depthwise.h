@@ -10,24 +10,31 @@
 
 namespace {
 
-// Taps and biases of C channels.
-template <int VL, int K, int C> struct DepthwiseWindow {
+// Taps and biases of C vectors, each of which has N channels side by side.
+template <int VL, int K, int C, int N> struct DepthwiseWindow {
   typedef typename Vec<VL>::Float Float;
   typedef typename Vec<VL>::Bits Bits;
   struct Row {
     Float columns[K];
   };
   static constexpr float OUTSIDE = 0.0f;
-  Float taps[C][K * K], lower, upper;
+  Float taps[C][K * K], lower, upper, pair_bias;
   const float *bias;
 
+  // What is at `p` for the first channel of a vector and `apart` further on for the second one.
+  KERF_METHOD static Float of_channels(const float *p, int apart) {
+    if constexpr (N == 2) return halves_of<VL>(*p, p[apart]);
+    else return splat<VL>(*p);
+  }
   KERF_METHOD DepthwiseWindow(const KerfStep &step, int channel)
       : lower(splat<VL>(step.lower)), upper(splat<VL>(step.upper)), bias(step.bias + channel) {
     KERF_UNROLL for (int c = 0; c < C; c++)
       KERF_UNROLL for (int i = 0; i < K * K; i++)
-        taps[c][i] = splat<VL>(step.weights[(int64_t)(channel + c) * K * K + i]);
+        taps[c][i] = of_channels(step.weights + (int64_t)(channel + c * N) * K * K + i, K * K);
+    if (N == 2) pair_bias = of_channels(bias, 1);
   }
-  KERF_METHOD Float start(int c) const { return splat<VL>(bias[c]); }
+  // A broadcast from memory costs nothing, and a register is then free.
+  KERF_METHOD Float start(int c) const { return N == 2 ? pair_bias : splat<VL>(bias[c]); }
   KERF_METHOD Float mask(Float value, Bits inside) const { return (Float)((Bits)value & inside); }
   KERF_METHOD Row row(const Float *values) const {
     Row result;

@@ -21,7 +21,7 @@ struct Sum {
 
 // A pool as window.h walks it: the columns of a row are combined first, then the rows.
 template <class Combine> struct PoolOf {
-  template <int VL, int K, int C> struct Window {
+  template <int VL, int K, int C, int N> struct Window {
     typedef typename Vec<VL>::Float Float;
     typedef typename Vec<VL>::Bits Bits;
     static constexpr float OUTSIDE = Combine::NEUTRAL;

@@ -99,6 +99,12 @@ template <int VL> KERF_INLINE typename Vec<VL>::Float odd_of(typename Vec<VL>::F
 
 // The last element of `before`, then all of `v` but its last one.
 template <int VL> KERF_INLINE typename Vec<VL>::Float shift_in(typename Vec<VL>::Float before, typename Vec<VL>::Float v) {
+#if defined(__AVX512F__)
+  // gcc 12 takes a shuffle that overwrites its operands.
+  if constexpr (VL == 16)
+    return (typename Vec<VL>::Float)_mm512_alignr_epi32((__m512i)v, (__m512i)before, 15);
+  else
+#endif
   if constexpr (VL == 16)
     return KERF_SHUFFLE(before, v, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30);
   else if constexpr (VL == 8)
@@ -158,6 +164,50 @@ template <int VL> KERF_INLINE void store_first(float *p, typename Vec<VL>::Float
   if (count == VL) return store<VL>(p, v);
   KERF_UNROLL for (int i = 0; i < VL; i++)
     if (i < count) p[i] = v[i];
+#endif
+}
+
+#if defined(__AVX512F__) && defined(__AVX512VL__)
+#define KERF_HAS_MASKED_STORES 1
+#else
+#define KERF_HAS_MASKED_STORES 0
+#endif
+
+// Vectors of two halves. VL is 16, whose halves hold more than a few columns.
+template <int VL> KERF_INLINE typename Vec<VL>::Float halves_of(float low, float high) {
+  const typename Vec<VL>::Int is_low = lane_numbers<VL>() < VL / 2;
+  return is_low ? splat<VL>(low) : splat<VL>(high);
+}
+
+template <int VL> KERF_INLINE typename Vec<VL>::Float load_halves(const float *low, const float *high) {
+#if defined(__AVX512F__)
+  static_assert(VL == 16, "halves of 8");
+  const __m512 first = _mm512_castps256_ps512((__m256)load<8>(low));
+  return (typename Vec<VL>::Float)_mm512_insertf32x8(first, (__m256)load<8>(high), 1);
+#else
+  typename Vec<VL>::Float v;
+  for (int i = 0; i < VL; i++) v[i] = i < VL / 2 ? low[i] : high[i - VL / 2];
+  return v;
+#endif
+}
+
+// In each half: the element of `before` at its end, then all of `v` but its last one.
+template <int VL>
+KERF_INLINE typename Vec<VL>::Float shift_in_halves(typename Vec<VL>::Float before, typename Vec<VL>::Float v) {
+  static_assert(VL == 16, "halves of 8");
+  return KERF_SHUFFLE(before, v, 7, 16, 17, 18, 19, 20, 21, 22, 15, 24, 25, 26, 27, 28, 29, 30);
+}
+
+// The first `count` lanes of each half.
+template <int VL>
+KERF_INLINE void store_first_of_halves(float *low, float *high, typename Vec<VL>::Float v, int count) {
+#if KERF_HAS_MASKED_STORES
+  static_assert(VL == 16, "halves of 8");
+  const uint32_t lanes = (1u << count) - 1;
+  _mm512_mask_storeu_ps(low, (__mmask16)lanes, (__m512)v);
+  _mm512_mask_storeu_ps(high - 8, (__mmask16)(lanes << 8), (__m512)v);
+#else
+  for (int i = 0; i < count; i++) low[i] = v[i], high[i] = v[i + VL / 2];
 #endif
 }
 

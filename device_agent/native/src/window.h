@@ -5,7 +5,7 @@
 // outside it are masked, so neither input nor output needs padding.
 //
 // Memory: reads up to `padding` elements before the first of the input and up to two vectors past the last; writes the
-// rows of the output, and where a row is narrower than a vector also zeros between rows, never past the last row.
+// rows of the output, and where a row is narrower than a vector perhaps zeros between rows, never past the last row.
 #ifndef KERF_WINDOW_H
 #define KERF_WINDOW_H
 
@@ -25,27 +25,38 @@ template <int VL> struct Strip {
   const typename Vec<VL>::Bits *first, *last;  // null where no lane has to be masked
 };
 
-// All ones in the lanes whose input column for window column `kx` is inside the image.
-template <int VL> KERF_INLINE typename Vec<VL>::Bits columns_inside(const KerfStep &step, int x, int kx) {
-  const typename Vec<VL>::Int column = (x + lane_numbers<VL>()) * step.stride + (kx - step.padding);
+// All ones in the lanes whose input column for window column `kx` is inside the image, with N channels in a vector.
+template <int VL, int N> KERF_INLINE typename Vec<VL>::Bits columns_inside(const KerfStep &step, int x, int kx) {
+  const typename Vec<VL>::Int column = (x + lane_numbers<VL>() % (VL / N)) * step.stride + (kx - step.padding);
   return (typename Vec<VL>::Bits)((column >= 0) & (column < step.input_w));
 }
 
-// Column kx of the K columns, for one vector of outputs whose first window begins at `p`. With K = 3 and stride 2, the
-// first element of column 0 comes from `left` instead.
-template <int VL, int K, int S>
-KERF_INLINE void load_columns(const float *p, const float *left, typename Vec<VL>::Float *values) {
+// Column kx of the K columns, for one vector of outputs whose first window begins at `p`. With N = 2, the second half
+// of the vector belongs to the next channel, `plane` further on. With K = 3 and stride 2, the first element of column 0
+// comes from `outside` where the vector begins at the edge of the image, as those with N = 2 do.
+template <int VL, int K, int S, int N>
+KERF_INLINE void load_columns(const float *p, int64_t plane, bool is_at_edge, typename Vec<VL>::Float outside,
+                              typename Vec<VL>::Float *values) {
+  typedef typename Vec<VL>::Float Float;
+  // Of stride 2: the second half of what is read, and the second half of a vector, are the same shuffle.
+  const int64_t further = N == 2 ? plane : VL;
   if constexpr (S == 1) {
-    KERF_UNROLL for (int kx = 0; kx < K; kx++) values[kx] = load<VL>(p + kx);
+    KERF_UNROLL for (int kx = 0; kx < K; kx++) {
+      if constexpr (N == 2) values[kx] = load_halves<VL>(p + kx, p + kx + plane);
+      else values[kx] = load<VL>(p + kx);
+    }
   } else if constexpr (K == 3) {
     // With a padding of one, the two loads begin at an even column: they hardly ever cross a border of cache lines.
-    const typename Vec<VL>::Float a = load<VL>(p + 1), b = load<VL>(p + 1 + VL);
+    Float a = load<VL>(p + 1), b = load<VL>(p + 1 + further);
+    KERF_IN_REGISTER(a);
+    KERF_IN_REGISTER(b);
     values[1] = even_of<VL>(a, b);
     values[2] = odd_of<VL>(a, b);
-    values[0] = shift_in<VL>(splat<VL>(*left), values[2]);
+    if constexpr (N == 2) values[0] = shift_in_halves<VL>(outside, values[2]);
+    else values[0] = shift_in<VL>(is_at_edge ? outside : splat<VL>(*p), values[2]);
   } else {
     KERF_UNROLL for (int kx = 0; kx < K; kx += 2) {
-      const typename Vec<VL>::Float a = load<VL>(p + kx), b = load<VL>(p + kx + VL);
+      const Float a = load<VL>(p + kx), b = load<VL>(p + kx + further);
       values[kx] = even_of<VL>(a, b);
       if (kx + 1 < K) values[kx + 1] = odd_of<VL>(a, b);
     }
@@ -53,23 +64,32 @@ KERF_INLINE void load_columns(const float *p, const float *left, typename Vec<VL
   KERF_UNROLL for (int kx = 0; kx < K; kx++) KERF_IN_REGISTER(values[kx]);
 }
 
-// One strip of P vectors of one channel, or of one vector of each of C channels. Round t reads the S input rows that
-// output row t starts with; sum[j] belongs to output row t - j, and window row S * j + r meets input row
-// S * t + r - padding.
+// What the next strip will read where it is one vector wide: planes are then so small that the processor does not get
+// far in guessing the next one.
+template <int VL, int S, int N> KERF_INLINE void prefetch_row(const float *row, int64_t plane) {
+  __builtin_prefetch(row + 1);
+  if (N == 2) __builtin_prefetch(row + 1 + plane);
+  else if (S == 2) __builtin_prefetch(row + 1 + VL);
+}
+
+// One strip of P vectors of one channel, or of one vector of each of C channels, or of C vectors that have N channels
+// side by side each. Round t reads the S input rows that output row t starts with; sum[j] belongs to output row t - j,
+// and window row S * j + r meets input row S * t + r - padding.
 //
-// `Window` says what is computed: start(i) is the value of an empty window of vector i, mask() and OUTSIDE what takes the place of
-// columns outside the image, row() what all window rows can share of the columns of one input row, add() brings window
-// row ky into the sum, and finish() makes the output.
-template <template <int, int, int> class Window, int VL, int K, int S, int P, int C>
+// `Window` says what is computed: start(i) is the value of an empty window of vector i, mask() and OUTSIDE what takes
+// the place of columns outside the image, row() what all window rows can share of the columns of one input row, add()
+// brings window row ky into the sum, and finish() makes the output.
+template <template <int, int, int, int> class Window, int VL, int K, int S, int P, int C, int N = 1>
 static __attribute__((noinline)) void window_strip(const KerfStep &step, const Strip<VL> &strip, Share rows,
                                                    int channel) {
-  static_assert(P == 1 || C == 1, "several vectors of one channel or one of several");
+  static_assert(P == 1 || C * N == 1, "several vectors of one channel or one of several");
   typedef typename Vec<VL>::Float Float;
   typedef typename Vec<VL>::Bits Bits;
   constexpr int J = (K + S - 1) / S, EDGE = (K - 1) / 2;
   // One element replaced costs less than a mask.
   constexpr bool LEFT_BY_POINTER = K == 3 && S == 2;
-  const Window<VL, K, C> window(step, channel);
+  const Window<VL, K, C, N> window(step, channel);
+  const Float outside = splat<VL>(Window<VL, K, C, N>::OUTSIDE);
   Float sum[J][P * C];
   // Copies, because for all that the compiler knows a store to the output could change the step.
   const int input_h = step.input_h, num_rounds = rows.last - rows.first + J - 1, num_columns = strip.num_columns;
@@ -85,16 +105,16 @@ static __attribute__((noinline)) void window_strip(const KerfStep &step, const S
   // A vector that is stored from here on would reach past the last row, into rows of other threads.
   const float *const full_end = output + (num_rounds - J) * output_row + step.output_w - VL;
   const bool is_at_edge = first_mask != 0;
-  const float outside = Window<VL, K, C>::OUTSIDE;
   int input_y = rows.first * S - step.padding;
   for (int t = 0; t < num_rounds; t++, target += output_row) {
     KERF_UNROLL for (int i = 0; i < P * C; i++) sum[0][i] = window.start(C > 1 ? i : 0);
     KERF_UNROLL for (int r = 0; r < S; r++, input_y++, row += input_row) {
-      if (input_y < 0 || input_y >= input_h) continue;
+      if ((unsigned)input_y >= (unsigned)input_h) continue;
       KERF_UNROLL for (int i = 0; i < P * C; i++) {
         Float values[K];
-        const float *const p = row + (C > 1 ? i * input_plane : (i == P - 1 ? last_vector : i * VL) * S);
-        load_columns<VL, K, S>(p, (C > 1 || i == 0) && is_at_edge ? &outside : p, values);
+        const float *const p = row + (C > 1 ? i * N * input_plane : (i == P - 1 ? last_vector : i * VL) * S);
+        if constexpr (P == 1) prefetch_row<VL, S, N>(p + C * N * input_plane, input_plane);
+        load_columns<VL, K, S, N>(p, input_plane, (C > 1 || i == 0) && is_at_edge, outside, values);
         KERF_UNROLL for (int kx = 0; kx < EDGE; kx++) {
           if ((C > 1 || i == 0) && first_mask && !LEFT_BY_POINTER) values[kx] = window.mask(values[kx], first_mask[kx]);
           if ((C > 1 || i == P - 1) && last_mask)
@@ -110,14 +130,16 @@ static __attribute__((noinline)) void window_strip(const KerfStep &step, const S
     if (t >= J - 1) {
       KERF_UNROLL for (int i = 0; i < P * C; i++) {
         const Float value = window.finish(sum[J - 1][i]);
-        float *const at = target + (C > 1 ? i * output_plane : i == P - 1 ? last_vector : i * VL);
-        if (P > 1 || num_columns == VL) {
+        float *const at = target + (C > 1 ? i * N * output_plane : i == P - 1 ? last_vector : i * VL);
+        if constexpr (N == 2) {
+          store_first_of_halves<VL>(at, at + output_plane, value, num_columns);
+        } else if (P > 1 || num_columns == VL) {
           store<VL>(at, value);
-        } else if (target <= full_end) {
+        } else if (KERF_HAS_MASKED_STORES || target > full_end) {
+          store_first<VL>(at, value, num_columns);
+        } else {
           // Lanes past the row are zero like padding, or are overwritten by the next row.
           store<VL>(at, (Float)((Bits)value & (Bits)(lane_numbers<VL>() < num_columns)));
-        } else {
-          store_first<VL>(at, value, num_columns);
         }
       }
     }
@@ -127,7 +149,7 @@ static __attribute__((noinline)) void window_strip(const KerfStep &step, const S
 }
 
 // `num_vectors` is at most four where there are 32 registers, else two: sums, weights and a few values fit into them.
-template <template <int, int, int> class Window, int VL, int K, int S>
+template <template <int, int, int, int> class Window, int VL, int K, int S>
 static void run_strip(const KerfStep &step, const Strip<VL> &strip, Share rows, int num_vectors, int channel) {
   switch (num_vectors) {
     case 1: window_strip<Window, VL, K, S, 1, 1>(step, strip, rows, channel); break;
@@ -140,13 +162,13 @@ static void run_strip(const KerfStep &step, const Strip<VL> &strip, Share rows, 
 }
 
 // The strips of one channel after the other, so that a plane is read while it is near.
-template <template <int, int, int> class Window, int VL, int K, int S>
+template <template <int, int, int, int> class Window, int VL, int K, int S>
 static void window_channels(const KerfStep &step, PlaneShare share) {
   typename Vec<VL>::Bits left[K], right[K];
   const int width = step.output_w, rightmost = width > VL ? width - VL : 0;
   for (int kx = 0; kx < K; kx++) {
-    left[kx] = columns_inside<VL>(step, 0, kx);
-    right[kx] = columns_inside<VL>(step, rightmost, kx);
+    left[kx] = columns_inside<VL, 1>(step, 0, kx);
+    right[kx] = columns_inside<VL, 1>(step, rightmost, kx);
   }
   // With stride 2 the last window often ends with the image.
   const int past = (width - 1) * S + K - 1 - step.padding - (step.input_w - 1);
@@ -154,9 +176,11 @@ static void window_channels(const KerfStep &step, PlaneShare share) {
   const int num_vectors = (width + VL - 1) / VL, most = KERF_NUM_REGISTERS == 32 ? 4 : 2;
   const int num_strips = (num_vectors + most - 1) / most;
   int c = share.channels.first;
-  if (KERF_NUM_REGISTERS == 32 && K <= 3 && num_vectors == 1) {
+  // Not with stride 2: more loads are then in flight beside stores to addresses that have their last 12 bits in common.
+  if (KERF_NUM_REGISTERS == 32 && K <= 3 && S == 1 && num_vectors == 1) {
     const Strip<VL> strip = {0, 0, width < VL ? width : VL, first, last};
-    for (; c + 2 <= share.channels.last; c += 2) window_strip<Window, VL, K <= 3 ? K : 3, S, 1, 2>(step, strip, share.rows, c);
+    for (; c + 2 <= share.channels.last; c += 2)
+      window_strip<Window, VL, K <= 3 ? K : 3, S, 1, 2>(step, strip, share.rows, c);
   }
   for (; c < share.channels.last; c++)
     for (int i = 0; i < num_strips; i++) {
@@ -170,11 +194,30 @@ static void window_channels(const KerfStep &step, PlaneShare share) {
     }
 }
 
+#if KERF_MAX_VECTOR_LENGTH >= 16
+// Two channels in each vector, for rows of at most 8. Returns the channels that are left.
+template <template <int, int, int, int> class Window, int K, int S>
+static Share window_pairs(const KerfStep &step, PlaneShare share) {
+  constexpr int VL = 16;
+  typename Vec<VL>::Bits inside[K];
+  for (int kx = 0; kx < K; kx++) inside[kx] = columns_inside<VL, 2>(step, 0, kx);
+  const int past = (step.output_w - 1) * S + K - 1 - step.padding - (step.input_w - 1);
+  const Strip<VL> strip = {0, 0, step.output_w, step.padding > 0 ? inside : 0, past > 0 ? inside : 0};
+  int c = share.channels.first;
+  for (; c + 2 <= share.channels.last; c += 2) window_strip<Window, VL, K, S, 1, 1, 2>(step, strip, share.rows, c);
+  return {c, share.channels.last};
+}
+#endif
+
 // The vectors that suit the width of a row.
-template <template <int, int, int> class Window, int K, int S>
+template <template <int, int, int, int> class Window, int K, int S>
 static void window_rows(const KerfStep &step, PlaneShare share) {
 #if KERF_MAX_VECTOR_LENGTH >= 16
   if (step.output_w > 8) return window_channels<Window, 16, K, S>(step, share);
+  // With stride 2, the windows of pairs begin beside the image or, where they are of even extent, in it.
+  if constexpr (K <= 3)
+    if (step.output_w > 4 && (S == 1 || step.padding == (K - 1) / 2))
+      share.channels = window_pairs<Window, K, S>(step, share);
 #endif
 #if KERF_MAX_VECTOR_LENGTH >= 8
   if (step.output_w > 4) return window_channels<Window, 8, K, S>(step, share);

@@ -76,22 +76,48 @@ def test_a_network_of_one_depthwise_convolution_reads_its_input_as_it_is(kernel:
     np.testing.assert_allclose(network.run(x), torch_kernel(kernel, weights, x), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("channels", [2, 3])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("output_w", range(4, 10))
+def test_narrow_rows_have_the_bits_of_the_sparse_kernel(channels: int, stride: int, output_w: int) -> None:
+    """Rows of 5 to 8 columns lie in vectors of two channels, where vectors have 16 lanes."""
+    for input_w in range((output_w - 1) * stride + 1, output_w * stride + 1):
+        kernel = KernelSpec(
+            op=Op.DEPTHWISE_CONV2D,
+            in_channels=channels,
+            out_channels=channels,
+            input_h=7,
+            input_w=input_w,
+            kernel_h=3,
+            kernel_w=3,
+            padding=1,
+            stride=stride,
+            activation=Activation.RELU6,
+        )
+        x, _ = kernel_inputs(kernel)
+        tensors = synthesize_weights(kernel)
+        sparse = NativeKernel(replace(kernel, pruning=BY_SPARSE_KERNEL), tensors, tune=False).run(x)
+        for isa in FMA_ISAS:
+            np.testing.assert_array_equal(NativeKernel(kernel, tensors, isa=isa, tune=False).run(x), sparse)
+
+
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("stride", [1, 2])
-def test_values_beside_the_image_do_not_matter(isa: str, stride: int) -> None:
+@pytest.mark.parametrize("width", [6, 7, 13, 14, 20])
+def test_values_beside_the_image_do_not_matter(isa: str, stride: int, width: int) -> None:
     """Columns outside the image are masked by bits: an infinity at the end of one row stays out of the next."""
     kernel = KernelSpec(
         op=Op.DEPTHWISE_CONV2D,
         in_channels=2,
         out_channels=2,
         input_h=6,
-        input_w=20,
+        input_w=width,
         kernel_h=3,
         kernel_w=3,
         padding=1,
         stride=stride,
     )
-    x = np.ones((2, 6, 20), np.float32)
+    x = np.ones((2, 6, width), np.float32)
     x[:, :, -1] = np.inf
     tensors = {"weight": np.ones((2, 1, 3, 3), np.float32), "bias": np.zeros(2, np.float32)}
     output = NativeKernel(kernel, tensors, isa=isa, tune=False).run(x)
