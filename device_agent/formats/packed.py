@@ -73,7 +73,7 @@ def write_packed(plan: NetworkPlan, tensors: Mapping[str, NDArray[np.floating[An
 
 
 def open_packed(source: bytes | Path) -> tuple[NetworkPlan, PackedTensors]:
-    """The plan and its tensors, which are read a part at a time when they are used: a file is mapped and stays open.
+    """The plan and its tensors, which are read a part at a time when they are used: a file stays open.
 
     Raises `ContractError` for anything that is not a sound packed file, `OSError` where it cannot be read.
     """

@@ -67,10 +67,10 @@ class GroupedTensor:
         self._check(name)
 
     def _check(self, name: str) -> None:
-        columns = self._columns().astype(np.int64)
+        columns = self._columns()
         if len(columns) and columns.max() >= self._num_columns:
             raise ContractError(f"{name}: column {columns.max()} is not below {self._num_columns}")
-        falls = np.diff(columns) <= 0
+        falls = columns[1:] <= columns[:-1]
         falls[self._starts[(self._starts > 0) & (self._starts < len(columns))] - 1] = False
         if falls.any():
             raise ContractError(f"{name}: the columns of a group are not in ascending order")

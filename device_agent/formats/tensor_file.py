@@ -6,9 +6,9 @@ Reading runs no code, and every extent is checked against the file before it is 
 
 from __future__ import annotations
 
+import io
 import json
 import math
-import mmap
 import struct
 import weakref
 from collections.abc import Mapping
@@ -40,21 +40,21 @@ class TensorEntry:
 class TensorFile:
     """The tensors of a safetensors file by name, and its metadata.
 
-    A file that is named by its path is mapped, and its pages are given back with the arrays that show them: it may not
-    be cut short meanwhile.
+    A file that is named by its path stays open, and is read when a tensor is. It is not mapped: one byte of a map can
+    make 2 MB of it resident, and whoever cuts the file short would end the process.
     """
 
     def __init__(self, source: bytes | Path) -> None:
         """Raises `ContractError` for what is not a sound safetensors file, `OSError` where it cannot be read."""
-        self._data = source if isinstance(source, bytes) else _mapped(source)
-        num_bytes = len(self._data)
+        self._source = source if isinstance(source, bytes) else _opened(self, source)
+        num_bytes = len(source) if isinstance(source, bytes) else source.stat().st_size
         if num_bytes < 8:
             raise ContractError(f"{num_bytes} bytes are no packed network")
-        (header_bytes,) = struct.unpack_from("<Q", self._data)
+        (header_bytes,) = struct.unpack("<Q", self._bytes(0, 8))
         if not 0 < header_bytes <= min(num_bytes - 8, _MAX_HEADER_BYTES):
             raise ContractError(f"a header of {header_bytes} bytes does not fit a file of {num_bytes} bytes")
         try:
-            header = json.loads(self._data[8 : 8 + header_bytes])
+            header = json.loads(bytes(self._bytes(8, header_bytes)))
             self.metadata: Mapping[str, Any] = header.pop("__metadata__", {})
             entries = {name: _entry(name, value) for name, value in header.items()}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -70,20 +70,29 @@ class TensorFile:
         self.entries: Mapping[str, TensorEntry] = {name: entry for name, (entry, _) in entries.items()}
 
     def read(self, name: str, first: int = 0, last: int | None = None) -> NDArray[Any]:
-        """A tensor, or the part of it from `first` to `last` of its first axis. It shows the file itself."""
+        """A tensor, or the part of it from `first` to `last` of its first axis; not to be written to.
+
+        Raises `ContractError` where the file is shorter than it was.
+        """
         entry = self.entries[name]
         shape = entry.shape
-        inner = math.prod(shape[1:])
+        row_bytes = entry.dtype.itemsize * math.prod(shape[1:])
         if shape:
             shape = (max(0, (shape[0] if last is None else min(last, shape[0])) - first), *shape[1:])
-        count = math.prod(shape)
-        if count == 0:
+        num_bytes = entry.dtype.itemsize * math.prod(shape)
+        if num_bytes == 0:
             return np.zeros(shape, dtype=entry.dtype)
-        start = self._first + entry.start + first * inner * entry.dtype.itemsize
-        flat = np.frombuffer(self._data, dtype=entry.dtype, count=count, offset=start)
-        if isinstance(self._data, mmap.mmap):
-            weakref.finalize(flat, _give_back, self._data, start, start + flat.nbytes).atexit = False
-        return flat.reshape(shape)
+        data = self._bytes(self._first + entry.start + first * row_bytes, num_bytes)
+        return np.frombuffer(data, dtype=entry.dtype).reshape(shape)
+
+    def _bytes(self, start: int, count: int) -> bytes | memoryview:
+        if isinstance(self._source, bytes):
+            return memoryview(self._source)[start : start + count]
+        self._source.seek(start)
+        data = self._source.read(count)
+        if data is None or len(data) < count:
+            raise ContractError(f"the file {self._source.name} was cut short: {count} bytes at {start} are missing")
+        return data
 
 
 def _entry(name: str, value: Mapping[str, Any]) -> tuple[TensorEntry, tuple[int, int]]:
@@ -94,14 +103,7 @@ def _entry(name: str, value: Mapping[str, Any]) -> tuple[TensorEntry, tuple[int,
     return TensorEntry(dtype=np.dtype(_TYPES[value["dtype"]]), shape=shape, start=start), (start, end)
 
 
-def _mapped(path: Path) -> mmap.mmap | bytes:
-    with path.open("rb") as file:
-        # An empty file cannot be mapped.
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
-
-
-def _give_back(data: mmap.mmap, start: int, end: int) -> None:
-    """Let go of the pages from byte `start` to `end`. Who reads them again gets them from the file."""
-    if hasattr(mmap, "MADV_DONTNEED"):
-        first = start // mmap.PAGESIZE * mmap.PAGESIZE
-        data.madvise(mmap.MADV_DONTNEED, first, end - first)
+def _opened(owner: TensorFile, path: Path) -> io.FileIO:
+    file = io.FileIO(path)
+    weakref.finalize(owner, file.close)
+    return file

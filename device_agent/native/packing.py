@@ -77,7 +77,7 @@ def group_rows(weights: Weights, block_filters: int, largest: int) -> list[RowGr
     result = []
     for size, channels in _partition(weights.num_rows, max(block_filters, largest), largest).items():
         num_entries = int(counts[size].sum())
-        columns = np.empty(num_entries, dtype=np.int32)
+        columns = aligned_array((num_entries,), np.int32)
         values = aligned_array((num_entries, size), np.float32)
         end = 0
         for part in _group_slices(weights, size, channels):

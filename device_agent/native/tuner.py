@@ -56,14 +56,14 @@ def choose_ways(program: Program, library: Library, backend: BackendInfo, *, tun
         choice = remembered.get(work.tuning_key) if work.tuning_key is not None else None
         known = choice.find(ways) if choice is not None else None
         if choice is not None and known is not None:
-            way = known.make()
+            way = tuner.apply(known.make(), choice.tilings)
         elif tune:
             way, choice = _cached(tuner, cache, work.tuning_key, ways)
         else:
             way, choice = tuner.guess(ways)
         remembered[work.tuning_key] = choice
-        chosen.append(tuner.apply(way, choice.tilings))
-        del way, ways  # before the next ones are made
+        chosen.append(way)
+        del ways  # before the next ones are made
     return chosen
 
 
@@ -110,7 +110,7 @@ class _Tuner:
     def guess(self, ways: Ways) -> tuple[Way, _Choice]:
         way = ways[0].make()
         tilings = tuple(next(iter(self._tilings(way, n, 1)), None) for n in range(len(way.steps)))
-        return way, _Choice(tilings=tilings, signature=way.signature)
+        return self.apply(way, tilings), _Choice(tilings=tilings, signature=way.signature)
 
     def recall(self, ways: Ways, known: CachedChoice) -> tuple[Way, _Choice] | None:
         """The choice among `ways` that `known` describes, if there is one. No other way is made."""
@@ -124,7 +124,7 @@ class _Tuner:
             tilings += [tiling for tiling in candidates if repr(tiling) == name][:1]
         if len(tilings) < len(way.steps):
             return None
-        return way, _Choice(tilings=tuple(tilings), signature=way.signature)
+        return self.apply(way, tilings), _Choice(tilings=tuple(tilings), signature=way.signature)
 
     def tune(self, ways: Ways) -> tuple[Way, _Choice]:
         """The best tiling of each step by itself; then ways are compared as a whole, with all their steps in order.
@@ -133,18 +133,19 @@ class _Tuner:
         """
         best: tuple[Way, _Choice] | None = None
         for offer in ways:
-            way = offer.make()
-            tilings = tuple(self._best_tiling(way, number) for number in range(len(way.steps)))
-            challenger = way, _Choice(tilings=tilings, signature=way.signature)
+            challenger = self._with_best_tilings(offer.make())
             best = challenger if best is None else self._faster(best, challenger)
-            del way, challenger
+            del challenger
         assert best is not None
         return best
 
+    def _with_best_tilings(self, way: Way) -> tuple[Way, _Choice]:
+        tilings = tuple(self._best_tiling(way, number) for number in range(len(way.steps)))
+        return self.apply(way, tilings), _Choice(tilings=tilings, signature=way.signature)
+
     def _faster(self, *pair: tuple[Way, _Choice]) -> tuple[Way, _Choice]:
         # The ways stay alive here, and with them what their steps point to.
-        ready = [self.apply(way, choice.tilings) for way, choice in pair]
-        runs = [functools.partial(self._run, (Step * len(way.steps))(*way.steps)) for way in ready]
+        runs = [functools.partial(self._run, (Step * len(way.steps))(*way.steps)) for way, _ in pair]
         return pair[self._fastest(runs)]
 
     def _best_tiling(self, way: Way, number: int) -> AnyTiling | None:
