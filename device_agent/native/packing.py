@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +36,7 @@ class RowGroups:
     group_size: int
     channels: NDArray[np.int32]
     starts: NDArray[np.int32]
-    columns: NDArray[np.int32]
+    columns: NDArray[np.integer[Any]]
     values: FloatArray
 
 
@@ -77,7 +78,7 @@ def group_rows(weights: Weights, block_filters: int, largest: int) -> list[RowGr
     result = []
     for size, channels in _partition(weights.num_rows, max(block_filters, largest), largest).items():
         num_entries = int(counts[size].sum())
-        columns = aligned_array((num_entries,), np.int32)
+        columns = aligned_array((num_entries,), np.uint16 if weights.num_columns <= 1 << 16 else np.int32)
         values = aligned_array((num_entries, size), np.float32)
         end = 0
         for part in _group_slices(weights, size, channels):

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from device_agent.contracts import NETWORK_INPUT, NETWORK_RESIDUAL, KernelSpec, NetworkPlan, Op, PlanOp
+from device_agent.contracts import NETWORK_INPUT, NETWORK_RESIDUAL, Activation, KernelSpec, NetworkPlan, Op, PlanOp
 from device_agent.native import steps
 from device_agent.native.blocks import blockwise_pairs, channels_per_block
 from device_agent.native.errors import UnsupportedKernelError
@@ -70,7 +70,8 @@ class _Node:
     reads: tuple[Tensor, ...]
     writes: Tensor
     emit: Emitter
-    tuning_key: object = None
+    #: What is to be tuned, if anything is.
+    kernel: KernelSpec | None = None
 
 
 def make_program(
@@ -162,10 +163,10 @@ class _Lowering:
         reads: tuple[Tensor, ...],
         writes: Tensor,
         emit: Emitter,
-        tuning_key: object = None,
+        kernel: KernelSpec | None = None,
     ) -> None:
         self._nodes.append(
-            _Node(op_index=self._op_index, phase=phase, reads=reads, writes=writes, emit=emit, tuning_key=tuning_key)
+            _Node(op_index=self._op_index, phase=phase, reads=reads, writes=writes, emit=emit, kernel=kernel)
         )
 
     # --- operators --------------------------------------------------------------------------------------------------
@@ -262,7 +263,7 @@ class _Lowering:
         emit = steps.emit_conv(kernel, weights, bias, read, residual, target)
         if by_winograd:
             emit = steps.emit_any(emit, steps.emit_winograd(kernel, weights, bias, read, residual, target))
-        self._add(Phase.RUN, reads, target, emit, tuning_key=replace(kernel, seed=0))
+        self._add(Phase.RUN, reads, target, emit, kernel)
 
     def _lower_blockwise(self, conv: PlanOp, reader: PlanOp, output: Tensor) -> None:
         """A convolution and the depthwise convolution or pool that reads it, a few channels at a time."""
@@ -315,13 +316,12 @@ class _Lowering:
         placement.place_all(self._lifetimes(output))
         work = []
         for node in self._nodes:
-            layouts = tuple(tensor.layout() for tensor in (*node.reads, node.writes))
             work.append(
                 Work(
                     op_index=node.op_index,
                     phase=node.phase,
                     ways=functools.partial(node.emit, placement),
-                    tuning_key=None if node.tuning_key is None else (node.tuning_key, layouts),
+                    tuning_key=None if node.kernel is None else _tuning_key(node.kernel, node.reads[0], node.writes),
                 )
             )
         return Program(
@@ -344,6 +344,15 @@ class _Lowering:
             if tensor in lifetimes:
                 lifetimes[tensor] = (0, len(self._nodes))
         return lifetimes
+
+
+def _tuning_key(kernel: KernelSpec, read: Tensor, written: Tensor) -> object:
+    """What decides on the best tiling. A residual and an activation cost all tilings alike, and what lies around the
+    image costs nothing but for the padding that the kernel wants.
+    """
+    plain = replace(kernel, seed=0, residual=False, activation=Activation.NONE)
+    layouts = tuple(replace(tensor.layout(), lead=0, size=0) for tensor in (read, written))
+    return plain, read.padding >= kernel.padding, layouts
 
 
 def _tensor_for(channels: int, height: int, width: int, *, unpadded: Form) -> Tensor:

@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 
@@ -26,18 +26,23 @@ from device_agent.native.tuning_cache import CachedChoice, TuningCache, open_tun
 
 #: A timing sample lasts at least this long, for the clock's resolution.
 _MIN_SAMPLE_NS = 15_000
-#: Rounds after the first end when this is spent: kernels of many milliseconds need few samples.
-_BUDGET_NS = 20_000_000
-_FIRST_ROUNDS = 2
-_FINAL_ROUNDS = 5
-#: After the first rounds, tiles slower than this times the best are given up.
+#: How often each tiling is sampled at most. When the first round takes longer than the budget, there is one more, of a
+#: few tilings: samples of milliseconds are less noisy.
+_ROUNDS = 6
+_BUDGET_NS = 5_000_000
+_NUM_FINALISTS = 3
+#: Tilings slower than this times the best are given up: after one sample, which may be disturbed, and after more.
+_GIVE_UP_AT_ONCE_RATIO = 1.4
 _GIVE_UP_RATIO = 1.15
+#: Ways whose first guess is slower than this times another's are given up: more than tilings of one way differ by.
+_HOPELESS_RATIO = 1.5
 #: How many tilings of a step are timed.
-_NUM_TILINGS = 8
+_NUM_TILINGS = 6
 #: More than any step has.
 _ALL_TILINGS = 1_000_000
 
 AnyTiling = Tiling | WinogradTile
+_T = TypeVar("_T", Tiling, WinogradTile, AnyTiling)
 
 
 def choose_ways(program: Program, library: Library, backend: BackendInfo, *, tune: bool) -> list[Way]:
@@ -109,7 +114,7 @@ class _Tuner:
 
     def guess(self, ways: Ways) -> tuple[Way, _Choice]:
         way = ways[0].make()
-        tilings = tuple(next(iter(self._tilings(way, n, 1)), None) for n in range(len(way.steps)))
+        tilings = self._first_tilings(way)
         return self.apply(way, tilings), _Choice(tilings=tilings, signature=way.signature)
 
     def recall(self, ways: Ways, known: CachedChoice) -> tuple[Way, _Choice] | None:
@@ -129,15 +134,32 @@ class _Tuner:
     def tune(self, ways: Ways) -> tuple[Way, _Choice]:
         """The best tiling of each step by itself; then ways are compared as a whole, with all their steps in order.
 
-        Two ways are there at once at most.
+        A way whose first guess is much slower than another's is not looked at further. Two ways are there at once at
+        most.
         """
-        best: tuple[Way, _Choice] | None = None
+        best: Way | tuple[Way, _Choice] | None = None
+        best_ns = math.inf
         for offer in ways:
-            challenger = self._with_best_tilings(offer.make())
-            best = challenger if best is None else self._faster(best, challenger)
-            del challenger
+            way = offer.make()
+            time_ns = self._first_time(way) if len(ways) > 1 else 0.0
+            if best is None or time_ns * _HOPELESS_RATIO < best_ns:
+                best = way
+            elif time_ns <= best_ns * _HOPELESS_RATIO:
+                best = self._with_best_tilings(best) if isinstance(best, Way) else best
+                best = self._faster(best, self._with_best_tilings(way))
+            best_ns = min(best_ns, time_ns)
+            del way
         assert best is not None
-        return best
+        return self._with_best_tilings(best) if isinstance(best, Way) else best
+
+    def _first_time(self, way: Way) -> float:
+        """The time of `way` with the tilings that are guessed first, in ns."""
+        ready = self.apply(way, self._first_tilings(way))
+        run = self._runner(ready)
+        return self._sample(run, self._sample(run, math.inf))
+
+    def _first_tilings(self, way: Way) -> tuple[AnyTiling | None, ...]:
+        return tuple(next(iter(self._tilings(way, number, 1)), None) for number in range(len(way.steps)))
 
     def _with_best_tilings(self, way: Way) -> tuple[Way, _Choice]:
         tilings = tuple(self._best_tiling(way, number) for number in range(len(way.steps)))
@@ -145,8 +167,10 @@ class _Tuner:
 
     def _faster(self, *pair: tuple[Way, _Choice]) -> tuple[Way, _Choice]:
         # The ways stay alive here, and with them what their steps point to.
-        runs = [functools.partial(self._run, (Step * len(way.steps))(*way.steps)) for way, _ in pair]
-        return pair[self._fastest(runs)]
+        return pair[self._fastest([self._runner(way) for way, _ in pair])]
+
+    def _runner(self, way: Way) -> Callable[[int], float]:
+        return functools.partial(self._run, (Step * len(way.steps))(*way.steps))
 
     def _best_tiling(self, way: Way, number: int) -> AnyTiling | None:
         tilings = self._tilings(way, number, _NUM_TILINGS)
@@ -155,6 +179,15 @@ class _Tuner:
         for tiling in tilings:
             held = _set_tiling(way, number, tiling)
             self._check.check((Way(steps=(way.steps[number],), held=(*way.held, *held)),))
+        tiles = [tiling for tiling in tilings if isinstance(tiling, WinogradTile)]
+        if not tiles:
+            return self._fastest_tiling(way, number, tilings)
+        # The best shape of a product hardly depends on the size of blocks.
+        best = self._fastest_tiling(way, number, [tile for tile in tiles if tile.rows == tiles[0].rows])
+        others = [tile for tile in tiles if tile != best and replace(tile, rows=best.rows) == best]
+        return self._fastest_tiling(way, number, [best, *others])
+
+    def _fastest_tiling(self, way: Way, number: int, tilings: Sequence[_T]) -> _T:
         return tilings[self._fastest([functools.partial(self._run_tiling, way, number, t) for t in tilings])]
 
     def _tilings(self, way: Way, number: int, count: int) -> Sequence[AnyTiling]:
@@ -168,31 +201,33 @@ class _Tuner:
 
     def _fastest(self, runs: Sequence[Callable[[int], float]]) -> int:
         """The index of the fastest of `runs`, each of which returns the time of so many repeats."""
-        if len(runs) == 1:
-            return 0
-        times_ns = self._time(runs, _FIRST_ROUNDS)
-        limit = _GIVE_UP_RATIO * min(times_ns)
-        finalists = [index for index, time_ns in enumerate(times_ns) if time_ns <= limit]
-        if len(finalists) > 1:
-            times_ns = self._time([runs[index] for index in finalists], _FINAL_ROUNDS)
-            return min(zip(times_ns, finalists, strict=True))[1]
-        return finalists[0]
-
-    def _time(self, runs: Sequence[Callable[[int], float]], rounds: int) -> list[float]:
-        """The shortest time of each of `runs`. Rounds are interleaved, so that a disturbance hits all of them alike."""
-        best = [math.inf] * len(runs)
-        end_ns = time.perf_counter_ns() + _BUDGET_NS
-        for round_index in range(rounds):
-            if round_index > 0 and time.perf_counter_ns() > end_ns:
+        times_ns = [math.inf] * len(runs)
+        left = list(range(len(runs)))
+        start_ns, end_ns = time.perf_counter_ns(), math.inf
+        for round_index in range(_ROUNDS):
+            if len(left) == 1 or (round_index > 1 and time.perf_counter_ns() > end_ns):
                 break
-            for index, run in enumerate(runs):
-                if best[index] == math.inf:
-                    best[index] = run(1)
-                    if best[index] >= _MIN_SAMPLE_NS:
-                        continue
-                repeats = max(1, math.ceil(_MIN_SAMPLE_NS / max(best[index], 100.0)))
-                best[index] = min(best[index], run(repeats) / repeats)
-        return best
+            # Rounds are interleaved, so that a disturbance hits all alike.
+            for index in left:
+                times_ns[index] = self._sample(runs[index], times_ns[index])
+            limit = (_GIVE_UP_RATIO if round_index > 0 else _GIVE_UP_AT_ONCE_RATIO) * min(times_ns)
+            left = [index for index in left if times_ns[index] <= limit]
+            if round_index == 0:
+                end_ns = start_ns + _BUDGET_NS
+                if time.perf_counter_ns() > end_ns:
+                    # One more sample, of the best few.
+                    left = sorted(left, key=times_ns.__getitem__)[:_NUM_FINALISTS]
+                    end_ns = time.perf_counter_ns()
+        return min(left, key=times_ns.__getitem__)
+
+    def _sample(self, run: Callable[[int], float], time_ns: float) -> float:
+        """The shorter one of `time_ns`, the shortest time so far, and that of some more runs."""
+        if time_ns == math.inf:
+            time_ns = run(1)
+            if time_ns >= _MIN_SAMPLE_NS:
+                return time_ns
+        repeats = max(1, math.ceil(_MIN_SAMPLE_NS / max(time_ns, 100.0)))
+        return min(time_ns, run(repeats) / repeats)
 
     def _run_tiling(self, way: Way, number: int, tiling: AnyTiling, repeats: int) -> float:
         held = _set_tiling(way, number, tiling)

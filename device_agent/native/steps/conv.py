@@ -32,6 +32,7 @@ _SCRATCH_SIZE = 32 * 1024
 _MOST_COMPUTED = 1.09
 #: Below this density packing costs more than it saves, whatever the padding.
 _PACKING_DENSITY = 0.15
+_SLICE_ENTRIES = 1 << 16
 
 
 def reads_padding(kernel: KernelSpec) -> bool:
@@ -192,8 +193,11 @@ class TunableConv:
         by_column = (np.arange(channels)[:, None] * plane + taps).astype(np.int32).reshape(-1)
         columns = self._groups.columns
         offsets: NDArray[np.int32] = aligned_array(columns.shape, np.int32)
-        # Without a mode, take would make a copy first.
-        return by_column.take(columns, out=offsets, mode="clip")
+        # In slices, and without the copy that the default mode makes: numpy wants 64-bit indices.
+        for start in range(0, len(columns), _SLICE_ENTRIES):
+            part = slice(start, start + _SLICE_ENTRIES)
+            by_column.take(columns[part], out=offsets[part], mode="clip")
+        return offsets
 
 
 def _step(common: Step, groups: RowGroups, placement: Placement, held: list[NDArray[Any]]) -> Step:

@@ -36,8 +36,8 @@ _CACHE_BYTES = 1 << 20
 _OPERATIONS_PER_BYTE = (3, 10)
 #: A block of tiles takes about this much scratch memory, so that it stays in a second-level cache.
 _BLOCK_BYTES = 1_300_000
-#: (output channels, whether they are in lanes) of the products that backends may have.
-_PRODUCTS = ((4, False), (8, False), (16, False), (16, True), (32, True), (64, True))
+#: (output channels, whether they are in lanes) of the products that backends may have, the most promising first.
+_PRODUCTS = ((32, True), (8, False), (64, True), (16, False), (16, True), (4, False))
 #: `GROUP_ELEMENTS` of src/winograd_block.h.
 _GROUP_ELEMENTS = 256
 
