@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -32,6 +33,11 @@ class PlainTensor:
         first, last, _ = channels.indices(self.shape[0])
         with np.errstate(over="ignore"):
             return self._read(first, max(first, last)).astype(np.float32, copy=False)
+
+    def is_finite(self) -> bool:
+        """Whether all values are."""
+        step = max(1, _SLICE_ELEMENTS * self.shape[0] // max(1, math.prod(self.shape)))
+        return all(np.isfinite(self[first : first + step]).all() for first in range(0, self.shape[0], step))
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
         return np.array(self[:], dtype=dtype)
@@ -78,18 +84,24 @@ class GroupedTensor:
         if filling and self._values(int(self._starts[-2]))[:, -filling:].any():
             raise ContractError(f"{name}: the rows that fill up the last group are not zero")
 
+    def is_finite(self) -> bool:
+        """Whether all values are."""
+        with np.errstate(over="ignore"):
+            return bool(np.isfinite(self._values().astype(np.float32, copy=False)).all())
+
     def __getitem__(self, channels: slice) -> FloatArray:
         """Some consecutive output channels, dense."""
         first, last, _ = channels.indices(self.shape[0])
-        size = self._group_size
-        groups = slice(first // size, max(first // size, -(-last // size)))
-        starts = self._starts[groups.start : groups.stop + 1]
-        group = np.repeat(np.arange(len(starts) - 1), np.diff(starts))
-        columns, values = self._columns(int(starts[0]), int(starts[-1])), self._values(int(starts[0]), int(starts[-1]))
-        rows = np.zeros((len(starts) - 1, size, self._num_columns), dtype=np.float32)
+        size, num_columns = self._group_size, self._num_columns
+        first_group, end_group = first // size, max(first // size, -(-last // size))
+        starts = self._starts[first_group : end_group + 1]
+        entries = int(starts[0]), int(starts[-1])
+        values = self._values(*entries)
+        rows = np.zeros((end_group - first_group) * size * num_columns, dtype=np.float32)
+        place = np.repeat(np.arange(len(starts) - 1) * size * num_columns, np.diff(starts)) + self._columns(*entries)
         for member in range(size):
-            rows[group, member, columns] = values[:, member]
-        offset = groups.start * size
+            rows[place + member * num_columns] = values[:, member]
+        offset = first_group * size
         return rows.reshape(-1, *self.shape[1:])[first - offset : max(first, last) - offset]
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
@@ -130,8 +142,7 @@ class PackedTensors(Mapping[str, PlainTensor | GroupedTensor]):
             raise ContractError(f"{name} has type {tensor.dtype}: weights are float32")
         if tensor.shape != shape:
             raise ContractError(f"{name} has shape {tensor.shape}, but the plan says {shape}")
-        step = max(1, _SLICE_ELEMENTS * shape[0] // max(1, int(np.prod(shape))))
-        if not all(np.isfinite(tensor[first : first + step]).all() for first in range(0, shape[0], step)):
+        if not tensor.is_finite():
             raise ContractError(f"{name} holds values that are not finite")
 
     def __getitem__(self, name: str) -> PlainTensor | GroupedTensor:

@@ -217,10 +217,11 @@ class _Lowering:
             target = Tensor(output.channels, output.height, output.width, Form.PLANES)
         if residual is not None:
             residual = self._as_planes(residual)
-        by_winograd = not self._exact and steps.is_for_winograd(kernel, self._op_weights(op))
+        weights = self._op_weights(op)
+        by_winograd = not self._exact and steps.is_for_winograd(kernel, weights)
         self._has_winograd_ways |= by_winograd
         read = self._conv_input(kernel, source, wants_padding=by_winograd)
-        self._add_conv(kernel, self._op_weights(op), self._bias(op), read, residual, target, by_winograd=by_winograd)
+        self._add_conv(kernel, weights, self._bias(op), read, residual, target, by_winograd=by_winograd)
         if target is not output:
             self._add(Phase.RUN, (target,), output, steps.emit_copy(target, output))
 

@@ -34,6 +34,7 @@ class Weights:
         self._first = first
         self.num_rows = (source.shape[0] if last is None else last) - first
         self.num_columns = int(np.prod(source.shape[1:]))
+        self._num_nonzero: int | None = None
 
     def rows(self, first: int, last: int) -> FloatArray:
         """The rows from `first` to `last`, float32 (last - first, columns)."""
@@ -55,4 +56,7 @@ class Weights:
             yield first, min(first + step, self.num_rows)
 
     def count_nonzero(self) -> int:
-        return sum(int(np.count_nonzero(self.rows(first, last))) for first, last in self.windows())
+        if self._num_nonzero is None:
+            counts = (np.count_nonzero(self.rows(first, last)) for first, last in self.windows())
+            self._num_nonzero = sum(map(int, counts))
+        return self._num_nonzero
