@@ -63,14 +63,6 @@ KERF_INLINE float clamp_one(float v, float lower, float upper) {
   return upper < v ? upper : v;
 }
 
-template <int VL> KERF_INLINE float horizontal_sum(typename Vec<VL>::Float v) {
-  float lanes[VL];
-  store<VL>(lanes, v);
-  KERF_UNROLL for (int width = VL / 2; width > 0; width /= 2)
-    KERF_UNROLL for (int i = 0; i < width; i++) lanes[i] += lanes[i + width];
-  return lanes[0];
-}
-
 #if defined(__clang__) || __GNUC__ >= 12
 #define KERF_SHUFFLE(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
 #else
