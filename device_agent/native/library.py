@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from device_agent.native.build import CompilerError, build_library, library_name
 from device_agent.native.errors import NativeBuildError, NativeError
 
-ABI_VERSION = 6
+ABI_VERSION = 7
 #: The vector lengths that a tile can have, in float32 elements.
 VECTOR_LENGTHS = (16, 8, 4)
 GROUP_SIZES = (4, 2, 1)
@@ -34,7 +34,7 @@ class Step(ctypes.Structure):
         *((name, ctypes.c_int32) for name in (
             "kind", "channels", "outputs", "input_h", "input_w", "input_row", "output_h", "output_w", "output_row",
             "kernel_h", "kernel_w", "stride", "padding", "positions", "num_phases", "num_groups", "group_size",
-            "vector_length", "max_vectors", "groups_outer",
+            "vector_length", "max_vectors", "block_tiles",
         )),
         *((name, ctypes.c_float) for name in ("lower", "upper", "scale")),
         ("scratch_size", ctypes.c_int32),

@@ -23,6 +23,11 @@ _MISS_CYCLES = 0.6
 _PACK_CYCLES = {1: 3.0, 2: 5.5}
 #: Cycles to start a tile, and to leave its loop.
 _TILE_CYCLES = 24.0
+#: Runs of so many positions stream through the second-level cache, while their input still fits the first.
+_BLOCK_POSITIONS = 448
+#: Outputs larger than this pass through the caches. Written a tile of each channel at a time, they take up to twice as
+#: long as in runs, and differ from run to run so much that the tuner could choose wrong.
+_STREAMED_BYTES = 1 << 20
 #: Row groups of one filter find tiles with 4 vectors in a row too, and all groups those with 1 and 2.
 _ROW_VECTORS = {1: (1, 2, 4), 2: (1, 2), 4: (1, 2)}
 
@@ -35,7 +40,7 @@ class Tiling:
 
     vector_length: int
     max_vectors: int
-    groups_outer: bool
+    block_tiles: int
     row_vectors: int
     chunk_channels: int
     pack: PackShape | None
@@ -69,11 +74,11 @@ def tilings(shape: ConvShape, tile_limit: TileLimit, count: int) -> list[Tiling]
         for pack, row_vectors in _walks(shape, length, limit, is_longest=length == longest):
             for chunk in _chunks(shape, pack, length * limit):
                 for width in _widths(shape, pack, row_vectors, length, limit):
-                    for groups_outer in (False, True):
+                    for block in _blocks(shape, pack, row_vectors, length, width):
                         tiling = Tiling(
                             vector_length=length,
                             max_vectors=width,
-                            groups_outer=groups_outer,
+                            block_tiles=block,
                             row_vectors=row_vectors,
                             chunk_channels=chunk,
                             pack=pack,
@@ -120,7 +125,8 @@ def _walks(shape: ConvShape, length: int, limit: int, *, is_longest: bool) -> It
     if shape.can_read_directly:
         if shape.source.row == shape.target.row:
             yield None, 0
-        if has_row_tiles or kernel.output_w % length == 0 or shape.source.row != shape.target.row:
+        is_flat = shape.source.row == shape.target.row
+        if not is_flat or ((has_row_tiles or kernel.output_w % length == 0) and not _is_streamed(shape)):
             yield None, row_vectors
     if not shape.can_pack or (shape.can_read_directly and kernel.kernel_h == kernel.kernel_w == 1):
         return
@@ -175,8 +181,27 @@ def _direct_elements(shape: ConvShape, positions: int) -> int:
 def _chunk_bytes(shape: ConvShape, tiling: Tiling) -> int:
     if tiling.pack is not None:
         return FLOAT_BYTES * tiling.chunk_channels * packed_plane(shape.kernel, tiling.pack)
-    positions = shape.source.plane if tiling.groups_outer else tiling.vector_length * tiling.max_vectors
+    positions = tiling.vector_length * tiling.max_vectors * tiling.block_tiles or shape.source.plane
     return FLOAT_BYTES * tiling.chunk_channels * _direct_elements(shape, positions)
+
+
+def _blocks(shape: ConvShape, pack: PackShape | None, row_vectors: int, length: int, width: int) -> list[int]:
+    """How many tiles a row group may walk through before the next one does: one, all (0), or some."""
+    rows = shape.kernel.output_h if pack is None else pack.rows
+    units, _ = _vectors(shape, pack, row_vectors, length, rows)
+    # Rows that no tile holds as a whole are walked through one by one.
+    num_tiles = -(-(units if row_vectors in (0, *_ROW_VECTORS[shape.group_size]) else row_vectors) // width)
+    if num_tiles == 1:
+        return [1]
+    some = max(2, _BLOCK_POSITIONS // (width * length))
+    if pack is not None or num_tiles < 2 * some:
+        return [1, 0]
+    return [some, 0] if _is_streamed(shape) else [1, some, 0]
+
+
+def _is_streamed(shape: ConvShape) -> bool:
+    """Whether the output is larger than caches, so that it had better be written in long runs."""
+    return FLOAT_BYTES * shape.kernel.out_channels * shape.target.plane > _STREAMED_BYTES
 
 
 def _vectors(shape: ConvShape, pack: PackShape | None, row_vectors: int, length: int, rows: int) -> tuple[int, int]:

@@ -91,14 +91,26 @@ struct ConvTiles {
   }
 };
 
+// The chunks `chunks` of the row groups `groups` for the tiles `share`, a block of tiles after the other.
+static void run_tiles(const ConvTiles &tiles, Share share, Share chunks, Share groups) {
+  const int wanted = tiles.step.block_tiles, all = share.last - share.first;
+  const int most = wanted > 0 && wanted < all ? wanted : all;
+  for (int first = share.first; first < share.last; first += most) {
+    const int last = first + most < share.last ? first + most : share.last;
+    for (int chunk = chunks.first; chunk < chunks.last; chunk++) {
+      if (last - first == 1) {
+        tiles.run(first, chunk, groups.first, groups.last);
+        continue;
+      }
+      for (int group = groups.first; group < groups.last; group++)
+        for (int tile = first; tile < last; tile++) tiles.run(tile, chunk, group, group + 1);
+    }
+  }
+}
+
 static void run_span(const KerfStep &step, const ConvSpan &span, int chunk, Share groups) {
   const ConvTiles tiles(step, span);
-  if (step.groups_outer) {
-    for (int group = groups.first; group < groups.last; group++)
-      for (int tile = 0; tile < tiles.cut.num_tiles; tile++) tiles.run(tile, chunk, group, group + 1);
-  } else {
-    for (int tile = 0; tile < tiles.cut.num_tiles; tile++) tiles.run(tile, chunk, groups.first, groups.last);
-  }
+  run_tiles(tiles, {0, tiles.cut.num_tiles}, {chunk, chunk + 1}, groups);
 }
 
 static int last_lanes_of_rows(const KerfStep &step) {
@@ -164,14 +176,7 @@ static void conv_direct(const KerfStep &step, int part, int parts) {
   const bool by_tile = are_rows_shared(tiles.cut.num_tiles, parts);
   const Share share = by_tile ? share_of(tiles.cut.num_tiles, part, parts) : Share{0, tiles.cut.num_tiles};
   const Share groups = by_tile ? Share{0, step.num_groups} : share_of_groups(step, part, parts);
-  if (step.groups_outer) {
-    for (int chunk = 0; chunk < step.num_chunks; chunk++)
-      for (int group = groups.first; group < groups.last; group++)
-        for (int tile = share.first; tile < share.last; tile++) tiles.run(tile, chunk, group, group + 1);
-    return;
-  }
-  for (int tile = share.first; tile < share.last; tile++)
-    for (int chunk = 0; chunk < step.num_chunks; chunk++) tiles.run(tile, chunk, groups.first, groups.last);
+  run_tiles(tiles, share, {0, step.num_chunks}, groups);
 }
 
 static void conv_packed(const KerfStep &step, Share groups, Share blocks, float *scratch) {

@@ -8,7 +8,7 @@
 
 #include <stdint.h>
 
-#define KERF_ABI_VERSION 6
+#define KERF_ABI_VERSION 7
 
 // Scratch memory of a step is there for KERF_MAX_THREADS threads.
 #include "kerf_team.h"
@@ -48,7 +48,8 @@ struct KerfStep {
   int32_t positions;      // CONV, ELEMENTWISE, GLOBAL_AVG_POOL: flattened positions of a plane
   int32_t num_phases;     // SPLIT: phases written, see `phases`
   int32_t num_groups, group_size;
-  int32_t vector_length, max_vectors, groups_outer;  // CONV: the tile, found by tuning
+  // CONV: the tile, and how many tiles a row group walks through before the next one does; 0: all. Found by tuning.
+  int32_t vector_length, max_vectors, block_tiles;
   float lower, upper;     // bounds of the activation
   float scale;            // pools: one over the number of elements; MAX_POOL: one
   int32_t scratch_size;   // pools: elements of `scratch` for each thread

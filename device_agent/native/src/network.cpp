@@ -58,7 +58,7 @@ bool guess_tile(int32_t backend, KerfStep *step) {
     const int32_t num_tiles = (num_vectors + limit - 1) / limit;
     step->vector_length = length;
     step->max_vectors = (num_vectors + num_tiles - 1) / num_tiles;
-    step->groups_outer = 0;
+    step->block_tiles = 1;
     if (step->row_vectors) {
       // Tiles of as many whole rows as fit.
       step->row_vectors = num_vectors;

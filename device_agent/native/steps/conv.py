@@ -134,7 +134,7 @@ class TunableConv:
         """Set the tiling of `step`; returns the constants that it points to from now on."""
         step, channels = self.step, self._kernel.in_channels
         step.vector_length, step.max_vectors = tiling.vector_length, tiling.max_vectors
-        step.groups_outer, step.row_vectors = int(tiling.groups_outer), tiling.row_vectors
+        step.block_tiles, step.row_vectors = tiling.block_tiles, tiling.row_vectors
         step.chunk_channels = tiling.chunk_channels
         step.num_chunks = -(-channels // tiling.chunk_channels)
         # Vectors that end with their row never reach the padding.

@@ -84,10 +84,46 @@ def test_every_tiling_of_every_backend_gives_the_same_bits(isa: str, extent: int
         native = NativeKernel(kernel, isa=isa, tune=False)
         steps = [step for step in native._run._array if step.kind == Kind.CONV]
         assert {step.group_size for step in steps} == {4, 2, 1}
-        seen |= {(s.vector_length, s.row_vectors > 0, s.num_chunks > 1, s.pack_rows > 0, s.groups_outer) for s in steps}
+        seen |= {(s.vector_length, s.row_vectors > 0, s.num_chunks > 1, s.pack_rows > 0, s.block_tiles) for s in steps}
         assert native.run(x, second).tobytes() == expected
     assert len(seen) >= 4
     assert {True, False} == {has_chunks for _, _, has_chunks, *_ in seen}
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_blocks_of_tiles_give_the_same_bits(isa: str) -> None:
+    kernel = conv(8, 33, kernel_h=1, kernel_w=1, padding=0)
+    x, second = kernel_inputs(kernel)
+    expected = NativeKernel(kernel, isa=isa, tune=False).run(x, second).tobytes()
+    seen = set()
+    for _ in each_tiling():
+        native = NativeKernel(kernel, isa=isa, tune=False)
+        seen |= {step.block_tiles for step in native._run._array if step.kind == Kind.CONV}
+        assert native.run(x, second).tobytes() == expected
+    assert {0, 1} < seen
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    channels=st.integers(1, 5),
+    height=st.integers(1, 40),
+    width=st.integers(1, 70),
+    extent=st.sampled_from((1, 3, 5)),
+    isa=st.sampled_from(FMA_ISAS or ISAS),
+)
+def test_rows_of_any_length_are_packed_at_stride_2(
+    channels: int, height: int, width: int, extent: int, isa: str
+) -> None:
+    """Vectors of the copies hold parts of one row or of several; what lies around the image must not reach them."""
+    kernel = conv(
+        channels, height, input_w=width, kernel_h=extent, kernel_w=extent, padding=extent // 2, stride=2,
+        activation=Activation.NONE, residual=False,
+    )  # fmt: skip
+    x, second = kernel_inputs(kernel)
+    expected = torch_kernel(kernel, synthesize_weights(kernel), x, second)
+    for _ in each_tiling(most=8):
+        native = NativeKernel(kernel, isa=isa, tune=False)
+        np.testing.assert_allclose(native.run(x, second), expected, rtol=1e-5, atol=1e-5)
 
 
 @settings(max_examples=40, deadline=None)

@@ -117,7 +117,7 @@ def test_a_way_that_is_much_slower_is_not_tuned(monkeypatch: pytest.MonkeyPatch,
     def run(_: _Tuner, steps: ctypes.Array[Step], repeats: int) -> float:
         [step] = steps
         seen[step.kind].add(
-            (step.vector_length, step.max_vectors, step.chunk_channels, step.pack_rows, step.groups_outer,
+            (step.vector_length, step.max_vectors, step.chunk_channels, step.pack_rows, step.block_tiles,
              step.winograd_size, step.winograd_rows, step.winograd_outputs, step.winograd_tiles)
         )  # fmt: skip
         return repeats * (1e4 if step.kind == faster else 2e4)
