@@ -150,6 +150,23 @@ int64_t conv_reach(const KerfStep &step, int64_t rows, int64_t row) {
 
 bool is_near(int32_t place) { return place >= -(1 << 13) && place <= (1 << 13); }
 
+// How far before the first element of a channel packing at stride 2 reads: a row in the middle of a vector is read from
+// where that vector would begin. At least all that num_packed_by_two() of conv_pack.h lets through is counted here.
+int64_t read_before_rows(const KerfStep &step, const KerfCopy &copy) {
+  const int64_t first = 2 * (int64_t)copy.first_row + copy.phase_y;
+  int64_t before = 0;
+  if (step.row_vectors > 0 || step.input_row < step.pack_row) return before;
+  if (first < -1 || copy.shift_x < -1 || copy.shift_x > 1) return before;
+  for (int64_t row = 0; row < LONGEST_VECTOR; row++) {
+    const int64_t source = first + 2 * row, positions = row * step.pack_row;
+    if (source < 0 || source >= step.input_h) continue;
+    const int64_t lanes = positions < LONGEST_VECTOR ? positions : LONGEST_VECTOR - 1;
+    const int64_t begin = source * step.input_row - 2 * lanes;
+    before = begin < -before ? -begin : before;
+  }
+  return before;
+}
+
 // The copies that a packed convolution makes: what they read of `input`, and that they fit a thread's scratch memory.
 int32_t check_copies(const Checker &check) {
   const KerfStep &step = check.step;
@@ -177,8 +194,13 @@ int32_t check_copies(const Checker &check) {
       last = first + all;
       KERF_TRY(check.reads(step.pack_mask, copy.mask + all));
     } else {
-      const int64_t width = stride <= 2 ? stride * whole_vectors(row) : stride * (step.output_w - 1) + 1;
+      // At stride 2 a vector that begins within a row reads as much as one at its start.
+      const int64_t width = stride == 1        ? whole_vectors(row)
+                            : stride > 2       ? stride * (step.output_w - 1) + 1
+                            : step.row_vectors ? 2 * whole_vectors(row)
+                                               : 2 * (row + LONGEST_VECTOR);
       last = first + (step.input_h - 1) * (int64_t)step.input_row + width;
+      if (stride == 2) first -= read_before_rows(step, copy);
       KERF_TRY(check.reads(step.pack_mask, copy.mask + whole_vectors(row)));
     }
     KERF_TRY(check.reads(step.input, first, (step.channels - 1) * step.input_plane + last));

@@ -94,17 +94,142 @@ static void pack_flat(const KerfStep &step, const KerfCopy &copy, const float *c
   }
 }
 
+// How many of `copies` pack_by_two() packs together: three that see the same rows as the columns -1, 0 and 1 of a window,
+// or one that begins with the image. 0 where it packs none: it looks back over the rows before, which must be there.
+static inline int num_packed_by_two(const KerfStep &step, const KerfCopy *copies, int count) {
+  if (step.stride != 2 || step.row_vectors > 0 || step.input_row < step.pack_row) return 0;
+  if (2 * copies[0].first_row + copies[0].phase_y < -1) return 0;
+  // A single copy of longer rows is faster written row by row.
+  if (copies[0].shift_x == 0) return 2 * step.pack_row <= KERF_MAX_VECTOR_LENGTH ? 1 : 0;
+  if (count < 3) return 0;
+  for (int i = 0; i < 3; i++)
+    if (copies[i].phase_y != copies[0].phase_y || copies[i].first_row != copies[0].first_row ||
+        copies[i].extra_rows != copies[0].extra_rows || copies[i].shift_x != i - 1)
+      return 0;
+  return 3;
+}
+
+// What a vector of a copy holds at stride 2: pieces of some rows of the image, the next one where the last one ends. Piece
+// p begins, as if it filled the vector, at element `offsets[p]` of a channel. `even` tells the lanes of its even elements
+// that are part of the vector, `odd` those of its odd elements.
+struct VectorOfRows {
+  int num_pieces;
+  int64_t offsets[KERF_MAX_VECTOR_LENGTH];
+  Vec<KERF_MAX_VECTOR_LENGTH>::Bits even[KERF_MAX_VECTOR_LENGTH], odd[KERF_MAX_VECTOR_LENGTH];
+  Vec<KERF_MAX_VECTOR_LENGTH>::Bits inside_rows;  // the lanes that do not begin a row
+};
+
+// The vector that begins at column x of row `row` of a copy, whose row 0 is row y of the image; both go to its end.
+static void next_vector_of_rows(const KerfStep &step, int y, int num_rows, int &row, int &x, VectorOfRows &vector) {
+  const int VL = KERF_MAX_VECTOR_LENGTH;
+  typedef Vec<VL>::Bits Bits;
+  typedef Vec<VL>::Int Int;
+  const Int lane = lane_numbers<VL>();
+  vector.num_pieces = 0;
+  vector.inside_rows = ~Bits{};
+  for (int lanes = 0; lanes < VL && row < num_rows;) {
+    const int left = step.pack_row - x, taken = left < VL - lanes ? left : VL - lanes;
+    const int source_row = y + 2 * row;
+    if (x == 0) vector.inside_rows &= (Bits)(lane != lanes);
+    if (source_row >= 0 && source_row < step.input_h) {
+      const Int column = lane + (x - lanes), is_taken = (lane >= lanes) & (lane < lanes + taken);
+      vector.offsets[vector.num_pieces] = (int64_t)source_row * step.input_row + 2 * (x - lanes);
+      vector.even[vector.num_pieces] = (Bits)(is_taken & (column < (step.input_w + 1) / 2));
+      vector.odd[vector.num_pieces] = (Bits)(is_taken & (column < step.input_w / 2));
+      vector.num_pieces++;
+    }
+    lanes += taken;
+    x += taken;
+    if (x == step.pack_row) x = 0, row++;
+  }
+}
+
+template <bool ODD>
+KERF_INLINE void add_piece(const float *from, Vec<KERF_MAX_VECTOR_LENGTH>::Bits even_lanes,
+                           Vec<KERF_MAX_VECTOR_LENGTH>::Bits odd_lanes, Vec<KERF_MAX_VECTOR_LENGTH>::Bits &even,
+                           Vec<KERF_MAX_VECTOR_LENGTH>::Bits &odd) {
+  const int VL = KERF_MAX_VECTOR_LENGTH;
+  typedef Vec<VL>::Bits Bits;
+  const Vec<VL>::Float a = load<VL>(from), b = load<VL>(from + VL);
+  even |= (Bits)even_of<VL>(a, b) & even_lanes;
+  if (ODD) odd |= (Bits)odd_of<VL>(a, b) & odd_lanes;
+}
+
+// Writes `vector` of each of `count` channels: the even elements to `middle` and, if COLUMNS is 3, the odd ones to `right`
+// and those of one column before to `left`. `before` is where in `right` the vector before begins, or any other for the
+// first one. PIECES of them, or as many as there are if 0.
+template <int COLUMNS, int PIECES>
+static void pack_vector(const KerfStep &step, const VectorOfRows &vector, const float *channel, int count, float *left,
+                        float *middle, float *right, const float *before) {
+  const int VL = KERF_MAX_VECTOR_LENGTH;
+  typedef Vec<VL>::Float Float;
+  typedef Vec<VL>::Bits Bits;
+  // Copies of what lies in memory: for all that the compiler knows, stores could change it.
+  int64_t offsets[PIECES ? PIECES : 1];
+  Bits even_lanes[PIECES ? PIECES : 1], odd_lanes[PIECES ? PIECES : 1];
+  KERF_UNROLL for (int p = 0; p < PIECES; p++) {
+    offsets[p] = vector.offsets[p];
+    even_lanes[p] = vector.even[p];
+    odd_lanes[p] = vector.odd[p];
+  }
+  const Bits inside_rows = vector.inside_rows;
+  const int num_pieces = vector.num_pieces;
+  const int64_t input_plane = step.input_plane, plane = step.pack_plane;
+  int64_t target = 0;
+  for (int c = 0; c < count; c++, channel += input_plane, target += plane) {
+    Bits even = {}, odd = {};
+    if constexpr (PIECES > 0) {
+      KERF_UNROLL for (int p = 0; p < PIECES; p++)
+        add_piece<COLUMNS == 3>(channel + offsets[p], even_lanes[p], odd_lanes[p], even, odd);
+    } else {
+      for (int p = 0; p < num_pieces; p++)
+        add_piece<COLUMNS == 3>(channel + vector.offsets[p], vector.even[p], vector.odd[p], even, odd);
+    }
+    store<VL>(middle + target, (Float)even);
+    if constexpr (COLUMNS == 3) {
+      const Bits shifted = (Bits)shift_in<VL>(load<VL>(before + target), (Float)odd);
+      store<VL>(left + target, (Float)(shifted & inside_rows));
+      store<VL>(right + target, (Float)odd);
+    }
+  }
+}
+
+// Rows [first, first + num_rows) of one copy at stride 2 without a shift, or of three that see the same rows as columns
+// -1, 0 and 1. Rows without a gap: each vector is put together from the rows that it holds and written once, as a whole.
+template <int COLUMNS>
+static void pack_by_two(const KerfStep &step, const KerfCopy *copies, const float *channel, int count, int first,
+                        int num_rows, float *scratch) {
+  const int VL = KERF_MAX_VECTOR_LENGTH;
+  float *left = scratch + copies[0].offset, *middle = scratch + copies[COLUMNS / 2].offset;
+  float *right = scratch + copies[COLUMNS - 1].offset;
+  const float *before = right;
+  VectorOfRows vector;
+  for (int row = 0, x = 0; row < num_rows; before = right, left += VL, middle += VL, right += VL) {
+    next_vector_of_rows(step, 2 * first + copies[0].phase_y, num_rows, row, x, vector);
+    if (vector.num_pieces == 1)
+      pack_vector<COLUMNS, 1>(step, vector, channel, count, left, middle, right, before);
+    else if (vector.num_pieces == 2)
+      pack_vector<COLUMNS, 2>(step, vector, channel, count, left, middle, right, before);
+    else
+      pack_vector<COLUMNS, 0>(step, vector, channel, count, left, middle, right, before);
+  }
+}
+
 // The channels [first, first + count) for output rows [row, row + num_rows), to `scratch`.
 static void pack_channels(const KerfStep &step, int first, int count, int row, int num_rows, float *scratch) {
   const float *channel = step.input + first * step.input_plane;
-  for (int i = 0; i < step.num_copies; i++) {
+  for (int i = 0; i < step.num_copies;) {
     const KerfCopy &copy = step.copies[i];
     const int first_row = row + copy.first_row, rows = num_rows + copy.extra_rows;
+    const int by_two = num_packed_by_two(step, &copy, step.num_copies - i);
     float *target = scratch + copy.offset;
-    if (is_packed_flat(step)) pack_flat(step, copy, channel, count, first_row, rows, target);
+    if (by_two == 3) pack_by_two<3>(step, &copy, channel, count, first_row, rows, scratch);
+    else if (by_two == 1) pack_by_two<1>(step, &copy, channel, count, first_row, rows, scratch);
+    else if (is_packed_flat(step)) pack_flat(step, copy, channel, count, first_row, rows, target);
     else if (step.stride == 1) pack_rows<1>(step, copy, channel, count, first_row, rows, target);
     else if (step.stride == 2) pack_rows<2>(step, copy, channel, count, first_row, rows, target);
     else pack_rows<0, 0>(step, copy, channel, count, first_row, rows, target);
+    i += by_two ? by_two : 1;
   }
 }
 
