@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from device_agent.native.build import CompilerError, build_library, library_name
 from device_agent.native.errors import NativeBuildError, NativeError
 
-ABI_VERSION = 7
+ABI_VERSION = 8
 #: The vector lengths that a tile can have, in float32 elements.
 VECTOR_LENGTHS = (16, 8, 4)
 GROUP_SIZES = (4, 2, 1)
@@ -39,7 +39,7 @@ class Step(ctypes.Structure):
         *((name, ctypes.c_float) for name in ("lower", "upper", "scale")),
         ("scratch_size", ctypes.c_int32),
         ("max_parts", ctypes.c_int32),
-        ("reserved", ctypes.c_int32),
+        ("row_blocks", ctypes.c_int32),
         *((name, ctypes.c_void_p) for name in ("input", "second", "output", "scratch")),
         *((name, ctypes.c_int64) for name in ("input_plane", "second_plane", "output_plane")),
         *((name, ctypes.c_void_p) for name in (

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 from device_agent.contracts import KernelSpec
 from device_agent.native.input_packing import PackShape, packed_plane
-from device_agent.native.layout import FLOAT_BYTES, Layout
+from device_agent.native.layout import FLOAT_BYTES, VECTOR, Layout
 from device_agent.native.library import VECTOR_LENGTHS
+from device_agent.native.strips import StripShape, has_strips, strip_chunks, strip_cycles, strip_shapes
 
 #: What a chunk of the input may take of the first-level cache, in bytes: beside it, weights and sums pass through.
 _CHUNK_BYTES = (20_000, 36_000, 56_000, 88_000)
@@ -44,6 +45,8 @@ class Tiling:
     row_vectors: int
     chunk_channels: int
     pack: PackShape | None
+    #: Instead of packing: tiles of strips.
+    strips: StripShape | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +61,10 @@ class ConvShape:
     num_entries: int
     can_read_directly: bool
     can_pack: bool
+
+    @property
+    def can_be_strips(self) -> bool:
+        return self.group_size == 1 and self.can_pack and has_strips(self.kernel)
 
 
 def tilings(shape: ConvShape, tile_limit: TileLimit, count: int) -> list[Tiling]:
@@ -84,12 +91,27 @@ def tilings(shape: ConvShape, tile_limit: TileLimit, count: int) -> list[Tiling]
                             pack=pack,
                         )
                         found[tiling] = cycles(shape, tiling)
+    if longest == VECTOR and shape.can_be_strips:
+        for strips in strip_shapes(shape.kernel):
+            for chunk in strip_chunks(shape.kernel, strips):
+                tiling = Tiling(
+                    vector_length=VECTOR,
+                    max_vectors=strips.vectors,
+                    block_tiles=1,
+                    row_vectors=strips.strips,
+                    chunk_channels=chunk,
+                    pack=None,
+                    strips=strips,
+                )
+                found[tiling] = cycles(shape, tiling)
     return sorted(found, key=found.__getitem__)[:count]
 
 
 def cycles(shape: ConvShape, tiling: Tiling) -> float:
     """The modelled cost of a tiling in cycles; only the order among tilings matters."""
     kernel, group = shape.kernel, shape.group_size
+    if tiling.strips is not None:
+        return strip_cycles(kernel, shape.num_groups, shape.num_entries, tiling.strips, tiling.chunk_channels)
     rows = kernel.output_h if tiling.pack is None else tiling.pack.rows
     num_spans = -(-kernel.output_h // rows)
     units, rest = _vectors(shape, tiling.pack, tiling.row_vectors, tiling.vector_length, rows)

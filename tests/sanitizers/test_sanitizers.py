@@ -86,7 +86,8 @@ def test_hostile_tilings_are_refused_or_harmless(harness: Path, tmp_path: Path) 
     chosen = {}
     for image in packed:
         step = next(step for step in samples.steps(image) if step.pack_rows)
-        chosen[step.stride, step.row_vectors > 0, step.num_chunks > 1] = samples.spread(image)
+        has_strips = any(step.row_blocks for step in samples.steps(image))
+        chosen[step.stride, step.row_vectors > 0, step.num_chunks > 1, has_strips] = samples.spread(image)
     assert len(chosen) >= 4
     for image in chosen.values():
         codes = codes_of(run(harness, corpus.damaged_images(image, 2000, seed=2), tmp_path))

@@ -222,8 +222,53 @@ int32_t check_packed_offsets(const KerfStep &step) {
   return KERF_OK;
 }
 
+// The output, and what a convolution's sums start from.
+int32_t check_conv_output(const Checker &check) {
+  const KerfStep &step = check.step;
+  const int64_t written = rows_extent(step.output_h, step.output_row, step.output_w);
+  const int64_t channels = num_group_channels(step);
+  if (channels < 0) return KERF_ERROR_INDEX;
+  KERF_TRY(check.reads(step.bias, channels));
+  if (step.second) KERF_TRY(check.reads(step.second, planes_extent(channels, step.second_plane, written)));
+  return check.writes(step.output, planes_extent(channels, step.output_plane, written));
+}
+
+int32_t check_strips(const Checker &check) {
+  const KerfStep &step = check.step;
+  if (step.row_blocks != 1 && step.row_blocks != 2 && step.row_blocks != 4) return KERF_ERROR_TILE;
+  if (step.row_vectors != 1 && step.row_vectors != 2) return KERF_ERROR_TILE;
+  if (step.pack_rows < 1 || step.max_vectors != step.pack_rows * (int64_t)step.row_vectors) return KERF_ERROR_TILE;
+  if (step.max_vectors > KERF_MAX_STRIP_VECTORS) return KERF_ERROR_TILE;
+  if (step.group_size != 1 || step.stride != 1 || step.kernel_h < 1 || step.kernel_w < 1) return KERF_ERROR_EXTENT;
+  if (!is_near(step.kernel_h) || step.kernel_w > KERF_MAX_STRIP_KERNEL_W || !is_near(step.padding)) return KERF_ERROR_EXTENT;
+  if (step.input_h < 1 || step.output_h < 1 || step.output_w < 1 || step.pack_parts < 1) return KERF_ERROR_EXTENT;
+  if (step.channels < 1 || step.chunk_channels < 1) return KERF_ERROR_EXTENT;
+  if (step.num_chunks != divide_up(step.channels, step.chunk_channels)) return KERF_ERROR_EXTENT;
+  const int64_t strip = (step.pack_rows + step.kernel_h - (int64_t)1) * LONGEST_VECTOR;
+  if (step.pack_plane != step.kernel_w * step.row_vectors * strip) return KERF_ERROR_EXTENT;
+  const int64_t copies = step.chunk_channels * (int64_t)step.pack_plane;
+  const int64_t sums = step.num_groups * step.max_vectors * LONGEST_VECTOR;
+  if (copies + sums > step.scratch_size) return KERF_ERROR_EXTENT;
+  KERF_TRY(check.writes(step.scratch, (int64_t)step.pack_parts * step.scratch_size));
+  const int64_t columns = LONGEST_VECTOR / step.row_blocks, num_strips = divide_up(step.output_w, columns);
+  if (divide_up(step.output_h, step.row_blocks) * num_strips > MAX_EXTENT) return KERF_ERROR_EXTENT;
+  KERF_TRY(check.reads(step.pack_mask, step.kernel_w * num_strips * LONGEST_VECTOR));
+  // Blocks begin inside of the image, and only its rows are read.
+  const int64_t last = (step.input_h - 1) * (int64_t)step.input_row + num_strips * columns + step.kernel_w - 1 - step.padding;
+  KERF_TRY(check.reads(step.input, -step.padding, (step.channels - 1) * step.input_plane + last));
+  KERF_TRY(check_groups(check, step.num_chunks, -1));
+  const int64_t num_entries = step.group_starts[step.num_groups * (int64_t)step.num_chunks];
+  if (num_entries > 0) {
+    const Range offsets = range_of(step.offsets, num_entries);
+    const int64_t reach = (step.row_vectors - 1) * strip + step.pack_rows * LONGEST_VECTOR;
+    if (offsets.first < 0 || offsets.last - 1 + reach > copies) return KERF_ERROR_INDEX;
+  }
+  return check_conv_output(check);
+}
+
 int32_t check_conv(const Checker &check) {
   const KerfStep &step = check.step;
+  if (step.row_blocks) return check_strips(check);
   const bool is_packed = step.pack_rows > 0;
   if (step.output_h < 1 || step.output_w < 1 || step.num_chunks < 1) return KERF_ERROR_EXTENT;
   int64_t written = rows_extent(step.output_h, step.output_row, step.output_w);
@@ -246,11 +291,7 @@ int32_t check_conv(const Checker &check) {
   } else {
     KERF_TRY(check_groups(check, step.num_chunks, conv_reach(step, step.output_h, step.input_row)));
   }
-  const int64_t channels = num_group_channels(step);
-  if (channels < 0) return KERF_ERROR_INDEX;
-  KERF_TRY(check.reads(step.bias, channels));
-  if (step.second) KERF_TRY(check.reads(step.second, planes_extent(channels, step.second_plane, written)));
-  return check.writes(step.output, planes_extent(channels, step.output_plane, written));
+  return check_conv_output(check);
 }
 
 int32_t check_split(const Checker &check) {

@@ -5,6 +5,7 @@
 #define KERF_CONV_H
 
 #include "conv_pack.h"
+#include "conv_strips.h"
 #include "conv_tile.h"
 #include "kerf_native.h"
 #include "vec.h"
@@ -207,6 +208,7 @@ static int32_t max_vectors(int32_t vector_length, int32_t group_size) {
 }
 
 static bool conv(const KerfStep &step, int part, int parts) {
+  if (step.row_blocks) return conv_strips(step, part, parts);
   const int limit = max_vectors(step.vector_length, step.group_size);
   if (step.max_vectors < 1 || step.max_vectors > limit || step.num_chunks < 1) return false;
   if (step.pack_rows == 0) {

@@ -8,7 +8,11 @@
 
 #include <stdint.h>
 
-#define KERF_ABI_VERSION 7
+#define KERF_ABI_VERSION 8
+
+// Of strips: vectors of a tile, and columns of a kernel.
+#define KERF_MAX_STRIP_VECTORS 16
+#define KERF_MAX_STRIP_KERNEL_W 8
 
 // Scratch memory of a step is there for KERF_MAX_THREADS threads.
 #include "kerf_team.h"
@@ -54,7 +58,7 @@ struct KerfStep {
   float scale;            // pools: one over the number of elements; MAX_POOL: one
   int32_t scratch_size;   // pools: elements of `scratch` for each thread
   int32_t max_parts;      // threads that may share the step, because more would not pay; 0: all
-  int32_t reserved;       // keeps the pointers aligned without a gap
+  int32_t row_blocks;     // CONV: 0, or tiles are of strips whose vectors hold so many blocks of rows (1, 2, 4), see below
   const float *input;
   const float *second;    // residual or second operand, or null; its row stride is the output's
   float *output;
@@ -98,6 +102,13 @@ struct KerfStep {
   int32_t num_copies;
   const KerfCopy *copies;
   const uint32_t *pack_mask;  // for a row; for all rows where is_packed_flat() of conv_pack.h
+
+  // CONV with row_blocks, see conv_strips.h; stride and group_size are 1. A tile is pack_rows rows of row_vectors strips
+  // (1 or 2), max_vectors in all. Entries come by chunk and then by group: group_starts has num_chunks * num_groups + 1
+  // elements. Offsets are relative to the copies of the entry's chunk, where channel c of it begins at c * pack_plane and
+  // has, for each column of the kernel, row_vectors strips of pack_rows + kernel_h - 1 vectors. After them `scratch` holds
+  // num_groups * max_vectors vectors of sums. Of every row are read `padding` elements before its first and up to
+  // kernel_w + 15 after its last one. pack_mask holds a vector for each column of the kernel and strip of the image.
 };
 
 // Memory that steps may use.

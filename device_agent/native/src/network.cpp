@@ -85,7 +85,8 @@ int32_t set_tiles(int32_t backend, bool is_tuned, KerfStep *steps, int32_t num_s
       KERF_TRY(set_winograd_tile(backend, is_tuned, &step));
       continue;
     }
-    if (step.kind != KERF_CONV) continue;
+    // Strips have one tile on all backends, which check.cpp has looked at.
+    if (step.kind != KERF_CONV || step.row_blocks) continue;
     if (!is_tuned && !guess_tile(backend, &step)) return KERF_ERROR_TILE;
     const int32_t limit = kerf_max_vectors(backend, step.vector_length, step.group_size);
     if (step.max_vectors < 1 || step.max_vectors > limit) return KERF_ERROR_TILE;

@@ -11,7 +11,7 @@
 #define KERF_STEP_FIELDS(I, F, L, P)                                                                                   \
   I(kind) I(channels) I(outputs) I(input_h) I(input_w) I(input_row) I(output_h) I(output_w) I(output_row) I(kernel_h)  \
   I(kernel_w) I(stride) I(padding) I(positions) I(num_phases) I(num_groups) I(group_size) I(vector_length)             \
-  I(max_vectors) I(block_tiles) F(lower) F(upper) F(scale) I(scratch_size) I(max_parts) I(reserved)                    \
+  I(max_vectors) I(block_tiles) F(lower) F(upper) F(scale) I(scratch_size) I(max_parts) I(row_blocks)                  \
   P(input) P(second) P(output) P(scratch)                                                                              \
   L(input_plane) L(second_plane) L(output_plane)                                                                       \
   P(mask) P(bias) P(phases) P(group_channels) P(group_starts) P(offsets) P(weights)                                    \

@@ -19,6 +19,7 @@ from device_agent.native.memory import aligned_array
 from device_agent.native.packing import RowGroups, depthwise_rows, group_rows, group_sizes, groupings
 from device_agent.native.placement import Placement
 from device_agent.native.steps.common import Emitter, LateWay, Way, Ways, bounded, set_input, set_output
+from device_agent.native.strips import StripShape
 from device_agent.native.tiling import ConvShape, TileLimit, Tiling, tilings
 from device_agent.native.weights import Weights
 
@@ -62,7 +63,15 @@ def emit_conv(
 
     def emit(placement: Placement) -> Ways:
         common = bounded(
-            Step(kind=Kind.CONV, channels=kernel.in_channels, stride=kernel.stride, bias=placement.constant(bias)),
+            Step(
+                kind=Kind.CONV,
+                channels=kernel.in_channels,
+                stride=kernel.stride,
+                kernel_h=kernel.kernel_h,
+                kernel_w=kernel.kernel_w,
+                padding=kernel.padding,
+                bias=placement.constant(bias),
+            ),
             kernel.activation,
         )
         set_input(common, placement, source)
@@ -112,7 +121,7 @@ class TunableConv:
         self._source = source
         self._groups = groups
         self._placement = placement
-        self._mask = step.mask
+        self._mask, self._weights = step.mask, step.weights
         self._arrays: dict[object, tuple[NDArray[Any], int]] = {}
         is_split = isinstance(source, PhaseTensor)
         self.shape = ConvShape(
@@ -139,6 +148,10 @@ class TunableConv:
         step.num_chunks = -(-channels // tiling.chunk_channels)
         # Vectors that end with their row never reach the padding.
         step.mask = 0 if tiling.row_vectors else self._mask
+        step.row_blocks = 0
+        if tiling.strips is not None:
+            return self._apply_strips(tiling.strips, tiling.chunk_channels)
+        step.weights = self._weights
         starts, step.group_starts = self._array(("starts", tiling.chunk_channels), self._starts, tiling.chunk_channels)
         offsets, step.offsets = self._array(("offsets", tiling.pack), self._offsets, tiling.pack, self._placement.keep)
         if tiling.pack is None:
@@ -155,6 +168,43 @@ class TunableConv:
         step.scratch_size = max(_SCRATCH_SIZE, tiling.chunk_channels * packed.plane + 4 * VECTOR)
         step.scratch = self._placement.thread_scratch(step.scratch_size)
         return starts, offsets, copies, mask
+
+    def _apply_strips(self, shape: StripShape, chunk_channels: int) -> tuple[NDArray[Any], ...]:
+        step, plane = self.step, shape.plane(self._kernel)
+        step.row_blocks, step.pack_rows, step.pack_plane = shape.blocks, shape.rows, plane
+        step.mask = step.copies = step.num_copies = step.pack_row = 0
+        held = []
+        for field, make in (
+            ("group_starts", lambda _: self._order(chunk_channels)[0]),
+            ("offsets", lambda _: self._strip_offsets(shape, chunk_channels)),
+            ("weights", lambda _: self._groups.values[self._order(chunk_channels)[1]]),
+            ("pack_mask", lambda _: shape.masks(self._kernel)),
+        ):
+            array, address = self._array((field, shape, chunk_channels), make, None)
+            setattr(step, field, address)
+            held.append(array)
+        step.pack_parts = self._placement.threads
+        step.scratch_size = chunk_channels * plane + step.num_groups * shape.vectors * VECTOR
+        step.scratch = self._placement.thread_scratch(step.scratch_size)
+        return tuple(held)
+
+    def _order(self, chunk_channels: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """The first entry of each group in each chunk, by chunk and then by group; and the entries in that order."""
+        groups = self._groups
+        num_groups = len(groups.channels)
+        starts = self._starts(chunk_channels)
+        counts = np.diff(starts).reshape(num_groups, -1).T
+        first = starts[:-1].reshape(num_groups, -1).T.reshape(-1)
+        by_chunk = np.concatenate(([0], np.cumsum(counts)))
+        order = np.arange(by_chunk[-1]) + np.repeat(first - by_chunk[:-1], counts.reshape(-1))
+        return by_chunk.astype(np.int32), order
+
+    def _strip_offsets(self, shape: StripShape, chunk_channels: int) -> NDArray[np.int32]:
+        channels = np.arange(self._kernel.in_channels) % chunk_channels
+        taps = shape.taps(self._kernel).reshape(-1)
+        by_column = (channels[:, None] * shape.plane(self._kernel) + taps).astype(np.int32).reshape(-1)
+        offsets: NDArray[np.int32] = by_column[self._groups.columns[self._order(chunk_channels)[1]]]
+        return offsets
 
     def _array(
         self, key: object, make: Any, argument: object, hold: Callable[..., int] | None = None

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch.nn import functional
 
 from device_agent.contracts import DENSE, Activation, KernelSpec, NetworkPlan, Op, PruningScheme, WeightPruning
-from device_agent.native import steps, tiling
+from device_agent.native import steps, strips, tiling
 from device_agent.native.steps import Emitter, emit_any
 from device_agent.native.tiling import ConvShape, TileLimit, Tiling
 
@@ -62,6 +62,7 @@ def each_tiling(most: int = 10_000) -> Iterator[None]:
         with (
             # Small chunks, so that small kernels have several.
             mock.patch.object(tiling, "_CHUNK_BYTES", (1500, 36_000)),
+            mock.patch.object(strips, "_CHUNK_BYTES", (4000, 41_000)),
             mock.patch("device_agent.native.steps.conv.tilings", one_tiling),
         ):
             yield
