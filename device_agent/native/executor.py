@@ -131,8 +131,6 @@ class _Executor:
         )
         ways = choose_ways(program, self._library, self._backend, tune=tune)
         self._inputs, self._output = program.inputs, program.output
-        #: Whether outputs have the bits of an exact program (`exact`).
-        self.is_exact = program.is_exact
         pairs = list(zip(program.work, ways, strict=True))
         self._held = (*program.held, *(array for way in ways for array in way.held))
         self._winograd_ops = tuple(
@@ -176,7 +174,9 @@ class _Executor:
 
     @property
     def winograd_ops(self) -> tuple[str, ...]:
-        """Names of the operators that run by Winograd's algorithm."""
+        """Names of the operators that run by Winograd's algorithm. Without any, outputs have the bits of an `exact`
+        program, whatever else was chosen.
+        """
         return self._winograd_ops
 
     @property

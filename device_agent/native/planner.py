@@ -58,9 +58,6 @@ class Program:
     inputs: dict[str, FloatArray]
     output: FloatArray
     held: Sequence[NDArray[Any]]
-    #: Whether it is the program that `exact` asks for: no operator could be done by Winograd's algorithm. Where one
-    #: could, rows have padding for it, and global pools sum in another order, even if another way is chosen.
-    is_exact: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,7 +97,6 @@ class _Lowering:
         self._tensors = tensors
         self._inputs_in_place = inputs_in_place
         self._exact = exact
-        self._has_winograd_ways = False
         self._threads = threads
         self._nodes: list[_Node] = []
         self._op_index = 0
@@ -219,7 +215,6 @@ class _Lowering:
             residual = self._as_planes(residual)
         weights = self._op_weights(op)
         by_winograd = not self._exact and steps.is_for_winograd(kernel, weights)
-        self._has_winograd_ways |= by_winograd
         read = self._conv_input(kernel, source, wants_padding=by_winograd)
         self._add_conv(kernel, weights, self._bias(op), read, residual, target, by_winograd=by_winograd)
         if target is not output:
@@ -330,7 +325,6 @@ class _Lowering:
             inputs={name: placement.elements(tensor) for name, tensor in self._external.items()},
             output=placement.elements(output),
             held=placement.held,
-            is_exact=not self._has_winograd_ways,
         )
 
     def _lifetimes(self, output: Tensor) -> dict[Tensor, tuple[int, int]]:

@@ -86,7 +86,7 @@ class NativeExecutable:
         self.memory_bytes: int | None = self._program.memory_bytes
 
     def exact_twin(self) -> NativeExecutable | None:
-        if self._program.is_exact:
+        if not self._program.winograd_ops:
             return None
         prepare = functools.partial(self._prepare, tune=False, exact=True, threads=1, cores=())
         return NativeExecutable(prepare, is_sparse=self._is_sparse)

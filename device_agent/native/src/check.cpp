@@ -362,8 +362,13 @@ int32_t check_pool(const Checker &check) {
 
 int32_t check_global_avg_pool(const Checker &check) {
   const KerfStep &step = check.step;
-  if (step.positions < 1) return KERF_ERROR_EXTENT;
-  KERF_TRY(check.reads(step.input, planes_extent(step.channels, step.input_plane, whole_vectors(step.positions))));
+  const int64_t positions = (int64_t)step.input_h * step.input_w;
+  if (positions < 1 || positions > MAX_EXTENT || step.input_row < step.input_w) return KERF_ERROR_EXTENT;
+  // A vector that ends a row can begin with its last element.
+  const int64_t extent = step.input_row == step.input_w
+                             ? whole_vectors(positions)
+                             : rows_extent(step.input_h, step.input_row, step.input_w) + LONGEST_VECTOR - 1;
+  KERF_TRY(check.reads(step.input, planes_extent(step.channels, step.input_plane, extent)));
   return check.writes(step.output, planes_extent(step.channels, step.output_plane, 1));
 }
 

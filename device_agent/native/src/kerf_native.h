@@ -49,7 +49,7 @@ struct KerfStep {
   int32_t input_h, input_w, input_row;
   int32_t output_h, output_w, output_row;
   int32_t kernel_h, kernel_w, stride, padding;
-  int32_t positions;      // CONV, ELEMENTWISE, GLOBAL_AVG_POOL: flattened positions of a plane
+  int32_t positions;      // CONV, ELEMENTWISE: flattened positions of a plane
   int32_t num_phases;     // SPLIT: phases written, see `phases`
   int32_t num_groups, group_size;
   // CONV: the tile, and how many tiles a row group walks through before the next one does; 0: all. Found by tuning.

@@ -91,49 +91,110 @@ template <class Combine> static void pool(const KerfStep &step, int part, int pa
   }
 }
 
-// Adds neighbours until VL sums are left, each over 16 lanes of one channel: `lanes` holds them channel by channel.
-template <int VL> KERF_INLINE typename Vec<VL>::Float sums_of_channels(typename Vec<VL>::Float *lanes) {
-  KERF_UNROLL for (int count = 8; count > 0; count /= 2)
-    KERF_UNROLL for (int i = 0; i < count; i++)
-      lanes[i] = even_of<VL>(lanes[2 * i], lanes[2 * i + 1]) + odd_of<VL>(lanes[2 * i], lanes[2 * i + 1]);
-  return lanes[0];
+// The elements of an image, by the lane of 16 that each is added to: element (y, x) to lane (y * width + x) % 16. Rows
+// that lie close together are one row here.
+struct SummedRows {
+  int count, width;
+  int64_t apart, plane;
+
+  explicit SummedRows(const KerfStep &step)
+      : count(step.input_h), width(step.input_w), apart(step.input_row), plane(step.input_plane) {
+    if (step.input_row == step.input_w) count = 1, width = step.input_h * step.input_w;
+  }
+};
+
+// Adds the lanes [first, last) of 16 that begin at `p`, of C channels.
+template <int VL, int C>
+KERF_INLINE void add_lanes(const float *p, int64_t plane, int first, int last,
+                           typename Vec<VL>::Float (&sum)[C][16 / VL]) {
+  KERF_UNROLL for (int c = 0; c < C; c++)
+    KERF_UNROLL for (int k = 0; k < 16 / VL; k++)
+      sum[c][k] += load_between<VL>(p + c * plane + k * VL, first - k * VL, last - k * VL);
 }
 
-// The averages of `count` channels from `channel` on, VL of them where ALL.
-template <int VL, bool ALL> static void average_channels(const KerfStep &step, int channel, int count) {
-  constexpr int PIECES = 16 / VL;
-  typedef typename Vec<VL>::Float Float;
-  typedef typename Vec<VL>::Bits Bits;
-  // One to 16 positions are left for the last vectors.
-  const int whole = (step.positions - 1) / 16 * 16, rest = step.positions - whole;
-  Float lanes[16] = {};
-  KERF_UNROLL for (int c = 0; c < VL; c++) {
-    if (!ALL && c >= count) continue;
-    const float *in = step.input + (channel + c) * step.input_plane;
-    Float sum[PIECES] = {};
-    for (int q = 0; q < whole; q += 16)
-      KERF_UNROLL for (int k = 0; k < PIECES; k++) sum[k] += load<VL>(in + q + k * VL);
-    KERF_UNROLL for (int k = 0; k < PIECES; k++) {
-      const Bits inside = (Bits)(lane_numbers<VL>() + k * VL < rest);
-      lanes[c * PIECES + k] = sum[k] + (Float)((Bits)load<VL>(in + whole + k * VL) & inside);
+// The sums of C channels from `in` on, each over 16 lanes, in ascending order of the elements.
+template <int VL, int C>
+KERF_INLINE void sum_lanes(const SummedRows &rows, const float *in, typename Vec<VL>::Float (&sum)[C][16 / VL]) {
+  const int64_t plane = rows.plane;
+  for (int y = 0; y < rows.count; y++) {
+    const float *p = in + y * rows.apart;
+    int left = rows.width;
+    if (rows.count > 1) {
+      // What a vector holds before the row is still in the plane, since the rows before are as long.
+      const int lane = y * rows.width % 16, last = lane + left < 16 ? lane + left : 16;
+      if (lane > 0) {
+        add_lanes<VL, C>(p - lane, plane, lane, last, sum);
+        p += last - lane;
+        left -= last - lane;
+      }
     }
+    for (; left > 16; left -= 16, p += 16)
+      KERF_UNROLL for (int c = 0; c < C; c++)
+        KERF_UNROLL for (int k = 0; k < 16 / VL; k++) sum[c][k] += load<VL>(p + c * plane + k * VL);
+    if (left > 0) add_lanes<VL, C>(p, plane, 0, left, sum);
   }
-  const Float value =
-      clamp<VL>(sums_of_channels<VL>(lanes) * step.scale, splat<VL>(step.lower), splat<VL>(step.upper));
+}
+
+// Adds neighbours until COUNT / 2 of COUNT sums are left, in the order of the sums, and so on down to one.
+template <int VL, int COUNT> KERF_INLINE typename Vec<VL>::Float add_neighbours(const typename Vec<VL>::Float *sums) {
+  if constexpr (COUNT == 1) {
+    return sums[0];
+  } else {
+    const typename Vec<VL>::Float low = add_neighbours<VL, COUNT / 2>(sums);
+    const typename Vec<VL>::Float high = add_neighbours<VL, COUNT / 2>(sums + COUNT / 2);
+    return even_of<VL>(low, high) + odd_of<VL>(low, high);
+  }
+}
+
+// The sums of COUNT channels from `in` on, C of them at a time, each in VL / COUNT lanes that are still to be added.
+template <int VL, int C, int COUNT>
+KERF_INLINE typename Vec<VL>::Float sums_of_channels(const SummedRows &rows, const float *in) {
+  if constexpr (COUNT == C) {
+    typename Vec<VL>::Float sum[C][16 / VL] = {};
+    sum_lanes<VL, C>(rows, in, sum);
+    return add_neighbours<VL, C * (16 / VL)>(sum[0]);
+  } else {
+    const typename Vec<VL>::Float low = sums_of_channels<VL, C, COUNT / 2>(rows, in);
+    const typename Vec<VL>::Float high = sums_of_channels<VL, C, COUNT / 2>(rows, in + COUNT / 2 * rows.plane);
+    return even_of<VL>(low, high) + odd_of<VL>(low, high);
+  }
+}
+
+// The sum of one channel, in all lanes; added in the same order as those of several.
+template <int VL> KERF_INLINE typename Vec<VL>::Float sum_of_channel(const SummedRows &rows, const float *in) {
+  typename Vec<VL>::Float sum[1][16 / VL] = {};
+  sum_lanes<VL, 1>(rows, in, sum);
+  typename Vec<VL>::Float result = add_neighbours<VL, 16 / VL>(sum[0]);
+  KERF_UNROLL for (int lanes = VL; lanes > 1; lanes /= 2)
+    result = even_of<VL>(result, result) + odd_of<VL>(result, result);
+  return result;
+}
+
+// The averages of `count` channels from `channel` on, up to VL.
+template <int VL> static void average_channels(const KerfStep &step, const SummedRows &rows, int channel, int count) {
+  typedef typename Vec<VL>::Float Float;
+  const float *const in = step.input + channel * step.input_plane;
+  Float sums = {};
+  if (count == VL) {
+    sums = sums_of_channels<VL, KERF_NUM_REGISTERS == 32 ? 4 : 2, VL>(rows, in);
+  } else {
+    for (int c = 0; c < count; c++)
+      sums = lane_numbers<VL>() == c ? sum_of_channel<VL>(rows, in + c * step.input_plane) : sums;
+  }
+  const Float value = clamp<VL>(sums * step.scale, splat<VL>(step.lower), splat<VL>(step.upper));
   if (step.output_plane == 1) store_first<VL>(step.output + channel, value, count);
   else
     for (int c = 0; c < count; c++) step.output[(channel + c) * step.output_plane] = value[c];
 }
 
-// Position q of a channel is added to lane q % 16 in all backends, which fixes the order of summation. Padding between
-// rows is zero; past the last position anything can be.
+// The order of summation depends on the extent of the image alone: neither on its rows in memory nor on the backend.
 static void global_avg_pool(const KerfStep &step, int part, int parts) {
   constexpr int VL = KERF_MAX_VECTOR_LENGTH;
   const Share share = share_of((step.channels + VL - 1) / VL, part, parts);
+  const SummedRows rows(step);
   for (int block = share.first; block < share.last; block++) {
     const int channel = block * VL, rest = step.channels - channel;
-    if (rest >= VL) average_channels<VL, true>(step, channel, VL);
-    else average_channels<VL, false>(step, channel, rest);
+    average_channels<VL>(step, rows, channel, rest < VL ? rest : VL);
   }
 }
 

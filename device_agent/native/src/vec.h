@@ -90,7 +90,8 @@ template <int VL> KERF_INLINE typename Vec<VL>::Float odd_of(typename Vec<VL>::F
 }
 
 // The last element of `before`, then all of `v` but its last one.
-template <int VL> KERF_INLINE typename Vec<VL>::Float shift_in(typename Vec<VL>::Float before, typename Vec<VL>::Float v) {
+template <int VL>
+KERF_INLINE typename Vec<VL>::Float shift_in(typename Vec<VL>::Float before, typename Vec<VL>::Float v) {
 #if defined(__AVX512F__)
   // gcc 12 takes a shuffle that overwrites its operands.
   if constexpr (VL == 16)
@@ -140,6 +141,20 @@ template <int VL> KERF_INLINE typename Vec<VL>::Float load_first(const float *p,
   for (int i = 0; i < count; i++) lanes[i] = p[i];
   return load<VL>(lanes);
 #endif
+}
+
+// The lanes [first, last) of the vector at `p`, zeros in the others; all of it may be read. Both may lie outside of a
+// vector shorter than 16.
+template <int VL> KERF_INLINE typename Vec<VL>::Float load_between(const float *p, int first, int last) {
+#if defined(__AVX512F__)
+  if constexpr (VL == 16) {
+    const uint32_t lanes = (1u << last) - (1u << first);
+    return (typename Vec<VL>::Float)_mm512_maskz_loadu_ps((__mmask16)lanes, p);
+  }
+#endif
+  typedef typename Vec<VL>::Bits Bits;
+  const Bits inside = (Bits)((lane_numbers<VL>() >= first) & (lane_numbers<VL>() < last));
+  return (typename Vec<VL>::Float)((Bits)load<VL>(p) & inside);
 }
 
 // The first `count` lanes only, and no byte more.

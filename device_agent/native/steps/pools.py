@@ -61,7 +61,7 @@ def emit_global_pool(kernel: KernelSpec, source: Tensor, output: Tensor) -> Emit
             ),
             kernel.activation,
         )
-        step.positions = set_input(step, placement, source).positions
+        set_input(step, placement, source)
         set_output(step, placement, output)
         return (Way(steps=(step,)),)
 

@@ -66,7 +66,6 @@ def test_one_way_of_each_node_stays_in_memory() -> None:
         inputs={},
         output=np.zeros(1, np.float32),
         held=(),
-        is_exact=True,
     )
     library = load_library()
     chosen = choose_ways(program, library, library.backend(), tune=True)
