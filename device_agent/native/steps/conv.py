@@ -34,6 +34,8 @@ _MOST_COMPUTED = 1.09
 #: Below this density packing costs more than it saves, whatever the padding.
 _PACKING_DENSITY = 0.15
 _SLICE_ENTRIES = 1 << 16
+#: More than any step has.
+_ALL_TILINGS = 1_000_000
 
 
 def reads_padding(kernel: KernelSpec) -> bool:
@@ -123,6 +125,7 @@ class TunableConv:
         self._placement = placement
         self._mask, self._weights = step.mask, step.weights
         self._arrays: dict[object, tuple[NDArray[Any], int]] = {}
+        self._ranked: list[Tiling] | None = None
         is_split = isinstance(source, PhaseTensor)
         self.shape = ConvShape(
             kernel=kernel,
@@ -137,7 +140,9 @@ class TunableConv:
 
     def tilings(self, tile_limit: TileLimit, count: int) -> list[Tiling]:
         """The `count` most promising tilings, the best first."""
-        return tilings(self.shape, tile_limit, count)
+        if self._ranked is None:
+            self._ranked = tilings(self.shape, tile_limit, _ALL_TILINGS)
+        return self._ranked[:count]
 
     def apply(self, tiling: Tiling) -> tuple[NDArray[Any], ...]:
         """Set the tiling of `step`; returns the constants that it points to from now on."""
