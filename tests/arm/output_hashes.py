@@ -14,7 +14,6 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +22,7 @@ from device_agent.contracts import Activation, KernelSpec, NetworkPlan, Op, Plan
 from device_agent.native import tuner
 from device_agent.native.executor import NativeKernel, NativeNetwork
 from device_agent.native.library import load_library
-from device_agent.native.steps import Ways
+from device_agent.native.steps import Way, Ways
 from device_agent.synthesis import kernel_inputs, synthesize_input, synthesize_weights
 
 PRUNINGS = (
@@ -130,10 +129,9 @@ def way_taken(wanted: int) -> Iterator[list[int]]:
     counts: list[int] = []
     guess = tuner._Tuner.guess
 
-    def pick(self: tuner._Tuner, ways: Ways) -> tuner._Choice:
+    def pick(self: tuner._Tuner, ways: Ways) -> tuple[Way, tuner._Choice]:
         counts.append(len(ways))
-        index = min(wanted, len(ways) - 1)
-        return replace(guess(self, (ways[index],)), way=index)
+        return guess(self, (ways[min(wanted, len(ways) - 1)],))
 
     tuner._Tuner.guess = pick  # type: ignore[method-assign]
     try:
