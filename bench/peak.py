@@ -1,4 +1,6 @@
-"""The peak of one core: multiply-adds per second of independent chains in registers, at the widest vector."""
+"""The peak of one core: multiply-adds per second of independent chains in registers, at the widest vector; and how fast
+it writes memory.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +8,11 @@ import ctypes
 import platform
 import subprocess
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from device_agent.native.build import Backend, backends_for, find_compiler
 from device_agent.native.library import load_library
@@ -35,6 +39,9 @@ class PeakLoop:
         self._call = self._library.kerf_bench_peak
         self._call.restype = ctypes.c_int64
         self._call.argtypes = (ctypes.c_int32, ctypes.c_int64, ctypes.c_float, ctypes.c_float, ctypes.c_void_p)
+        self._fill = self._library.kerf_bench_fill
+        self._fill.restype = None
+        self._fill.argtypes = (ctypes.c_int64, ctypes.c_void_p, ctypes.c_int64)
         self._sink = np.zeros(self.vector_length, np.float32)
         #: Floating-point operations of one repetition: two for each multiply-add.
         self.flops = self._run(1)
@@ -42,6 +49,16 @@ class PeakLoop:
     def repeat(self, count: int) -> None:
         """Do `count * flops` operations."""
         self._run(count)
+
+    def filler(self, target: NDArray[np.float32]) -> Callable[[int], None]:
+        """What writes all of `target`, which is contiguous, so many times over."""
+        address, size = target.ctypes.data, target.size
+
+        def fill(count: int) -> None:
+            self._fill(count, address, size)
+            assert target.size == size  # which keeps it alive
+
+        return fill
 
     def _run(self, count: int) -> int:
         flops = int(self._call(self.vector_length, count * _ROUNDS, 0.75, 0.25, self._sink.ctypes.data))

@@ -18,6 +18,8 @@ from device_agent.runtimes.reference import output_agrees
 from device_agent.synthesis import kernel_inputs, synthesize_weights
 
 PEAK = "peak"
+#: Writing as much as the layer's output, and nothing else.
+WRITES = "writes"
 #: The dense kernel as a direct convolution, where the tuner prefers Winograd's algorithm.
 DIRECT = "native dense direct"
 #: Output channels that are checked against the reference before a kernel is timed.
@@ -29,7 +31,9 @@ class LayerRow:
     """Figures of one layer at one density. Ratios are medians over rounds; `gflops` is that of the fastest round.
 
     `gflops` counts two operations for each weight that is not zero and each output position: those of the direct
-    algorithm, so that Winograd's can be above the peak. `bound` is what `bench.layers.direct_bound` allows.
+    algorithm, so that Winograd's can be above the peak. `bound` is what `bench.layers.direct_bound` allows, with loads
+    and stores for free. `bound_with_writes` is what is left of it when the output is written after the products, as
+    fast as the core wrote so much memory in the same rounds: kernels whose writes overlap with products can be above.
     `of_ideal_speedup` is the speed-up over the own direct dense kernel times the density. `direct_fraction_of_peak` is
     that of the direct kernel in the row of a kernel by Winograd's algorithm.
     """
@@ -42,6 +46,7 @@ class LayerRow:
     speedup_vs_xnnpack: float | None
     speedup_vs_ncnn: float | None
     bound: float
+    bound_with_writes: float | None
     of_ideal_speedup: float | None
     direct_fraction_of_peak: float | None
     algorithm: str
@@ -65,7 +70,8 @@ class LayerTimer:
     def rows(self, layer: Layer, prunings: Sequence[WeightPruning]) -> tuple[list[LayerRow], Times]:
         """Time `layer` dense in every baseline, and natively with each of `prunings`, all interleaved."""
         x, second = kernel_inputs(layer.kernel)
-        variants = [Variant(PEAK, self.peak.repeat)]
+        output = _cache_lines(layer.kernel.out_channels * layer.kernel.output_h * layer.kernel.output_w)
+        variants = [Variant(PEAK, self.peak.repeat), Variant(WRITES, self.peak.filler(output))]
         for name, runtime in self.baselines.items():
             try:
                 executable = runtime.load_kernel(layer.kernel, 1)
@@ -99,6 +105,13 @@ class LayerTimer:
         return native, int(np.count_nonzero(tensors["weight"])) if tensors else 0
 
 
+def _cache_lines(count: int) -> FloatArray:
+    """`count` zeros that begin with a cache line, as the planes of tensors do."""
+    memory = np.zeros(count + 15, np.float32)
+    start = -memory.ctypes.data // memory.itemsize % 16
+    return memory[start : start + count]
+
+
 def _check(kernel: KernelSpec, tensors: Mapping[str, FloatArray], output: FloatArray, name: str) -> None:
     """Raise `RuntimeError` where `output`, for the kernel's own inputs, is not that of the reference."""
     x, second = kernel_inputs(kernel)
@@ -116,6 +129,7 @@ def layer_row(
     flops = 2.0 * num_weights * kernel.output_h * kernel.output_w
     dense = _name(DENSE)
     over_dense = times.ratio(DIRECT if DIRECT in times else dense, name)
+    bound = direct_bound(kernel, num_weights)
     direct_of_peak = times.ratio(PEAK, DIRECT) if name == dense else None
     return LayerRow(
         layer=layer.name,
@@ -125,7 +139,8 @@ def layer_row(
         fraction_of_peak=times.ratio_of(PEAK, name) * flops / peak_flops,
         speedup_vs_xnnpack=times.ratio("xnnpack", name),
         speedup_vs_ncnn=times.ratio("ncnn", name),
-        bound=direct_bound(kernel, num_weights),
+        bound=bound,
+        bound_with_writes=_bound_with_writes(bound, flops / peak_flops, times.ratio(WRITES, PEAK)),
         of_ideal_speedup=None if over_dense is None else over_dense * pruning.density,
         direct_fraction_of_peak=None if direct_of_peak is None else direct_of_peak * flops / peak_flops,
         algorithm="winograd" if is_winograd else "direct",
@@ -137,19 +152,26 @@ def layer_row(
     )
 
 
+def _bound_with_writes(bound: float, products: float, writes: float | None) -> float | None:
+    """See `LayerRow`. `products` and `writes` are times, both in repetitions of the peak loop."""
+    if writes is None or products == 0:
+        return None
+    return products / (products / bound + writes)
+
+
 def table_lines(rows: Sequence[LayerRow]) -> Iterator[str]:
     """The rows as text, one line each."""
     for row in rows:
         yield (
             f"{row.layer:20} {row.scheme:12} {row.density:7.3f} {row.median_us:9.1f} {row.gflops:8.1f} "
-            f"{row.fraction_of_peak:8.2f} {row.bound:6.2f} {_number(row.speedup_vs_xnnpack)} "
-            f"{_number(row.speedup_vs_ncnn)} {_number(row.of_ideal_speedup)} {row.algorithm:>9} "
-            f"{_number(row.direct_fraction_of_peak)}"
+            f"{row.fraction_of_peak:8.2f} {row.bound:6.2f} {_number(row.bound_with_writes)} "
+            f"{_number(row.speedup_vs_xnnpack)} {_number(row.speedup_vs_ncnn)} {_number(row.of_ideal_speedup)} "
+            f"{row.algorithm:>9} {_number(row.direct_fraction_of_peak)}"
         )
 
 
 TABLE_HEADER = (
-    f"{'layer':20} {'scheme':12} {'density':>7} {'us':>9} {'GFLOP/s':>8} {'of peak':>8} {'bound':>6} "
+    f"{'layer':20} {'scheme':12} {'density':>7} {'us':>9} {'GFLOP/s':>8} {'of peak':>8} {'bound':>6} {'+ writes':>9} "
     f"{'x XNNPACK':>9} {'x ncnn':>9} {'of ideal':>9} {'algorithm':>9} {'direct':>9}"
 )
 

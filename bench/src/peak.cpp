@@ -1,4 +1,5 @@
-// As many multiply-adds per second as one core does: independent chains that stay in registers.
+// As many multiply-adds per second as one core does, in independent chains that stay in registers; and as many floats
+// per second as it writes one after the other.
 //
 // Each chain is acc = acc * factor + addend: unlike acc + a * b, no compiler can take the product out of the loop.
 // Compiled with -DKERF_PEAK_CHAINS (chains, which hide the latency of the multiply-add and fit the registers) and
@@ -39,6 +40,19 @@ void multiply_add(int64_t rounds, float factor, float addend, float *out) {
   *reinterpret_cast<Vector *>(out) = sum;
 }
 
+template <int LENGTH>
+void fill(int64_t rounds, float *out, int64_t count) {
+  typedef typename Float<LENGTH>::Vector Vector;
+  for (int64_t round = 0; round < rounds; ++round) {
+    const Vector value = Vector{} + static_cast<float>(round);
+    int64_t i = 0;
+    for (; i + LENGTH <= count; i += LENGTH) *reinterpret_cast<Vector *>(out + i) = value;
+    for (; i < count; ++i) out[i] = value[0];
+    // Every round is kept: nothing is known about who reads it.
+    __asm__ volatile("" : : "r"(out) : "memory");
+  }
+}
+
 }  // namespace
 
 // Runs `rounds` rounds of KERF_PEAK_CHAINS multiply-adds on vectors of `length` floats (16, 8 or 4), and writes what they
@@ -52,4 +66,9 @@ extern "C" int64_t kerf_bench_peak(int32_t length, int64_t rounds, float factor,
 #endif
   if (length == 4) multiply_add<4>(rounds, factor, addend, out);
   return length <= KERF_PEAK_LENGTH ? 2 * rounds * KERF_PEAK_CHAINS * length : 0;
+}
+
+// Writes `count` floats to `out`, `rounds` times over, in the widest vectors.
+extern "C" void kerf_bench_fill(int64_t rounds, float *out, int64_t count) {
+  fill<KERF_PEAK_LENGTH>(rounds, out, count);
 }

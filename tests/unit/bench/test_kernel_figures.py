@@ -90,6 +90,17 @@ def test_a_layer_row_follows_from_its_times() -> None:
     assert row.of_ideal_speedup == pytest.approx(3.0 * 0.25)
     assert row.gflops == pytest.approx(flops / 10_000)
     assert row.fraction_of_peak == pytest.approx((flops / 10_000) / (peak_flops / 5_000))
+    assert row.bound_with_writes is None
+
+
+def test_the_bound_with_writes_adds_their_time() -> None:
+    chosen = layer("64@8")
+    num_weights = 64 * 9
+    # 73728 operations at 50 a nanosecond, an activation for nine products, and the output written in as long as both.
+    times = Times(("peak", "writes", "native group:4 0.2500"), np.array([[20.0, 1638.4, 5_000.0]] * 3))
+    row = layer_row(times, chosen, GROUP, num_weights, 1000)
+    assert row.bound == pytest.approx(0.9)
+    assert row.bound_with_writes == pytest.approx(1474.56 / (1638.4 + 1638.4))
 
 
 def test_a_layer_by_winograds_algorithm_is_compared_with_the_direct_one() -> None:
