@@ -29,6 +29,8 @@ _BLOCK_POSITIONS = 448
 #: Outputs larger than this pass through the caches. Written a tile of each channel at a time, they take up to twice as
 #: long as in runs, and differ from run to run so much that the tuner could choose wrong.
 _STREAMED_BYTES = 1 << 20
+#: With this many entries in a row group, products take long enough to hide the writes behind them.
+_STREAMED_ENTRIES = 24
 #: Row groups of one filter find tiles with 4 vectors in a row too, and all groups those with 1 and 2.
 _ROW_VECTORS = {1: (1, 2, 4), 2: (1, 2), 4: (1, 2)}
 
@@ -76,7 +78,8 @@ def tilings(shape: ConvShape, tile_limit: TileLimit, count: int) -> list[Tiling]
     found: dict[Tiling, float] = {}
     for length in VECTOR_LENGTHS:
         limit = tile_limit(length, shape.group_size)
-        if limit == 0:
+        # Shorter vectors are for what is left of few positions.
+        if limit == 0 or (length < longest and shape.kernel.output_h * shape.kernel.output_w > 16 * longest):
             continue
         for pack, row_vectors in _walks(shape, length, limit, is_longest=length == longest):
             for chunk in _chunks(shape, pack, length * limit):
@@ -222,8 +225,9 @@ def _blocks(shape: ConvShape, pack: PackShape | None, row_vectors: int, length: 
 
 
 def _is_streamed(shape: ConvShape) -> bool:
-    """Whether the output is larger than caches, so that it had better be written in long runs."""
-    return FLOAT_BYTES * shape.kernel.out_channels * shape.target.plane > _STREAMED_BYTES
+    """Whether to write the output in long runs: it is larger than caches, and products do not hide the writes."""
+    is_large = FLOAT_BYTES * shape.kernel.out_channels * shape.target.plane > _STREAMED_BYTES
+    return is_large and shape.num_entries < _STREAMED_ENTRIES * shape.num_groups
 
 
 def _vectors(shape: ConvShape, pack: PackShape | None, row_vectors: int, length: int, rows: int) -> tuple[int, int]:
