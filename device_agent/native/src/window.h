@@ -64,99 +64,109 @@ KERF_INLINE void load_columns(const float *p, int64_t plane, bool is_at_edge, ty
   KERF_UNROLL for (int kx = 0; kx < K; kx++) KERF_IN_REGISTER(values[kx]);
 }
 
-// What the next strip will read where it is one vector wide: planes are then so small that the processor does not get
-// far in guessing the next one.
-template <int VL, int S, int N> KERF_INLINE void prefetch_row(const float *row, int64_t plane) {
+// What the next strip reads, where a strip is as wide as a plane: planes are then so small that the processor does not
+// get far in guessing what comes next. Not for pairs of channels, whose loads are slower with it.
+template <int VL, int S> KERF_INLINE void prefetch_row(const float *row) {
   __builtin_prefetch(row + 1);
-  if (N == 2) __builtin_prefetch(row + 1 + plane);
-  else if (S == 2) __builtin_prefetch(row + 1 + VL);
+  if (S == 2) __builtin_prefetch(row + 1 + VL);
 }
 
-// One strip of P vectors of one channel, or of one vector of each of C channels, or of C vectors that have N channels
-// side by side each. Round t reads the S input rows that output row t starts with; sum[j] belongs to output row t - j,
-// and window row S * j + r meets input row S * t + r - padding.
+// Strips of P vectors of one channel, or of one vector of each of C channels, or of C vectors that have N channels side
+// by side each, as many of them as `channels` fill. Returns the first channel that is left. Round t reads the S input
+// rows that output row t starts with; sum[j] belongs to output row t - j, and window row S * j + r meets input row
+// S * t + r - padding.
 //
 // `Window` says what is computed: start(i) is the value of an empty window of vector i, mask() and OUTSIDE what takes
 // the place of columns outside the image, row() what all window rows can share of the columns of one input row, add()
 // brings window row ky into the sum, and finish() makes the output.
 template <template <int, int, int, int> class Window, int VL, int K, int S, int P, int C, int N = 1>
-static __attribute__((noinline)) void window_strip(const KerfStep &step, const Strip<VL> &strip, Share rows,
-                                                   int channel) {
+static __attribute__((noinline)) int window_strips(const KerfStep &step, const Strip<VL> &strip, Share rows,
+                                                   Share channels) {
   static_assert(P == 1 || C * N == 1, "several vectors of one channel or one of several");
   typedef typename Vec<VL>::Float Float;
   typedef typename Vec<VL>::Bits Bits;
   constexpr int J = (K + S - 1) / S, EDGE = (K - 1) / 2;
   // One element replaced costs less than a mask.
   constexpr bool LEFT_BY_POINTER = K == 3 && S == 2;
-  const Window<VL, K, C, N> window(step, channel);
   const Float outside = splat<VL>(Window<VL, K, C, N>::OUTSIDE);
-  Float sum[J][P * C];
   // Copies, because for all that the compiler knows a store to the output could change the step.
   const int input_h = step.input_h, num_rounds = rows.last - rows.first + J - 1, num_columns = strip.num_columns;
   const int64_t input_row = step.input_row, output_row = step.output_row;
   const int64_t last_vector = strip.last_vector;
   const Bits *const first_mask = strip.first, *const last_mask = strip.last;
   const int64_t input_plane = step.input_plane, output_plane = step.output_plane;
-  const float *row =
-      step.input + channel * input_plane + (int64_t)strip.x * S - step.padding +
-      (int64_t)(rows.first * S - step.padding) * input_row;
-  float *const output = step.output + channel * output_plane + rows.first * output_row;
-  float *target = output + strip.x - (J - 1) * output_row;
+  const float *first_input = step.input + channels.first * input_plane + (int64_t)strip.x * S - step.padding +
+                             (int64_t)(rows.first * S - step.padding) * input_row;
+  float *first_output = step.output + channels.first * output_plane + rows.first * output_row;
+  const int first_input_y = rows.first * S - step.padding, output_x = strip.x;
   // A vector that is stored from here on would reach past the last row, into rows of other threads.
-  const float *const full_end = output + (num_rounds - J) * output_row + step.output_w - VL;
+  const int64_t full_end_offset = (num_rounds - J) * output_row + step.output_w - VL;
   const bool is_at_edge = first_mask != 0;
-  int input_y = rows.first * S - step.padding;
-  for (int t = 0; t < num_rounds; t++, target += output_row) {
-    KERF_UNROLL for (int i = 0; i < P * C; i++) sum[0][i] = window.start(C > 1 ? i : 0);
-    KERF_UNROLL for (int r = 0; r < S; r++, input_y++, row += input_row) {
-      if ((unsigned)input_y >= (unsigned)input_h) continue;
-      KERF_UNROLL for (int i = 0; i < P * C; i++) {
-        Float values[K];
-        const float *const p = row + (C > 1 ? i * N * input_plane : (i == P - 1 ? last_vector : i * VL) * S);
-        if constexpr (P == 1) prefetch_row<VL, S, N>(p + C * N * input_plane, input_plane);
-        load_columns<VL, K, S, N>(p, input_plane, (C > 1 || i == 0) && is_at_edge, outside, values);
-        KERF_UNROLL for (int kx = 0; kx < EDGE; kx++) {
-          if ((C > 1 || i == 0) && first_mask && !LEFT_BY_POINTER) values[kx] = window.mask(values[kx], first_mask[kx]);
-          if ((C > 1 || i == P - 1) && last_mask)
-            values[K - 1 - kx] = window.mask(values[K - 1 - kx], last_mask[K - 1 - kx]);
-          // The last vector of a row can begin in its second column.
-          if (EDGE > 1 && P > 1 && i == P - 1 && last_mask) values[kx] = window.mask(values[kx], last_mask[kx]);
-        }
-        const auto shared = window.row(values);
-        KERF_UNROLL for (int j = 0; j < J; j++)
-          if (S * j + r < K) sum[j][i] = window.add(sum[j][i], shared, S * j + r, C > 1 ? i : 0);
-      }
-    }
-    if (t >= J - 1) {
-      KERF_UNROLL for (int i = 0; i < P * C; i++) {
-        const Float value = window.finish(sum[J - 1][i]);
-        float *const at = target + (C > 1 ? i * N * output_plane : i == P - 1 ? last_vector : i * VL);
-        if constexpr (N == 2) {
-          store_first_of_halves<VL>(at, at + output_plane, value, num_columns);
-        } else if (P > 1 || num_columns == VL) {
-          store<VL>(at, value);
-        } else if (KERF_HAS_MASKED_STORES || target > full_end) {
-          store_first<VL>(at, value, num_columns);
-        } else {
-          // Lanes past the row are zero like padding, or are overwritten by the next row.
-          store<VL>(at, (Float)((Bits)value & (Bits)(lane_numbers<VL>() < num_columns)));
+  int channel = channels.first;
+  for (; channel + C * N <= channels.last; channel += C * N) {
+    const Window<VL, K, C, N> window(step, channel);
+    Float sum[J][P * C];
+    const float *row = first_input;
+    float *target = first_output + output_x - (J - 1) * output_row;
+    const float *const full_end = first_output + full_end_offset;
+    int input_y = first_input_y;
+    first_input += C * N * input_plane;
+    first_output += C * N * output_plane;
+    for (int t = 0; t < num_rounds; t++, target += output_row) {
+      KERF_UNROLL for (int i = 0; i < P * C; i++) sum[0][i] = window.start(C > 1 ? i : 0);
+      KERF_UNROLL for (int r = 0; r < S; r++, input_y++, row += input_row) {
+        if ((unsigned)input_y >= (unsigned)input_h) continue;
+        KERF_UNROLL for (int i = 0; i < P * C; i++) {
+          Float values[K];
+          const float *const p = row + (C > 1 ? i * N * input_plane : (i == P - 1 ? last_vector : i * VL) * S);
+          if constexpr (P == 1 && N == 1) prefetch_row<VL, S>(p + C * input_plane);
+          load_columns<VL, K, S, N>(p, input_plane, (C > 1 || i == 0) && is_at_edge, outside, values);
+          KERF_UNROLL for (int kx = 0; kx < EDGE; kx++) {
+            if ((C > 1 || i == 0) && first_mask && !LEFT_BY_POINTER)
+              values[kx] = window.mask(values[kx], first_mask[kx]);
+            if ((C > 1 || i == P - 1) && last_mask)
+              values[K - 1 - kx] = window.mask(values[K - 1 - kx], last_mask[K - 1 - kx]);
+            // The last vector of a row can begin in its second column.
+            if (EDGE > 1 && P > 1 && i == P - 1 && last_mask) values[kx] = window.mask(values[kx], last_mask[kx]);
+          }
+          const auto shared = window.row(values);
+          KERF_UNROLL for (int j = 0; j < J; j++)
+            if (S * j + r < K) sum[j][i] = window.add(sum[j][i], shared, S * j + r, C > 1 ? i : 0);
         }
       }
+      if (t >= J - 1) {
+        KERF_UNROLL for (int i = 0; i < P * C; i++) {
+          const Float value = window.finish(sum[J - 1][i]);
+          float *const at = target + (C > 1 ? i * N * output_plane : i == P - 1 ? last_vector : i * VL);
+          if constexpr (N == 2) {
+            store_first_of_halves<VL>(at, at + output_plane, value, num_columns);
+          } else if (P > 1 || num_columns == VL) {
+            store<VL>(at, value);
+          } else if (KERF_HAS_MASKED_STORES || target > full_end) {
+            store_first<VL>(at, value, num_columns);
+          } else {
+            // Lanes past the row are zero like padding, or are overwritten by the next row.
+            store<VL>(at, (Float)((Bits)value & (Bits)(lane_numbers<VL>() < num_columns)));
+          }
+        }
+      }
+      KERF_UNROLL for (int j = J - 1; j > 0; j--)
+        KERF_UNROLL for (int i = 0; i < P * C; i++) sum[j][i] = sum[j - 1][i];
     }
-    KERF_UNROLL for (int j = J - 1; j > 0; j--)
-      KERF_UNROLL for (int i = 0; i < P * C; i++) sum[j][i] = sum[j - 1][i];
   }
+  return channel;
 }
 
 // `num_vectors` is at most four where there are 32 registers, else two: sums, weights and a few values fit into them.
 template <template <int, int, int, int> class Window, int VL, int K, int S>
-static void run_strip(const KerfStep &step, const Strip<VL> &strip, Share rows, int num_vectors, int channel) {
+static void run_strips(const KerfStep &step, const Strip<VL> &strip, Share rows, int num_vectors,
+                       Share channels) {
   switch (num_vectors) {
-    case 1: window_strip<Window, VL, K, S, 1, 1>(step, strip, rows, channel); break;
-    case 2: window_strip<Window, VL, K, S, 2, 1>(step, strip, rows, channel); break;
+    case 1: window_strips<Window, VL, K, S, 1, 1>(step, strip, rows, channels); break;
+    case 2: window_strips<Window, VL, K, S, 2, 1>(step, strip, rows, channels); break;
 #if KERF_NUM_REGISTERS == 32
-    case 3: window_strip<Window, VL, K, S, 3, 1>(step, strip, rows, channel); break;
-    case 4: window_strip<Window, VL, K, S, 4, 1>(step, strip, rows, channel); break;
+    case 3: window_strips<Window, VL, K, S, 3, 1>(step, strip, rows, channels); break;
+    case 4: window_strips<Window, VL, K, S, 4, 1>(step, strip, rows, channels); break;
 #endif
   }
 }
@@ -179,10 +189,10 @@ static void window_channels(const KerfStep &step, PlaneShare share) {
   // Not with stride 2: more loads are then in flight beside stores to addresses that have their last 12 bits in common.
   if (KERF_NUM_REGISTERS == 32 && K <= 3 && S == 1 && num_vectors == 1) {
     const Strip<VL> strip = {0, 0, width < VL ? width : VL, first, last};
-    for (; c + 2 <= share.channels.last; c += 2)
-      window_strip<Window, VL, K <= 3 ? K : 3, S, 1, 2>(step, strip, share.rows, c);
+    c = window_strips<Window, VL, K <= 3 ? K : 3, S, 1, 2>(step, strip, share.rows, share.channels);
   }
-  for (; c < share.channels.last; c++)
+  const int at_once = num_strips == 1 ? share.channels.last - c : 1;
+  for (; c < share.channels.last; c += at_once)
     for (int i = 0; i < num_strips; i++) {
       const Share vectors = share_of(num_vectors, i, num_strips);
       const int x = vectors.first * VL, count = vectors.last - vectors.first;
@@ -190,7 +200,7 @@ static void window_channels(const KerfStep &step, PlaneShare share) {
       // The last vector of a row ends with the row, and repeats a few columns of the one before.
       const Strip<VL> strip = {x, is_last ? rightmost - x : (count - 1) * VL, width < VL ? width : VL,
                                i == 0 ? first : 0, is_last ? last : 0};
-      run_strip<Window, VL, K, S>(step, strip, share.rows, count, c);
+      run_strips<Window, VL, K, S>(step, strip, share.rows, count, {c, c + at_once});
     }
 }
 
@@ -203,9 +213,7 @@ static Share window_pairs(const KerfStep &step, PlaneShare share) {
   for (int kx = 0; kx < K; kx++) inside[kx] = columns_inside<VL, 2>(step, 0, kx);
   const int past = (step.output_w - 1) * S + K - 1 - step.padding - (step.input_w - 1);
   const Strip<VL> strip = {0, 0, step.output_w, step.padding > 0 ? inside : 0, past > 0 ? inside : 0};
-  int c = share.channels.first;
-  for (; c + 2 <= share.channels.last; c += 2) window_strip<Window, VL, K, S, 1, 1, 2>(step, strip, share.rows, c);
-  return {c, share.channels.last};
+  return {window_strips<Window, VL, K, S, 1, 1, 2>(step, strip, share.rows, share.channels), share.channels.last};
 }
 #endif
 
