@@ -80,6 +80,8 @@ class Placement:
         """The address of `size` elements for each thread, which all steps share: in use only while a step runs."""
         if self._thread_scratch is None or self._thread_scratch.size < size * self.threads:
             self._thread_scratch = self._new(size * self.threads)
+            # Its pages come now, and not in the first run of the tiling that happens to be timed first.
+            self._thread_scratch.fill(0)
         return self._thread_scratch.ctypes.data
 
     def constant(self, values: NDArray[Any], held: list[NDArray[Any]] | None = None) -> int:

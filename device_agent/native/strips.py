@@ -28,8 +28,11 @@ _LOADS_PER_CYCLE = 1.67
 #: Cycles to start a tile and to leave its loop.
 _TILE_CYCLES = 14.0
 #: Cycles to write a vector of a copy, by blocks, and a vector of the output.
-_PACK_CYCLES = {1: 1.6, 2: 2.3, 4: 4.0}
+_PACK_CYCLES = {1: 3.0, 2: 2.8, 4: 4.5}
 _STORE_CYCLES = {1: 2.0, 2: 3.0, 4: 5.0}
+#: What both take longer where input and output are larger than about half of a second-level cache.
+_FAR_CYCLES = 3.0
+_FAR_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,9 +117,11 @@ def strip_cycles(kernel: KernelSpec, filters: int, num_entries: int, shape: Stri
     entry = (width + 2) / _LOADS_PER_CYCLE
     visits = num_tiles * filters * num_chunks
     packed = kernel.in_channels * kernel.kernel_w * num_vectors * (1 + (kernel.kernel_h - 1) / shape.rows)
+    image_bytes = FLOAT_BYTES * (kernel.in_channels + filters) * num_vectors * VECTOR
+    far = _FAR_CYCLES if image_bytes > _FAR_BYTES else 0.0
     return (
         num_tiles * num_entries * entry
         + visits * (_TILE_CYCLES + 1.5 * width)
-        + packed * _PACK_CYCLES[shape.blocks]
-        + filters * num_vectors * _STORE_CYCLES[shape.blocks]
+        + packed * (_PACK_CYCLES[shape.blocks] + far)
+        + filters * num_vectors * (_STORE_CYCLES[shape.blocks] + far)
     )

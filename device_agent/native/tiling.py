@@ -34,6 +34,9 @@ _STREAMED_ENTRIES = 24
 #: Row groups of one filter find tiles with 4 vectors in a row too, and all groups those with 1 and 2.
 _ROW_VECTORS = {1: (1, 2, 4), 2: (1, 2), 4: (1, 2)}
 
+#: The best strips, so that others have their turn where the model errs.
+_MOST_STRIPS = 4
+
 TileLimit = Callable[[int, int], int]
 
 
@@ -94,6 +97,7 @@ def tilings(shape: ConvShape, tile_limit: TileLimit, count: int) -> list[Tiling]
                             pack=pack,
                         )
                         found[tiling] = cycles(shape, tiling)
+    in_strips: dict[Tiling, float] = {}
     if longest == VECTOR and shape.can_be_strips:
         for strips in strip_shapes(shape.kernel):
             for chunk in strip_chunks(shape.kernel, strips):
@@ -106,7 +110,8 @@ def tilings(shape: ConvShape, tile_limit: TileLimit, count: int) -> list[Tiling]
                     pack=None,
                     strips=strips,
                 )
-                found[tiling] = cycles(shape, tiling)
+                in_strips[tiling] = cycles(shape, tiling)
+    found |= {tiling: in_strips[tiling] for tiling in sorted(in_strips, key=in_strips.__getitem__)[:_MOST_STRIPS]}
     return sorted(found, key=found.__getitem__)[:count]
 
 

@@ -63,6 +63,7 @@ def each_tiling(most: int = 10_000) -> Iterator[None]:
             # Small chunks, so that small kernels have several.
             mock.patch.object(tiling, "_CHUNK_BYTES", (1500, 36_000)),
             mock.patch.object(strips, "_CHUNK_BYTES", (4000, 41_000)),
+            mock.patch.object(tiling, "_MOST_STRIPS", 10_000),
             mock.patch("device_agent.native.steps.conv.tilings", one_tiling),
         ):
             yield

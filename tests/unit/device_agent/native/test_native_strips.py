@@ -50,6 +50,7 @@ def only(index: int | None) -> Iterator[list[Tiling]]:
 
     with (
         mock.patch.object(strips, "_CHUNK_BYTES", (2000, 6000, 41_000)),
+        mock.patch.object(tiling, "_MOST_STRIPS", 10_000),
         mock.patch("device_agent.native.steps.conv.tilings", one),
         # Dense filters, too, are single ones.
         mock.patch("device_agent.native.steps.conv.groupings", return_value=[1]),
@@ -152,6 +153,11 @@ def test_shares_of_strips_are_the_whole(extent: int) -> None:
                 for step in native._run.steps:
                     library.run_part(native._backend.index, ctypes.addressof(step), part, parts)
             assert native.output().tobytes() == expected
+
+
+def test_strips_leave_room_for_other_tiles() -> None:
+    found = tiling.tilings(shape_of(conv(64, 28, pruning=HALF), 1), lambda _length, _size: 14, 6)
+    assert {entry.strips is None for entry in found} == {True, False}
 
 
 @needs_strips
