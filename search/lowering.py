@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from device_agent.contracts import (
     DENSE,
@@ -75,7 +76,7 @@ class Lowering:
             key = (in_channels, out_channels, height, width, pruning.get(op.name, op.kernel.pruning))
             planned = known.get(key)
             if planned is None:
-                planned = known[key] = _replaced(op, key)
+                planned = known[key] = with_shape(op, *key)
             ops.append(planned)
             kernel = planned.kernel
             shapes[op.name] = (out_channels, kernel.output_h, kernel.output_w)
@@ -97,6 +98,26 @@ class Lowering:
                 )
         if decisions.resolution is not None and decisions.resolution < 1:
             raise ContractError(f"the resolution {decisions.resolution!r} must be at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelSources:
+    """The pruning groups that an operator's channels belong to; None where their number is given."""
+
+    inputs: str | None
+    outputs: str | None
+
+
+def channel_sources(spec: NetworkSpec) -> dict[str, ChannelSources]:
+    """For each operator of `spec.plan` the groups that decide how many channels it reads and writes."""
+    group_of_output = _output_groups(spec)
+    written: dict[str, str | None] = {NETWORK_INPUT: None}
+    sources = {}
+    for op in spec.plan.ops:
+        read = written[op.inputs[0]]
+        written[op.name] = read if op.kernel.op in _KEEPS_CHANNELS else group_of_output.get(op.name)
+        sources[op.name] = ChannelSources(inputs=read, outputs=written[op.name])
+    return sources
 
 
 class _ByIdentity:
@@ -150,9 +171,10 @@ def _check_spec(spec: NetworkSpec, full_channels: Mapping[str, int], group_of_ou
             raise ContractError(f"{name!r} is listed as prunable, but {by_name[name].op} has no weights")
 
 
-def _replaced(op: PlanOp, key: _KernelKey) -> PlanOp:
+def with_shape(
+    op: PlanOp, in_channels: int, out_channels: int, height: int, width: int, pruning: WeightPruning
+) -> PlanOp:
     """`op` with another shape and pruning. Raises `ContractError`, naming the operator, where that is impossible."""
-    in_channels, out_channels, height, width, pruning = key
     kernel = op.kernel
     if kernel.op is Op.SHORTCUT_PAD and (in_channels, out_channels) != (kernel.in_channels, kernel.out_channels):
         # The zero channels would have to be shared out anew in front and behind, which depends on which were removed.
