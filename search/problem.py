@@ -1,0 +1,66 @@
+"""The problem that every search method solves: what may vary, what to minimise and respect, what is known for free."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from device_agent.contracts import ContractError
+from search.domain.objective import Constraint, Metric, Objective
+from search.domain.space import SearchSpace
+from search.pareto import FloatArray, IntArray
+
+#: Figures of genomes (n, variables) that cost nothing to know: an array (n,) for each metric, always the same ones.
+KnownFigures = Callable[[ArrayLike], Mapping[Metric, FloatArray]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class SearchProblem:
+    """One statement for all methods. `known` gives latency and counts without evaluating a network's accuracy.
+
+    Methods that need a figure in advance say so when they are made; without `known` the others work as well.
+    """
+
+    space: SearchSpace
+    objectives: tuple[Objective, ...]
+    constraints: tuple[Constraint, ...] = ()
+    known: KnownFigures | None = None
+    #: The metrics that `known` gives.
+    known_metrics: frozenset[Metric] = field(default_factory=frozenset)
+
+    @property
+    def metrics(self) -> tuple[Metric, ...]:
+        """What the columns of the objectives mean."""
+        return tuple(objective.metric for objective in self.objectives)
+
+    def column(self, metric: Metric, method: str, reason: str) -> int:
+        """The column of `metric` among the objectives. Raises `ContractError`, with `reason`, where it is not there."""
+        if metric not in self.metrics:
+            raise ContractError(
+                f"the method {method!r} {reason}, but the objectives are {', '.join(self.metrics)}: add {metric}, or "
+                "use another method"
+            )
+        return self.metrics.index(metric)
+
+    def require_known(self, metrics: Sequence[Metric], method: str) -> KnownFigures:
+        """`known`, where it gives all of `metrics`. Raises `ContractError` otherwise."""
+        missing = [metric for metric in metrics if metric not in self.known_metrics]
+        if self.known is None or missing:
+            raise ContractError(
+                f"the method {method!r} must know {', '.join(metrics)} of a candidate before it is evaluated, but "
+                f"{', '.join(missing) or 'nothing'} is not a figure of the genome alone"
+            )
+        return self.known
+
+    def known_violations(self, genomes: IntArray) -> FloatArray:
+        """The sum of relative excesses (n,) over the constraints on known figures."""
+        excess = np.zeros(len(genomes))
+        bounds = [c for c in self.constraints if c.metric in self.known_metrics]
+        if bounds and self.known is not None:
+            figures = self.known(genomes)
+            for bound in bounds:
+                excess += np.maximum(0.0, figures[bound.metric] / bound.max - 1.0)
+        return excess
