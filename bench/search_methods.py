@@ -39,6 +39,7 @@ from search.domain.objective import Metric, Objective
 from search.domain.space import Genome, SchemeChoice, SearchSpace, Variable, VariableKind
 from search.loop import front_of, objective_matrix, run_search
 from search.pareto import FloatArray, hypervolume
+from search.problem import SearchProblem
 
 OBJECTIVES = (Objective(metric=Metric.LOSS), Objective(metric=Metric.LATENCY_MS))
 SPREAD_BASELINE = "random-spread"
@@ -145,16 +146,15 @@ def a72_landscape(shared_data: Path) -> Landscape:
 
 def run_one(landscape: Landscape, method: str, seed: int, population: int, generations: int) -> FloatArray:
     """The objectives (n, 2) of the front that `method` ends on."""
-    space = landscape.space
+    problem = SearchProblem(space=landscape.space, objectives=OBJECTIVES)
     searcher: Searcher
     if method == SPREAD_BASELINE:
-        searcher = SpreadSearcher(space, population, seed)
+        searcher = SpreadSearcher(landscape.space, population, seed)
     else:
-        searcher = make_searcher(method, space, population=population, seed=seed, objectives=OBJECTIVES)
+        searcher = make_searcher(method, problem, population=population, seed=seed)
     state = run_search(
         searcher=searcher,
-        space=space,
-        objectives=OBJECTIVES,
+        problem=problem,
         evaluate=landscape.evaluate,
         generations=generations,
     )

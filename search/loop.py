@@ -17,9 +17,10 @@ from device_agent.contracts import ContractError
 from search.algorithms.base import Searcher, SearcherState
 from search.domain.candidate import Candidate, EvaluatedCandidate, Evaluation
 from search.domain.objective import Constraint, Metric, Objective
-from search.domain.space import Genome, SearchSpace, space_id
+from search.domain.space import Genome, space_id
 from search.errors import SearchError
 from search.pareto import FloatArray, non_dominated_mask
+from search.problem import SearchProblem
 
 #: Gives the figures of new genomes, in their order. Called once a generation.
 Evaluate = Callable[[Sequence[Genome]], Sequence[Evaluation]]
@@ -37,8 +38,7 @@ class SearchState:
 def run_search(
     *,
     searcher: Searcher,
-    space: SearchSpace,
-    objectives: Sequence[Objective],
+    problem: SearchProblem,
     evaluate: Evaluate,
     generations: int,
     state: SearchState | None = None,
@@ -52,7 +52,8 @@ def run_search(
     Raises `SearchError` where `evaluate` returns other than one evaluation a genome, or leaves out an objective, and
     `ContractError` where `state` belongs to another search.
     """
-    space_identity = space_id(space)
+    objectives = problem.objectives
+    space_identity = space_id(problem.space)
     archive: dict[Genome, EvaluatedCandidate] = {}
     generation = 0
     if state is not None:

@@ -19,6 +19,7 @@ from search.algorithms.history import History, check_told
 from search.algorithms.sampling import draw_at_level, draw_new, genome_code, initial_genomes
 from search.domain.space import Genome, SearchSpace
 from search.pareto import FloatArray, IntArray
+from search.problem import SearchProblem
 
 #: How often mating is repeated to replace children that are known already, before new genomes are drawn instead.
 #: (JCW's reference allows 16 attempts as well.)
@@ -57,7 +58,9 @@ class EvolutionarySearcher(ABC):
 
     METHOD: str
 
-    def __init__(self, space: SearchSpace, *, population: int, seed: int) -> None:
+    def __init__(self, problem: SearchProblem, *, population: int, seed: int) -> None:
+        space = problem.space
+        self._problem = problem
         self._space = space
         self._size = population
         self._seed = seed
@@ -66,7 +69,7 @@ class EvolutionarySearcher(ABC):
 
     @abstractmethod
     def _offspring(self, rng: np.random.Generator, parents: Population) -> IntArray:
-        """Children (k, v) of `parents`, k >= 1, inside the space; they may be known already."""
+        """Children (k, v) of `parents`, k >= 1, inside the space, the first ones preferred; some may be known."""
 
     @abstractmethod
     def _survivors(self, rng: np.random.Generator, pool: Population, count: int) -> IntArray:

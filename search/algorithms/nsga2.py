@@ -24,8 +24,8 @@ from pymoo.operators.selection.tournament import TournamentSelection
 from pymoo.operators.survival.rank_and_crowding import RankAndCrowding
 
 from search.algorithms.evolution import EvolutionarySearcher, Population
-from search.domain.space import SearchSpace
 from search.pareto import IntArray
+from search.problem import SearchProblem
 
 #: pymoo's own recommendation for integer variables ("Discrete Variables" in its guide): a small index, so that steps
 #: survive rounding.
@@ -45,15 +45,15 @@ class Nsga2Searcher(EvolutionarySearcher):
 
     METHOD = "nsga2"
 
-    def __init__(self, space: SearchSpace, *, population: int, seed: int) -> None:
-        super().__init__(space, population=population, seed=seed)
-        self._upper = np.array(space.num_choices, dtype=np.int64) - 1
+    def __init__(self, problem: SearchProblem, *, population: int, seed: int) -> None:
+        super().__init__(problem, population=population, seed=seed)
+        self._upper = np.array(problem.space.num_choices, dtype=np.int64) - 1
         self._selection = TournamentSelection(func_comp=binary_tournament)
         self._crossover = SBX(prob=1.0, eta=_DISTRIBUTION_INDEX, vtype=float, repair=RoundingRepair())
         self._mutation = PM(prob=1.0, eta=_DISTRIBUTION_INDEX, vtype=float, repair=RoundingRepair())
 
     def _offspring(self, rng: np.random.Generator, parents: Population) -> IntArray:
-        problem = self._problem(parents)
+        problem = self._pymoo_problem(parents)
         # Survival of all ranks them, and sets the crowding that the tournament reads.
         population = self._survive(problem, self._as_pymoo(parents), len(parents), rng)
         mates = self._selection(
@@ -70,10 +70,10 @@ class Nsga2Searcher(EvolutionarySearcher):
         return genomes
 
     def _survivors(self, rng: np.random.Generator, pool: Population, count: int) -> IntArray:
-        survivors = self._survive(self._problem(pool), self._as_pymoo(pool), count, rng)
+        survivors = self._survive(self._pymoo_problem(pool), self._as_pymoo(pool), count, rng)
         return np.array([int(i) for i in survivors.get("position")], dtype=np.int64)
 
-    def _problem(self, population: Population) -> Any:
+    def _pymoo_problem(self, population: Population) -> Any:
         """A problem without data: pymoo's operators read numbers and bounds from it and nothing else."""
         return Problem(
             n_var=len(self._upper),

@@ -9,8 +9,9 @@ import numpy as np
 from search.algorithms.base import SearcherState
 from search.algorithms.history import History, check_told
 from search.algorithms.sampling import draw_new, draw_uniform
-from search.domain.space import Genome, SearchSpace
+from search.domain.space import Genome
 from search.pareto import FloatArray
+from search.problem import SearchProblem
 
 
 class RandomSearcher:
@@ -18,7 +19,8 @@ class RandomSearcher:
 
     METHOD = "random"
 
-    def __init__(self, space: SearchSpace, *, population: int, seed: int) -> None:
+    def __init__(self, problem: SearchProblem, *, population: int, seed: int) -> None:
+        space = problem.space
         self._space = space
         self._population = population
         self._seed = seed

@@ -2,55 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from device_agent.contracts import ContractError
 from search.algorithms.base import Searcher
 from search.domain.config import Method
-from search.domain.objective import Metric, Objective
-from search.domain.space import SearchSpace
+from search.problem import SearchProblem
 
 
 def make_searcher(
-    method: Method | str, space: SearchSpace, *, population: int, seed: int, objectives: Sequence[Objective]
+    method: Method | str,
+    problem: SearchProblem,
+    *,
+    population: int,
+    seed: int,
+    reproduce_reference: bool = False,
 ) -> Searcher:
-    """A new searcher. `objectives` says what the columns that it will be told mean.
+    """A new searcher. With `reproduce_reference`, the operators as their authors released them.
 
-    Raises `ContractError` on an unknown method, and where the method cannot work on these objectives.
+    Raises `ContractError` on an unknown method, and where the method cannot work on this problem.
     """
     try:
-        make = SEARCHERS[Method(method)]
+        name = Method(method)
     except ValueError:
         raise ContractError(f"unknown search method {method!r}; known are {', '.join(SEARCHERS)}") from None
-    return make(space, population, seed, tuple(o.metric for o in objectives))
+    makers = REFERENCES if reproduce_reference else SEARCHERS
+    if name not in makers:
+        raise ContractError(
+            f"reproduce_reference is there for {', '.join(REFERENCES)}, not for {name.value!r}: leave it out"
+        )
+    return makers[name](problem, population, seed)
 
 
-def _make_jcw(space: SearchSpace, population: int, seed: int, metrics: Sequence[Metric]) -> Searcher:
+def _make_jcw(problem: SearchProblem, population: int, seed: int) -> Searcher:
     from search.algorithms.jcw import JcwSearcher
 
-    if Metric.LATENCY_MS not in metrics:
-        raise ContractError(
-            f"the method 'jcw' spreads its candidates over latency, but the objectives are {', '.join(metrics)}: add "
-            "latency_ms, or use 'nsga2'"
-        )
-    return JcwSearcher(space, population=population, seed=seed, latency_index=metrics.index(Metric.LATENCY_MS))
+    return JcwSearcher(problem, population=population, seed=seed)
 
 
-def _make_nsga2(space: SearchSpace, population: int, seed: int, metrics: Sequence[Metric]) -> Searcher:
+def _make_jcw_reference(problem: SearchProblem, population: int, seed: int) -> Searcher:
+    from search.algorithms.jcw_reference import JcwReferenceSearcher
+
+    return JcwReferenceSearcher(problem, population=population, seed=seed)
+
+
+def _make_nsga2(problem: SearchProblem, population: int, seed: int) -> Searcher:
     # Imported here: pymoo takes a second to load, which the other methods need not pay.
     from search.algorithms.nsga2 import Nsga2Searcher
 
-    return Nsga2Searcher(space, population=population, seed=seed)
+    return Nsga2Searcher(problem, population=population, seed=seed)
 
 
-def _make_random(space: SearchSpace, population: int, seed: int, metrics: Sequence[Metric]) -> Searcher:
+def _make_random(problem: SearchProblem, population: int, seed: int) -> Searcher:
     from search.algorithms.random_search import RandomSearcher
 
-    return RandomSearcher(space, population=population, seed=seed)
+    return RandomSearcher(problem, population=population, seed=seed)
 
 
-SEARCHERS: dict[Method, Callable[[SearchSpace, int, int, Sequence[Metric]], Searcher]] = {
+SEARCHERS: dict[Method, Callable[[SearchProblem, int, int], Searcher]] = {
     Method.JCW: _make_jcw,
     Method.NSGA2: _make_nsga2,
     Method.RANDOM: _make_random,
 }
+
+#: Methods of which the released code's own operators can be had.
+REFERENCES: dict[Method, Callable[[SearchProblem, int, int], Searcher]] = {Method.JCW: _make_jcw_reference}

@@ -30,6 +30,18 @@ def genome_code(genome: Genome, num_choices: tuple[int, ...]) -> str:
     return f"{number:x}"
 
 
+def genome_of_code(code: str, num_choices: tuple[int, ...]) -> Genome:
+    """The inverse of `genome_code`. Raises `ValueError` where `code` is no number of this space."""
+    number = int(code, 16)
+    genes = []
+    for count in reversed(num_choices):
+        number, gene = divmod(number, count)
+        genes.append(gene)
+    if number:
+        raise ValueError(f"{code!r} is beyond the last genome of the space")
+    return tuple(reversed(genes))
+
+
 def draw_uniform(rng: np.random.Generator, space: SearchSpace) -> Genome:
     """Every gene uniformly. Sums over many genes concentrate, so that such genomes are all of middling size."""
     return tuple(int(g) for g in rng.integers(0, space.num_choices))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +16,10 @@ from search.data.dataset import ImageData
 from search.domain.candidate import EvaluatedCandidate, Evaluation, candidate_id
 from search.domain.objective import Metric
 from search.domain.space import Genome, SearchSpace
+from search.known_figures import NetworkFigures
 from search.loop import SearchState, front_of, run_search, state_from_json, state_to_json, total_violation
-from search.lowering import lower
 from search.pareto import hypervolume
+from search.problem import SearchProblem
 from search.selection import select
 from server.searches.repository import (
     SEARCHED_FRONT,
@@ -54,17 +55,20 @@ def search(run: SearchRun, prepared: Prepared, profile: Profile) -> None:
     run.enter(STAGE)
     config = run.config
     found = run.load(STAGE)
-    state = run_search(
-        searcher=make_searcher(
-            config.method.name,
-            prepared.space,
-            population=config.method.population,
-            seed=config.method.seed,
-            objectives=config.objectives,
-        ),
+    figures = NetworkFigures(prepared.spec, prepared.space, profile.model)
+    problem = SearchProblem(
         space=prepared.space,
         objectives=config.objectives,
-        evaluate=_Evaluator(run, prepared, profile),
+        constraints=config.constraints,
+        known=figures,
+        known_metrics=NetworkFigures.METRICS,
+    )
+    state = run_search(
+        searcher=make_searcher(
+            config.method.name, problem, population=config.method.population, seed=config.method.seed
+        ),
+        problem=problem,
+        evaluate=_Evaluator(run, prepared, figures),
         generations=config.method.generations,
         state=None if found is None else state_from_json(found[1]),
         on_generation=_Recorder(run, prepared, profile, known=0 if found is None else found[0]),
@@ -107,11 +111,11 @@ def searched_front(space: SearchSpace, front: Sequence[EvaluatedCandidate]) -> s
 class _Evaluator:
     """Figures of new genomes: accuracy by one-shot estimate, latency from the table, counts from the plan."""
 
-    def __init__(self, run: SearchRun, prepared: Prepared, profile: Profile) -> None:
+    def __init__(self, run: SearchRun, prepared: Prepared, figures: NetworkFigures) -> None:
         accuracy = run.config.accuracy
         self._run = run
         self._prepared = prepared
-        self._profile = profile
+        self._figures = figures
         self._estimator = OneShotEstimator(
             prepared.model,
             prepared.spec,
@@ -122,23 +126,16 @@ class _Evaluator:
         )
 
     def __call__(self, genomes: Sequence[Genome]) -> list[Evaluation]:
+        known = self._figures(genomes)
         evaluations = []
-        for genome in genomes:
+        for row, genome in enumerate(genomes):
             self._run.check()
-            evaluations.append(self._evaluate(genome))
+            evaluations.append(self._evaluate(genome, {metric: float(values[row]) for metric, values in known.items()}))
         return evaluations
 
-    def _evaluate(self, genome: Genome) -> Evaluation:
-        decisions = self._prepared.space.decode(genome)
-        plan = lower(self._prepared.spec, decisions)
-        estimate = self._estimator.estimate(decisions)
-        metrics = {
-            Metric.ERROR: 1.0 - estimate.accuracy,
-            Metric.LOSS: estimate.loss,
-            Metric.LATENCY_MS: self._profile.predict_ms(plan),
-            Metric.MACS: float(plan.macs),
-            Metric.PARAMETERS: float(plan.parameters),
-        }
+    def _evaluate(self, genome: Genome, known: Mapping[Metric, float]) -> Evaluation:
+        estimate = self._estimator.estimate(self._prepared.space.decode(genome))
+        metrics = {Metric.ERROR: 1.0 - estimate.accuracy, Metric.LOSS: estimate.loss, **known}
         return Evaluation(metrics=metrics, violation=total_violation(metrics, self._run.config.constraints))
 
 

@@ -16,18 +16,17 @@ from search.domain.objective import Constraint, Metric
 from search.domain.space import Genome, space_id
 from search.errors import SearchError
 from search.loop import SearchState, front_of, run_search, state_from_json, state_to_json, total_violation
-from tests.unit.search.algorithms.searcher_suite import SMALL_SPACE, SPACE, TWO, evaluate
+from tests.unit.search.algorithms.searcher_suite import PROBLEM, SMALL_PROBLEM, SPACE, TWO, evaluate
 
 
 def searcher(method: str = "jcw", seed: int = 0) -> Searcher:
-    return make_searcher(method, SPACE, population=10, seed=seed, objectives=TWO)
+    return make_searcher(method, PROBLEM, population=10, seed=seed)
 
 
 def run(method: str = "jcw", generations: int = 6, **changes: object) -> SearchState:
     arguments = {
         "searcher": searcher(method),
-        "space": SPACE,
-        "objectives": TWO,
+        "problem": PROBLEM,
         "evaluate": evaluate,
         "generations": generations,
     }
@@ -96,12 +95,12 @@ def test_more_generations_continue_a_finished_search() -> None:
 
 
 def test_used_up_space_ends_the_search() -> None:
-    small = make_searcher("random", SMALL_SPACE, population=10, seed=0, objectives=TWO)
+    small = make_searcher("random", SMALL_PROBLEM, population=10, seed=0)
 
     def figures(genomes: Sequence[Genome]) -> list[Evaluation]:
         return [Evaluation(metrics={Metric.LOSS: -float(sum(g)), Metric.LATENCY_MS: float(sum(g))}) for g in genomes]
 
-    state = run_search(searcher=small, space=SMALL_SPACE, objectives=TWO, evaluate=figures, generations=99)
+    state = run_search(searcher=small, problem=SMALL_PROBLEM, evaluate=figures, generations=99)
     assert len(state.archive) == 27
     assert state.generation == 3
     # equal objectives are one point of the front
@@ -117,9 +116,9 @@ def test_wrong_evaluations_are_refused() -> None:
 
 def test_state_of_another_search_is_refused() -> None:
     state = run(generations=1)
-    small = make_searcher("jcw", SMALL_SPACE, population=10, seed=0, objectives=TWO)
+    small = make_searcher("jcw", SMALL_PROBLEM, population=10, seed=0)
     with pytest.raises(ContractError, match="the stored search is over space"):
-        run(state=state, searcher=small, space=SMALL_SPACE)
+        run(state=state, searcher=small, problem=SMALL_PROBLEM)
     with pytest.raises(ContractError, match="seed"):
         run(state=state, searcher=searcher(seed=1))
 

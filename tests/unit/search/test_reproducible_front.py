@@ -14,11 +14,13 @@ from search.domain.candidate import Evaluation
 from search.domain.config import ChannelsConfig, SpaceConfig, WeightsConfig
 from search.domain.objective import Metric, Objective
 from search.domain.space import Genome
+from search.known_figures import NetworkFigures
 from search.latency.knots import knots_for
 from search.latency.network import fit_network_model
 from search.latency.table import KernelLatency, LatencyTable, NetworkLatency, dump_table, load_table
 from search.loop import front_of, run_search, state_to_json
 from search.lowering import lower
+from search.problem import SearchProblem
 from search.space_builder import build_space
 from tests.unit.search.sample_networks import resnet_spec
 
@@ -55,6 +57,8 @@ def measured_table() -> LatencyTable:
 
 def search_text(method: str, table: LatencyTable) -> str:
     model = fit_network_model(table)
+    figures = NetworkFigures(SPEC, SPACE, model)
+    problem = SearchProblem(space=SPACE, objectives=OBJECTIVES, known=figures, known_metrics=NetworkFigures.METRICS)
 
     def evaluate(genomes: Sequence[Genome]) -> list[Evaluation]:
         found = []
@@ -65,9 +69,8 @@ def search_text(method: str, table: LatencyTable) -> str:
         return found
 
     state = run_search(
-        searcher=make_searcher(method, SPACE, population=12, seed=1, objectives=OBJECTIVES),
-        space=SPACE,
-        objectives=OBJECTIVES,
+        searcher=make_searcher(method, problem, population=12, seed=1),
+        problem=problem,
         evaluate=evaluate,
         generations=6,
     )

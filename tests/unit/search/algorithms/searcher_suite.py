@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from numpy.typing import ArrayLike
 
 from device_agent.contracts import ContractError, PruningScheme
 from search.algorithms.base import Searcher
@@ -16,6 +17,7 @@ from search.domain.objective import Constraint, Metric, Objective
 from search.domain.space import Genome, SchemeChoice, SearchSpace, Variable, VariableKind
 from search.loop import Evaluate, front_of, objective_matrix, run_search, total_violation
 from search.pareto import hypervolume
+from search.problem import SearchProblem
 
 TWO = (Objective(metric=Metric.LOSS), Objective(metric=Metric.LATENCY_MS))
 THREE = (*TWO, Objective(metric=Metric.PARAMETERS))
@@ -49,6 +51,17 @@ def evaluate(genomes: Sequence[Genome]) -> list[Evaluation]:
     return [landscape(g) for g in genomes]
 
 
+def known_figures(genomes: ArrayLike, space: SearchSpace = SPACE) -> dict[Metric, np.ndarray]:
+    """What a genome alone decides."""
+    found = [landscape(tuple(g), space).metrics for g in np.asarray(genomes)]
+    return {metric: np.array([f[metric] for f in found]) for metric in (Metric.LATENCY_MS, Metric.PARAMETERS)}
+
+
+#: Methods know latency in advance where `known` is given.
+PROBLEM = SearchProblem(space=SPACE, objectives=TWO)
+SMALL_PROBLEM = SearchProblem(space=SMALL_SPACE, objectives=TWO)
+
+
 def constrained(bound_ms: float) -> Evaluate:
     bounds = (Constraint(metric=Metric.LATENCY_MS, max=bound_ms),)
 
@@ -65,7 +78,7 @@ def tell_landscape(searcher: Searcher, genomes: Sequence[Genome], objectives=TWO
 
 
 def final_volume(searcher: Searcher, generations: int) -> float:
-    state = run_search(searcher=searcher, space=SPACE, objectives=TWO, evaluate=evaluate, generations=generations)
+    state = run_search(searcher=searcher, problem=PROBLEM, evaluate=evaluate, generations=generations)
     points = objective_matrix([i.evaluation for i in front_of(state.archive, TWO)], TWO)
     ends = objective_matrix([landscape(SPACE.smallest), landscape(SPACE.unpruned)], TWO)
     return hypervolume(points, ends.max(axis=0))
@@ -192,7 +205,7 @@ class EvolutionarySuite(SearcherSuite):
 
         for seed in range(5):
             own = final_volume(self.make(population=16, seed=seed), 15)
-            assert own > 1.05 * final_volume(RandomSearcher(SPACE, population=16, seed=seed), 15)
+            assert own > 1.05 * final_volume(RandomSearcher(PROBLEM, population=16, seed=seed), 15)
 
     def test_improves_on_its_first_generation(self) -> None:
         assert final_volume(self.make(population=16), 15) > 1.05 * final_volume(self.make(population=16), 1)
@@ -201,8 +214,7 @@ class EvolutionarySuite(SearcherSuite):
         bound_ms = 0.35 * landscape(SPACE.unpruned).metrics[Metric.LATENCY_MS]
         state = run_search(
             searcher=self.make(population=16),
-            space=SPACE,
-            objectives=TWO,
+            problem=PROBLEM,
             evaluate=constrained(bound_ms),
             generations=12,
         )
@@ -212,9 +224,7 @@ class EvolutionarySuite(SearcherSuite):
         assert len(front_of(state.archive, TWO)) >= 8
 
     def test_works_towards_an_unreachable_bound(self) -> None:
-        state = run_search(
-            searcher=self.make(population=12), space=SPACE, objectives=TWO, evaluate=constrained(0.5), generations=8
-        )
+        state = run_search(searcher=self.make(population=12), problem=PROBLEM, evaluate=constrained(0.5), generations=8)
         assert front_of(state.archive, TWO) == ()
         violations = [i.evaluation.violation for i in state.archive]
         assert np.mean(violations[-12:]) < np.mean(violations[:12])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -12,7 +14,16 @@ from search.algorithms.registry import SEARCHERS, make_searcher
 from search.domain.config import Method
 from search.domain.objective import Metric, Objective
 from search.domain.space import SearchSpace
-from tests.unit.search.algorithms.searcher_suite import SPACE, TWO, EvolutionarySuite, SearcherSuite
+from search.problem import SearchProblem
+from tests.unit.search.algorithms.searcher_suite import (
+    PROBLEM,
+    SPACE,
+    TWO,
+    EvolutionarySuite,
+    SearcherSuite,
+    final_volume,
+    known_figures,
+)
 
 
 class _ByName:
@@ -21,7 +32,11 @@ class _ByName:
     def make(
         self, space: SearchSpace = SPACE, *, population: int = 12, seed: int = 0, objectives: Sequence[Objective] = TWO
     ) -> Searcher:
-        return make_searcher(self.METHOD, space, population=population, seed=seed, objectives=objectives)
+        problem = SearchProblem(space=space, objectives=tuple(objectives), **self.known(space))
+        return make_searcher(self.METHOD, problem, population=population, seed=seed)
+
+    def known(self, space: SearchSpace) -> dict[str, Any]:
+        return {}
 
 
 class TestRandom(_ByName, SearcherSuite):
@@ -36,16 +51,27 @@ class TestJcw(_ByName, EvolutionarySuite):
     METHOD = Method.JCW
 
 
+class TestAssistedJcw(TestJcw):
+    def known(self, space: SearchSpace) -> dict[str, Any]:
+        figures = functools.partial(known_figures, space=space)
+        return {"known": figures, "known_metrics": frozenset({Metric.LATENCY_MS, Metric.PARAMETERS})}
+
+    def test_beats_the_operators_alone_over_five_seeds(self) -> None:
+        for seed in range(5):
+            alone = make_searcher("jcw", PROBLEM, population=16, seed=seed)
+            assert final_volume(self.make(population=16, seed=seed), 15) > 1.01 * final_volume(alone, 15)
+
+
 def test_every_method_is_there() -> None:
     assert set(SEARCHERS) == set(Method)
 
 
 def test_unknown_method() -> None:
     with pytest.raises(ContractError, match="unknown search method 'tabu'; known are jcw"):
-        make_searcher("tabu", SPACE, population=8, seed=0, objectives=TWO)
+        make_searcher("tabu", PROBLEM, population=8, seed=0)
 
 
 def test_jcw_needs_latency() -> None:
     objectives = (Objective(metric=Metric.LOSS), Objective(metric=Metric.MACS))
     with pytest.raises(ContractError, match="'jcw' spreads its candidates over latency"):
-        make_searcher("jcw", SPACE, population=8, seed=0, objectives=objectives)
+        make_searcher("jcw", SearchProblem(space=SPACE, objectives=objectives), population=8, seed=0)

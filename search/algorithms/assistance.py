@@ -1,0 +1,129 @@
+"""Children that look good before they are evaluated: the operators run on guessed losses and known latencies.
+
+Evaluating a candidate's accuracy takes seconds, its latency microseconds. So between two generations a small inner
+evolution runs on a guess of every objective that costs something (`surrogate.AdditiveSurrogate`) and on the true value
+of every one that does not. What comes out on its front is evaluated for good. This is surrogate-assisted evolution with
+generation-based control (Y. Jin: Surrogate-assisted evolutionary computation, Swarm and Evolutionary Computation 1(2),
+2011); a part of each generation still comes from the operators alone, so that a wrong guess cannot lead astray.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from search.algorithms.base import SearcherState
+from search.algorithms.sampling import genome_code, genome_of_code
+from search.algorithms.surrogate import AdditiveSurrogate
+from search.domain.space import Genome
+from search.pareto import FloatArray, IntArray, non_domination_rank
+from search.problem import SearchProblem
+
+#: Generations of the inner evolution, and its children in each, relative to the number that is wanted.
+_INNER_ROUNDS = 8
+_INNER_CHILDREN = 2
+#: Survivors of an inner generation, relative to the same number.
+_INNER_POOL = 4
+#: With fewer evaluated candidates, guesses are worth nothing.
+_MIN_TOLD = 8
+
+#: Children (k, v) of parents (n, v).
+Breed = Callable[[IntArray], IntArray]
+
+
+class Assistance:
+    """Remembers every evaluated candidate and proposes new ones. The same calls give the same proposals."""
+
+    def __init__(self, problem: SearchProblem) -> None:
+        self._problem = problem
+        self._num_choices = problem.space.num_choices
+        self._told: dict[str, tuple[float, ...]] = {}
+
+    def learn(self, genomes: Sequence[Genome], objectives: FloatArray) -> None:
+        """Note the objectives (n, m) of `genomes`; rows with a NaN teach nothing."""
+        for genome, values in zip(genomes, objectives, strict=True):
+            if np.isfinite(values).all():
+                self._told[genome_code(genome, self._num_choices)] = tuple(float(v) for v in values)
+
+    @property
+    def can_propose(self) -> bool:
+        return len(self._told) >= _MIN_TOLD
+
+    def propose(self, rng: np.random.Generator, parents: IntArray, breed: Breed, count: int) -> IntArray:
+        """At most `count` genomes (k, v) that were not told yet, from the front of the guesses."""
+        guess = self._guesses()
+        pool, figures, excess = self._judged(np.unique(parents, axis=0), guess)
+        for _ in range(_INNER_ROUNDS):
+            places = rng.integers(0, len(pool), size=max(2, _INNER_CHILDREN * count))
+            children, child_figures, child_excess = self._judged(breed(pool[places]), guess)
+            pool, first = np.unique(np.concatenate((pool, children)), axis=0, return_index=True)
+            figures = np.concatenate((figures, child_figures))[first]
+            excess = np.concatenate((excess, child_excess))[first]
+            kept = _best(rng, figures, excess, _INNER_POOL * count)
+            pool, figures, excess = pool[kept], figures[kept], excess[kept]
+        new = np.array(
+            [genome_code(tuple(int(g) for g in row), self._num_choices) not in self._told for row in pool], dtype=bool
+        )
+        pool, figures, excess = pool[new], figures[new], excess[new]
+        proposed: IntArray = pool[_spread_over_fronts(figures, excess, count)]
+        return proposed
+
+    def to_json(self) -> SearcherState:
+        return {code: list(values) for code, values in self._told.items()}
+
+    def restore(self, data: SearcherState) -> None:
+        """Take over what `to_json` gave. Raises `ValueError` or `TypeError` where it is damaged."""
+        told = {str(code): tuple(float(v) for v in values) for code, values in data.items()}
+        width = len(self._problem.metrics)
+        for code, values in told.items():
+            genome_of_code(code, self._num_choices)
+            if len(values) != width:
+                raise ValueError(f"{len(values)} objectives are stored for {code!r}, but the problem has {width}")
+        self._told = told
+
+    def _guesses(self) -> dict[int, AdditiveSurrogate]:
+        """A fitted guess for each objective that is not known for free."""
+        genomes = np.array([genome_of_code(code, self._num_choices) for code in self._told], dtype=np.int64)
+        values = np.array(list(self._told.values()), dtype=np.float64)
+        guesses = {}
+        for column, metric in enumerate(self._problem.metrics):
+            if metric not in self._problem.known_metrics:
+                guesses[column] = AdditiveSurrogate(self._problem.space)
+                guesses[column].fit(genomes, values[:, column])
+        return guesses
+
+    def _judged(
+        self, genomes: IntArray, guesses: dict[int, AdditiveSurrogate]
+    ) -> tuple[IntArray, FloatArray, FloatArray]:
+        """The genomes with their objectives, known or guessed, and the violation of what is known to be bounded."""
+        known = {} if self._problem.known is None else self._problem.known(genomes)
+        columns = [
+            guesses[column].predict(genomes) if column in guesses else known[metric]
+            for column, metric in enumerate(self._problem.metrics)
+        ]
+        return genomes, np.column_stack(columns), self._problem.known_violations(genomes)
+
+
+def _best(rng: np.random.Generator, figures: FloatArray, excess: FloatArray, count: int) -> IntArray:
+    """Indices of the `count` rows of the best ranks; within the last one, any."""
+    if len(figures) <= count:
+        return np.arange(len(figures))
+    ranks = non_domination_rank(figures, excess)
+    return np.sort(np.lexsort((rng.random(len(ranks)), ranks))[:count])
+
+
+def _spread_over_fronts(figures: FloatArray, excess: FloatArray, count: int) -> IntArray:
+    """At most `count` rows, front after front; of a front that is too long, evenly along its first objective."""
+    chosen: list[int] = []
+    ranks = non_domination_rank(figures, excess)
+    for rank in range(int(ranks.max(initial=-1)) + 1):
+        front = np.flatnonzero(ranks == rank)
+        left = count - len(chosen)
+        if len(front) > left:
+            ordered = front[np.argsort(figures[front, 0], kind="stable")]
+            front = ordered[np.unique(np.linspace(0, len(front) - 1, left).round().astype(np.int64))]
+        chosen += [int(row) for row in front]
+        if len(chosen) >= count:
+            break
+    return np.array(chosen, dtype=np.int64)
