@@ -59,8 +59,15 @@ def _make_random(problem: SearchProblem, population: int, seed: int) -> Searcher
     return RandomSearcher(problem, population=population, seed=seed)
 
 
+def _make_aacp(problem: SearchProblem, population: int, seed: int) -> Searcher:
+    from search.algorithms.aacp import AacpSearcher
+
+    return AacpSearcher(problem, population=population, seed=seed)
+
+
 SEARCHERS: dict[Method, Callable[[SearchProblem, int, int], Searcher]] = {
     Method.JCW: _make_jcw,
+    Method.AACP: _make_aacp,
     Method.NSGA2: _make_nsga2,
     Method.RANDOM: _make_random,
 }

@@ -18,6 +18,7 @@ class Method(StrEnum):
     """How candidates are proposed."""
 
     JCW = "jcw"
+    AACP = "aacp"
     NSGA2 = "nsga2"
     RANDOM = "random"
 

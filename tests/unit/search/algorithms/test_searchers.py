@@ -12,7 +12,7 @@ from device_agent.contracts import ContractError
 from search.algorithms.base import Searcher
 from search.algorithms.registry import SEARCHERS, make_searcher
 from search.domain.config import Method
-from search.domain.objective import Metric, Objective
+from search.domain.objective import Constraint, Metric, Objective
 from search.domain.space import SearchSpace
 from search.problem import SearchProblem
 from tests.unit.search.algorithms.searcher_suite import (
@@ -30,9 +30,17 @@ class _ByName:
     METHOD: Method
 
     def make(
-        self, space: SearchSpace = SPACE, *, population: int = 12, seed: int = 0, objectives: Sequence[Objective] = TWO
+        self,
+        space: SearchSpace = SPACE,
+        *,
+        population: int = 12,
+        seed: int = 0,
+        objectives: Sequence[Objective] = TWO,
+        constraints: Sequence[Constraint] = (),
     ) -> Searcher:
-        problem = SearchProblem(space=space, objectives=tuple(objectives), **self.known(space))
+        problem = SearchProblem(
+            space=space, objectives=tuple(objectives), constraints=tuple(constraints), **self.known(space)
+        )
         return make_searcher(self.METHOD, problem, population=population, seed=seed)
 
     def known(self, space: SearchSpace) -> dict[str, Any]:
@@ -51,11 +59,21 @@ class TestJcw(_ByName, EvolutionarySuite):
     METHOD = Method.JCW
 
 
-class TestAssistedJcw(TestJcw):
+class _Known:
     def known(self, space: SearchSpace) -> dict[str, Any]:
         figures = functools.partial(known_figures, space=space)
         return {"known": figures, "known_metrics": frozenset({Metric.LATENCY_MS, Metric.PARAMETERS})}
 
+
+class TestAacp(_Known, _ByName, EvolutionarySuite):
+    """It looks for one network within each of a few budgets, which random search's front is a hard rival to."""
+
+    METHOD = Method.AACP
+    GAIN_OVER_RANDOM = 1.0
+    MIN_BOUNDED_FRONT = 2
+
+
+class TestAssistedJcw(_Known, TestJcw):
     def test_beats_the_operators_alone_over_five_seeds(self) -> None:
         for seed in range(5):
             alone = make_searcher("jcw", PROBLEM, population=16, seed=seed)

@@ -1,0 +1,275 @@
+"""AACP's improved differential evolution: the best accuracy under hard bounds on several resources at once.
+
+L. Lin, S. Chen, Y. Yang, Z. Guo: AACP: Model Compression by Accurate and Automatic Channel Pruning, arXiv 2102.00390;
+the released code is the specification. Trial vectors are best + F * (g2 - g3) (DE/best/1), crossed with their parent at
+rate CR; a better one replaces it; who was not improved for `MAX_STAY` generations is replaced by a fresh one. Every
+vector is repaired to meet all bounds.
+
+Deviations from the released code, and why:
+- The best of the first generation is the best, not its first member.
+- A generation is evaluated at once, so its members do not see each other's successes; a replacement for one that is too
+  old is the trial of that generation instead of an additional evaluation.
+- After cutting, what fits is given back (`repair`): the released code only ever takes away.
+- Vectors that are known are not evaluated again; the trial moves on by one step.
+- Bounds may be on any figure that a genome decides, measured latency among them. The released code bounds MACs and the
+  total number of channels.
+- Without bounds, the population is split into islands with latency bounds evenly over the range, so that a front comes
+  out. The released code finds one network for one budget.
+- A success on one island is offered to the others.
+- Schemes, which have no order, are taken from the best or from another member.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from device_agent.contracts import ContractError
+from search.algorithms.base import SearcherState
+from search.algorithms.history import History, check_told
+from search.algorithms.repair import Repair
+from search.algorithms.sampling import draw_new, draw_uniform, genome_code
+from search.domain.objective import Constraint, Metric
+from search.domain.space import Genome, VariableKind
+from search.pareto import FloatArray, IntArray
+from search.problem import SearchProblem
+
+#: Scale of the difference (the released code's F) and rate of the crossover (CR).
+_SCALE = 0.5
+_CROSSOVER_RATE = 0.8
+#: Generations without success after which a member is replaced.
+MAX_STAY = 4
+#: Members of an island, where there are no bounds. The released code has 10 for its one budget.
+_ISLAND_SIZE = 4
+#: Attempts to change a known trial into a new one, a step of one gene each.
+_ATTEMPTS = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Member:
+    """An individual: its genome, its violation of what was only known afterwards, what is minimised, and for how many
+    generations it was not improved. An undefined value is infinite.
+    """
+
+    genome: Genome
+    violation: float
+    value: float
+    stay: int = 0
+
+    def is_better_than(self, other: _Member) -> bool:
+        return (self.violation, self.value) < (other.violation, other.value)
+
+
+@dataclass(slots=True, kw_only=True)
+class _Island:
+    """A population under one set of bounds, of up to `size` members."""
+
+    size: int
+    repair: Repair
+    members: list[_Member] = field(default_factory=list)
+
+    @property
+    def best(self) -> _Member:
+        return min(self.members, key=lambda m: (m.violation, m.value))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Trial:
+    """A genome to evaluate, for a place on an island. `replaces` says that the member there is too old to stay."""
+
+    genome: Genome
+    island: int
+    place: int
+    replaces: bool
+
+
+class AacpSearcher:
+    """See `Searcher` for the contract. The first objective that is not known in advance is minimised."""
+
+    METHOD = "aacp"
+
+    def __init__(self, problem: SearchProblem, *, population: int, seed: int) -> None:
+        """Raises `ContractError` where latency is not known in advance, `InfeasibleBudget` where no genome fits."""
+        self._space = problem.space
+        self._num_choices = np.array(problem.space.num_choices, dtype=np.int64)
+        self._ordered = np.array([v.kind is not VariableKind.SCHEME for v in problem.space.variables])
+        self._history = History(method=self.METHOD, space=problem.space, population=population, seed=seed)
+        self._seed = seed
+        self._num_objectives = len(problem.metrics)
+        unknown = [i for i, metric in enumerate(problem.metrics) if metric not in problem.known_metrics]
+        self._column = unknown[0] if unknown else 0
+        self._islands = [
+            _Island(size=size, repair=Repair(bounded)) for size, bounded in _bounded_problems(problem, population)
+        ]
+
+    def ask(self) -> tuple[Genome, ...]:
+        return tuple(trial.genome for trial in self._trials())
+
+    def tell(self, genomes: Sequence[Genome], objectives: FloatArray, violations: FloatArray) -> None:
+        values, excess = check_told(self._space, genomes, objectives, violations)
+        if values.shape[1] != self._num_objectives:
+            raise ValueError(f"{values.shape[1]} objectives were told, but {self._num_objectives} before")
+        trials = {trial.genome: trial for trial in self._trials()}
+        for genome, row, violation in zip(genomes, values, excess, strict=True):
+            is_defined = bool(np.isfinite(row).all())
+            told = _Member(
+                genome=tuple(int(g) for g in genome),
+                violation=float(violation) if is_defined else np.inf,
+                value=float(row[self._column]) if is_defined else np.inf,
+            )
+            trial = trials.get(told.genome)
+            if trial is not None:
+                _select(self._islands[trial.island], trial, told)
+            for number, island in enumerate(self._islands):
+                if trial is None or trial.island != number:
+                    _welcome(island, told)
+        self._history.advance(genomes)
+
+    def state(self) -> SearcherState:
+        return {
+            **self._history.to_json(),
+            "islands": [
+                [
+                    {
+                        "genome": list(m.genome),
+                        "violation": _finite(m.violation),
+                        "value": _finite(m.value),
+                        "stay": m.stay,
+                    }
+                    for m in island.members
+                ]
+                for island in self._islands
+            ],
+        }
+
+    def restore(self, state: SearcherState) -> None:
+        restored = _members_of(state.get("islands", [[]] * len(self._islands)), len(self._islands))
+        self._history.restore(state)
+        for island, members in zip(self._islands, restored, strict=True):
+            island.members = members
+
+    def _trials(self) -> list[_Trial]:
+        """The next generation: distinct new genomes, each for a place. The same until the next `tell`."""
+        rng = np.random.default_rng([self._seed, self._history.generation])
+        found: dict[str, _Trial] = {}
+        for number, island in enumerate(self._islands):
+            vectors, replaces = self._vectors(rng, island)
+            for place, vector in enumerate(island.repair(rng, vectors)):
+                genome = self._made_new(rng, island, vector, found)
+                if genome is not None:
+                    trial = _Trial(genome=genome, island=number, place=place, replaces=bool(replaces[place]))
+                    found[genome_code(genome, self._space.num_choices)] = trial
+        return list(found.values())
+
+    def _vectors(self, rng: np.random.Generator, island: _Island) -> tuple[IntArray, list[bool]]:
+        """A vector for each place of the island, not repaired yet, and whether it is a fresh one."""
+        fresh = rng.integers(0, self._num_choices, size=(island.size, len(self._num_choices)))
+        if not island.members:
+            return fresh, [True] * island.size
+        members = np.array([m.genome for m in island.members], dtype=np.int64)
+        best = np.array(island.best.genome, dtype=np.int64)
+        replaces = [place >= len(members) or island.members[place].stay >= MAX_STAY for place in range(island.size)]
+        for place in (p for p, is_fresh in enumerate(replaces) if not is_fresh):
+            fresh[place] = self._crossed(rng, members, best, place)
+        return fresh, replaces
+
+    def _crossed(self, rng: np.random.Generator, members: IntArray, best: IntArray, place: int) -> IntArray:
+        """DE/best/1 with binomial crossover: at least one gene is the mutant's."""
+        second, third = members[rng.integers(0, len(members), size=2)]
+        moved = np.trunc(best + _SCALE * (second - third)).astype(np.int64)
+        either = np.where(rng.random(len(best)) < 0.5, best, second)
+        mutant = np.clip(np.where(self._ordered, moved, either), 0, self._num_choices - 1)
+        taken = rng.random(len(best)) <= _CROSSOVER_RATE
+        taken[rng.integers(0, len(best))] = True
+        crossed: IntArray = np.where(taken, mutant, members[place])
+        return crossed
+
+    def _made_new(
+        self, rng: np.random.Generator, island: _Island, vector: IntArray, found: dict[str, _Trial]
+    ) -> Genome | None:
+        """The vector, or a neighbour of it that was never asked for; any new one in its place; None without any."""
+        num_choices = self._space.num_choices
+        for _ in range(_ATTEMPTS):
+            genome = tuple(int(g) for g in vector)
+            if (code := genome_code(genome, num_choices)) not in self._history.seen and code not in found:
+                return genome
+            moved = vector.copy()
+            gene = int(rng.integers(0, len(moved)))
+            moved[gene] = rng.integers(0, num_choices[gene])
+            vector = island.repair(rng, moved[None])[0]
+        known = self._history.seen | dict.fromkeys(found)
+        drawn = draw_new(rng, self._space, 1, known, lambda: draw_uniform(rng, self._space))
+        return next((g for g in drawn if island.repair.is_feasible(np.array([g]))[0]), None)
+
+
+def _welcome(island: _Island, member: _Member) -> None:
+    """A genome that was not asked for here joins, in place of the worst, if it meets the bounds and beats the best."""
+    if not island.repair.is_feasible(np.array([member.genome]))[0]:
+        return
+    if len(island.members) < island.size:
+        island.members.append(member)
+    elif member.is_better_than(island.best):
+        worst = max(range(island.size), key=lambda i: (island.members[i].violation, island.members[i].value))
+        island.members[worst] = member
+
+
+def _select(island: _Island, trial: _Trial, told: _Member) -> None:
+    """Strictly better trials, and those for a place that is free, take the place; otherwise the member grows older."""
+    if trial.place >= len(island.members):
+        island.members.append(told)
+        return
+    member = island.members[trial.place]
+    if trial.replaces or told.is_better_than(member):
+        island.members[trial.place] = told
+    else:
+        island.members[trial.place] = replace(member, stay=member.stay + 1)
+
+
+def _bounded_problems(problem: SearchProblem, population: int) -> list[tuple[int, SearchProblem]]:
+    """The sizes of the islands and their problems. One island with the given bounds, or several over the latencies."""
+    if any(c.metric in problem.known_metrics for c in problem.constraints):
+        return [(population, problem)]
+    known = problem.require_known([Metric.LATENCY_MS], AacpSearcher.METHOD)
+    ends = known(np.array([problem.space.smallest, problem.space.unpruned]))[Metric.LATENCY_MS]
+    count = max(1, population // _ISLAND_SIZE)
+    # The last one has no bound.
+    bounds: list[tuple[Constraint, ...]] = [
+        (Constraint(metric=Metric.LATENCY_MS, max=float(bound)),)
+        for bound in np.linspace(ends.min(), ends.max(), count + 1)[1:-1]
+    ]
+    sizes = np.diff(np.linspace(0, population, count + 1).round().astype(int))
+    return [
+        (int(size), replace(problem, constraints=(*problem.constraints, *bound)))
+        for size, bound in zip(sizes, [*bounds, ()], strict=True)
+    ]
+
+
+def _members_of(islands: Any, count: int) -> list[list[_Member]]:
+    try:
+        if len(islands) != count:
+            raise ValueError(f"{len(islands)} islands instead of {count}")
+        return [
+            [
+                _Member(
+                    genome=tuple(int(g) for g in m["genome"]),
+                    violation=_number(m["violation"]),
+                    value=_number(m["value"]),
+                    stay=int(m["stay"]),
+                )
+                for m in members
+            ]
+            for members in islands
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ContractError(f"the stored state of the searcher is damaged: {error!r}") from None
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
+def _number(value: float | None) -> float:
+    return np.inf if value is None else float(value)
