@@ -1,0 +1,1 @@
+"""Search methods against each other: operators alone on a published latency table."""
