@@ -32,7 +32,7 @@ from search.algorithms.base import SearcherState
 from search.algorithms.history import History, check_told
 from search.algorithms.repair import Repair
 from search.algorithms.sampling import draw_new, draw_uniform, genome_code
-from search.domain.objective import Constraint, Metric
+from search.domain.objective import Metric
 from search.domain.space import Genome, VariableKind
 from search.pareto import FloatArray, IntArray
 from search.problem import SearchProblem
@@ -65,10 +65,10 @@ class _Member:
 
 @dataclass(slots=True, kw_only=True)
 class _Island:
-    """A population under one set of bounds, of up to `size` members."""
+    """A population of up to `size` members, at a latency of at most `max_latency_ms`."""
 
     size: int
-    repair: Repair
+    max_latency_ms: float
     members: list[_Member] = field(default_factory=list)
 
     @property
@@ -101,9 +101,9 @@ class AacpSearcher:
         self._num_objectives = len(problem.metrics)
         unknown = [i for i, metric in enumerate(problem.metrics) if metric not in problem.known_metrics]
         self._column = unknown[0] if unknown else 0
-        self._islands = [
-            _Island(size=size, repair=Repair(bounded)) for size, bounded in _bounded_problems(problem, population)
-        ]
+        self._islands = _islands(problem, population)
+        bounds = np.array([island.max_latency_ms for island in self._islands])
+        self._repair = Repair(problem, Metric.LATENCY_MS, bounds)
 
     def ask(self) -> tuple[Genome, ...]:
         return tuple(trial.genome for trial in self._trials())
@@ -113,7 +113,9 @@ class AacpSearcher:
         if values.shape[1] != self._num_objectives:
             raise ValueError(f"{values.shape[1]} objectives were told, but {self._num_objectives} before")
         trials = {trial.genome: trial for trial in self._trials()}
-        for genome, row, violation in zip(genomes, values, excess, strict=True):
+        rows = np.array(genomes, dtype=np.int64).reshape(len(genomes), len(self._num_choices))
+        fits = [self._repair.is_feasible(rows, np.full(len(rows), i.max_latency_ms)) for i in self._islands]
+        for index, (genome, row, violation) in enumerate(zip(genomes, values, excess, strict=True)):
             is_defined = bool(np.isfinite(row).all())
             told = _Member(
                 genome=tuple(int(g) for g in genome),
@@ -124,7 +126,7 @@ class AacpSearcher:
             if trial is not None:
                 _select(self._islands[trial.island], trial, told)
             for number, island in enumerate(self._islands):
-                if trial is None or trial.island != number:
+                if (trial is None or trial.island != number) and fits[number][index]:
                     _welcome(island, told)
         self._history.advance(genomes)
 
@@ -154,14 +156,17 @@ class AacpSearcher:
     def _trials(self) -> list[_Trial]:
         """The next generation: distinct new genomes, each for a place. The same until the next `tell`."""
         rng = np.random.default_rng([self._seed, self._history.generation])
+        drawn = [self._vectors(rng, island) for island in self._islands]
+        places = [(i, place) for i, island in enumerate(self._islands) for place in range(island.size)]
+        bounds = np.array([self._islands[i].max_latency_ms for i, _ in places])
+        vectors = self._repair(rng, np.concatenate([vectors for vectors, _ in drawn]), bounds)
         found: dict[str, _Trial] = {}
-        for number, island in enumerate(self._islands):
-            vectors, replaces = self._vectors(rng, island)
-            for place, vector in enumerate(island.repair(rng, vectors)):
-                genome = self._made_new(rng, island, vector, found)
-                if genome is not None:
-                    trial = _Trial(genome=genome, island=number, place=place, replaces=bool(replaces[place]))
-                    found[genome_code(genome, self._space.num_choices)] = trial
+        for (number, place), vector in zip(places, vectors, strict=True):
+            genome = self._made_new(rng, self._islands[number], vector, found)
+            if genome is not None:
+                is_fresh = drawn[number][1][place]
+                trial = _Trial(genome=genome, island=number, place=place, replaces=is_fresh)
+                found[genome_code(genome, self._space.num_choices)] = trial
         return list(found.values())
 
     def _vectors(self, rng: np.random.Generator, island: _Island) -> tuple[IntArray, list[bool]]:
@@ -199,16 +204,15 @@ class AacpSearcher:
             moved = vector.copy()
             gene = int(rng.integers(0, len(moved)))
             moved[gene] = rng.integers(0, num_choices[gene])
-            vector = island.repair(rng, moved[None])[0]
+            vector = self._repair(rng, moved[None], np.array([island.max_latency_ms]))[0]
         known = self._history.seen | dict.fromkeys(found)
         drawn = draw_new(rng, self._space, 1, known, lambda: draw_uniform(rng, self._space))
-        return next((g for g in drawn if island.repair.is_feasible(np.array([g]))[0]), None)
+        limit = np.array([island.max_latency_ms])
+        return next((genome for genome in drawn if self._repair.is_feasible(np.array([genome]), limit)[0]), None)
 
 
 def _welcome(island: _Island, member: _Member) -> None:
-    """A genome that was not asked for here joins, in place of the worst, if it meets the bounds and beats the best."""
-    if not island.repair.is_feasible(np.array([member.genome]))[0]:
-        return
+    """A genome that was not asked for here joins, in place of the worst, if it beats the best."""
     if len(island.members) < island.size:
         island.members.append(member)
     elif member.is_better_than(island.best):
@@ -228,23 +232,17 @@ def _select(island: _Island, trial: _Trial, told: _Member) -> None:
         island.members[trial.place] = replace(member, stay=member.stay + 1)
 
 
-def _bounded_problems(problem: SearchProblem, population: int) -> list[tuple[int, SearchProblem]]:
-    """The sizes of the islands and their problems. One island with the given bounds, or several over the latencies."""
+def _islands(problem: SearchProblem, population: int) -> list[_Island]:
+    """One island under the given constraints, or, without any, several with bounds evenly over the latencies."""
     if any(c.metric in problem.known_metrics for c in problem.constraints):
-        return [(population, problem)]
+        return [_Island(size=population, max_latency_ms=np.inf)]
     known = problem.require_known([Metric.LATENCY_MS], AacpSearcher.METHOD)
     ends = known(np.array([problem.space.smallest, problem.space.unpruned]))[Metric.LATENCY_MS]
     count = max(1, population // _ISLAND_SIZE)
     # The last one has no bound.
-    bounds: list[tuple[Constraint, ...]] = [
-        (Constraint(metric=Metric.LATENCY_MS, max=float(bound)),)
-        for bound in np.linspace(ends.min(), ends.max(), count + 1)[1:-1]
-    ]
+    bounds = [*np.linspace(ends.min(), ends.max(), count + 1)[1:-1], np.inf]
     sizes = np.diff(np.linspace(0, population, count + 1).round().astype(int))
-    return [
-        (int(size), replace(problem, constraints=(*problem.constraints, *bound)))
-        for size, bound in zip(sizes, [*bounds, ()], strict=True)
-    ]
+    return [_Island(size=int(s), max_latency_ms=float(b)) for s, b in zip(sizes, bounds, strict=True)]
 
 
 def _members_of(islands: Any, count: int) -> list[list[_Member]]:

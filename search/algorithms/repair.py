@@ -7,10 +7,11 @@ budget, which leaves slack. Here many genomes are repaired together, and what wa
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
-from search.domain.objective import Metric
+from search.domain.objective import Constraint, Metric
 from search.domain.space import Genome, SearchSpace, VariableKind
 from search.errors import InfeasibleBudget
 from search.pareto import BoolArray, FloatArray, IntArray
@@ -25,46 +26,57 @@ _MAX_SWEEPS = 4
 class Repair:
     """Repairs genomes of one problem. Only variables with an order are moved, by whole choices.
 
-    Raises `InfeasibleBudget`, when made, where no genome meets the bounds: the text names the smallest value found.
+    Each genome may have a bound of its own on `metric`, beside the problem's constraints; infinity is none.
+
+    Raises `InfeasibleBudget`, when made, where no genome meets the constraints and the smallest of `bounds`: the text
+    names the smallest value found.
     """
 
-    def __init__(self, problem: SearchProblem) -> None:
+    def __init__(self, problem: SearchProblem, metric: Metric, bounds: FloatArray) -> None:
         self._problem = problem
+        self._metric = metric
         self._num_choices = np.array(problem.space.num_choices, dtype=np.int64)
         self._ordered = np.array([v.kind is not VariableKind.SCHEME for v in problem.space.variables])
-        self._smallest = np.array(self._feasible_genome(), dtype=np.int64)
+        tightest = float(bounds.min())
+        if math.isfinite(tightest):
+            bound = Constraint(metric=metric, max=tightest)
+            problem = replace(problem, constraints=(*problem.constraints, bound))
+        self._smallest = np.array(least_violating(problem), dtype=np.int64)
 
-    def is_feasible(self, genomes: IntArray) -> BoolArray:
-        """Which of `genomes` (n, v) meet all bounds on known figures."""
+    def is_feasible(self, genomes: IntArray, bounds: FloatArray) -> BoolArray:
+        """Which of `genomes` (n, v) meet the constraints and their own bounds (n,)."""
         feasible: BoolArray = self._problem.known_violations(genomes) <= 0
+        if self._problem.known is not None and np.isfinite(bounds).any():
+            feasible &= self._problem.known(genomes)[self._metric] <= bounds
         return feasible
 
-    def __call__(self, rng: np.random.Generator, genomes: IntArray) -> IntArray:
-        """`genomes` (n, v), each within the bounds and not much below them.
+    def __call__(self, rng: np.random.Generator, genomes: IntArray, bounds: FloatArray) -> IntArray:
+        """`genomes` (n, v), each within the constraints and its bound, and not much below them.
 
         Steps down are drawn uniformly over the variables, as in AACP. Latency need not fall with every step; what comes
         out is feasible all the same, as it was looked at.
         """
-        return self._refilled(rng, self._cut(rng, genomes))
+        return self._refilled(rng, self._cut(rng, genomes, bounds), bounds)
 
-    def _cut(self, rng: np.random.Generator, genomes: IntArray) -> IntArray:
+    def _cut(self, rng: np.random.Generator, genomes: IntArray, bounds: FloatArray) -> IntArray:
         """The first feasible genome of each one's random way down; the smallest one where the way has none."""
         cut = genomes.copy()
-        broken = np.flatnonzero(~self.is_feasible(genomes))
+        broken = np.flatnonzero(~self.is_feasible(genomes, bounds))
         if not len(broken):
             return cut
+        limits = bounds[broken]
         steps = _Steps(rng, np.where(self._ordered, genomes[broken], 0))
         ends = genomes[broken] - steps.taken(steps.totals)
-        hopeless = ~self.is_feasible(ends)
+        hopeless = ~self.is_feasible(ends, limits)
         too_few, enough = np.zeros_like(steps.totals), steps.totals.copy()
         while (too_few + 1 < enough).any():
             middle = np.where(enough - too_few > 1, (too_few + enough) // 2, enough)
-            fits = self.is_feasible(genomes[broken] - steps.taken(middle))
+            fits = self.is_feasible(genomes[broken] - steps.taken(middle), limits)
             enough, too_few = np.where(fits, middle, enough), np.where(fits, too_few, middle)
         cut[broken] = np.where(hopeless[:, None], self._smallest, genomes[broken] - steps.taken(enough))
         return cut
 
-    def _refilled(self, rng: np.random.Generator, genomes: IntArray) -> IntArray:
+    def _refilled(self, rng: np.random.Generator, genomes: IntArray, bounds: FloatArray) -> IntArray:
         filled = genomes.copy()
         frozen = np.broadcast_to(~self._ordered, filled.shape).copy()
         for _ in range(_REFILL_ROUNDS):
@@ -72,7 +84,7 @@ class Repair:
             allowed, too_many = np.zeros_like(steps.totals), steps.totals + 1
             while (allowed + 1 < too_many).any():
                 middle = np.where(too_many - allowed > 1, (allowed + too_many) // 2, allowed)
-                fits = self.is_feasible(filled + steps.taken(middle))
+                fits = self.is_feasible(filled + steps.taken(middle), bounds)
                 allowed, too_many = np.where(fits, middle, allowed), np.where(fits, too_many, middle)
             filled = filled + steps.taken(allowed)
             blocked = steps.variable(allowed)
@@ -81,10 +93,6 @@ class Repair:
                 break
             frozen[rows, blocked[rows]] = True
         return filled
-
-    def _feasible_genome(self) -> Genome:
-        """A genome that meets the bounds: the smallest, or the least violating one that coordinate descent finds."""
-        return least_violating(self._problem)
 
 
 class _Steps:
