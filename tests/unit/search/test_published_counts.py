@@ -71,9 +71,7 @@ def mobilenet_v2_decisions(spec: NetworkSpec) -> Decisions:
         and layer.kernel_size == (1, 1)
         and layer.out_channels == 6 * layer.in_channels
     ]
-    return Decisions(
-        channels={stem: MOBILENET_V2_STEM} | dict(zip(expansions, MOBILENET_V2_EXPANSIONS, strict=True))
-    )
+    return Decisions(channels={stem: MOBILENET_V2_STEM} | dict(zip(expansions, MOBILENET_V2_EXPANSIONS, strict=True)))
 
 
 @pytest.mark.parametrize(
