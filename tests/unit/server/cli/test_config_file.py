@@ -24,7 +24,7 @@ def test_an_override_replaces_only_what_it_names() -> None:
     changed = with_overrides(config, method="random", seed=7, latency_from=None, device="board")
     assert (changed.method.name, changed.method.seed, changed.device) == (Method.RANDOM, 7, "board")
     assert changed.method.population == config.method.population
-    with pytest.raises(ConfigFileError, match="'annealing'; known are jcw, nsga2, random"):
+    with pytest.raises(ConfigFileError, match="'annealing'; known are jcw, aacp, nsga2, random"):
         with_overrides(config, method="annealing", seed=None, latency_from=None, device=None)
 
 
