@@ -25,6 +25,9 @@ from device_agent.synthesis import synthesize_input
 
 FloatArray = NDArray[np.float32]
 
+#: Runs of one network in a row, before another one has its turn in the caches.
+_SAMPLE_NS = 20_000_000
+
 #: Outputs of a runtime that differ more, relative to the largest value, are wrong.
 _MAX_ERROR = 1e-3
 
@@ -76,7 +79,8 @@ def network_rows(
 ) -> list[NetworkRow]:
     """Time network `name` of the zoo at each of `densities`, interleaved with the dense baselines.
 
-    Each sample is one run. Raises `RuntimeError` where an output differs from TFLite's.
+    A sample repeats its network for about 20 ms: times are those of a steady state, which is what agents measure.
+    Raises `RuntimeError` where an output differs from TFLite's.
     """
     dense = NETWORKS[name](DENSE)
     dense_tensors = plan_tensors(dense)
@@ -100,7 +104,7 @@ def network_rows(
         packed.append(write_packed(plan, tensors) if with_memory else b"")
         natives.append(native)
         variants.append(Variant(_name(density), native.repeat))
-    times = time_interleaved(variants, rounds, min_sample_ns=1)
+    times = time_interleaved(variants, rounds, min_sample_ns=_SAMPLE_NS)
     with tempfile.TemporaryDirectory(prefix="kerf-bench-") as folder:
         xnnpack_memory = None
         if with_memory and "xnnpack" in baselines:
