@@ -38,9 +38,8 @@ bench-kernels: setup
 
 bench: bench-kernels
 	mkdir -p out/bench
-	$(BIN)/python -m bench.search_methods --landscape a72 --json out/bench/search-methods-a72.json
-	$(BIN)/python -m bench.search_methods --landscape resnet20 --generations 10 \
-		--json out/bench/search-methods-resnet20.json
+	$(BIN)/python -m bench.search --json out/bench/search-operators.json
+	$(BIN)/python -m bench.search_methods --json out/bench/search-methods-resnet20.json
 
 # One wheel for each machine in WHEELS; armv7l works the same way, untested on hardware.
 WHEELS ?= x86_64 aarch64

@@ -7,19 +7,23 @@ from pathlib import Path
 
 import torch
 import yaml
+from numpy.typing import ArrayLike
 
-from device_agent.contracts import NetworkPlan
+from bench.search.a72 import OBJECTIVES
 from search.accuracy import OneShotEstimator
 from search.data.loading import load_data
 from search.domain.candidate import Evaluation
 from search.domain.config import DatasetConfig, SearchConfig, parse_config
 from search.domain.objective import Metric
-from search.domain.space import Genome, SearchSpace
+from search.domain.space import Genome
+from search.genome_costs import GenomeCosts
+from search.known_figures import NetworkFigures
 from search.latency.network import fit_network_model
 from search.latency.table import load_table
-from search.lowering import lower
 from search.models.checkpoint import load_checkpoint
 from search.models.zoo import build_model
+from search.pareto import FloatArray
+from search.problem import SearchProblem
 from search.pruning.trace import trace_network
 from search.space_builder import build_space
 
@@ -39,8 +43,8 @@ def _example() -> SearchConfig:
 
 def resnet20_landscape(
     shared_data: Path, table: Path | None
-) -> tuple[str, SearchSpace, Callable[[Sequence[Genome]], list[Evaluation]]]:
-    """A note on where the figures come from, the space, and its evaluation, which remembers every genome."""
+) -> tuple[str, SearchProblem, Callable[[Sequence[Genome]], list[Evaluation]]]:
+    """A note on where the figures come from, the problem, and its evaluation, which remembers every genome's loss."""
     torch.set_num_threads(1)
     model = build_model(_ARCHITECTURE)
     load_checkpoint(model, shared_data / "resnet20-cifar10-jpeg.safetensors")
@@ -59,28 +63,34 @@ def resnet20_landscape(
     generator = torch.Generator().manual_seed(0)
     chosen = torch.randperm(len(data.split.holdout.labels), generator=generator)[:_EVALUATION_IMAGES].numpy()
     estimator = OneShotEstimator(model, spec, data.split.calibration, data.split.holdout.subset(chosen), data.normalise)
-    latency_ms: Callable[[NetworkPlan], float]
     if table is None:
         note = "loss one-shot on held-out CIFAR-10, MACs in place of latency"
+        costs = GenomeCosts(spec, space, {"macs": lambda kernel: float(kernel.macs)})
 
-        def latency_ms(plan: NetworkPlan) -> float:
-            return plan.macs / _MACS_PER_MS
+        def latency_ms(genomes: ArrayLike) -> FloatArray:
+            return costs.sums(genomes)[:, 0] / _MACS_PER_MS
     else:
         note = f"loss one-shot on held-out CIFAR-10, latency predicted from {table.name}"
-        latency_ms = fit_network_model(load_table(table.read_text())).latency_ms
+        figures = NetworkFigures(spec, space, fit_network_model(load_table(table.read_text())))
 
-    known: dict[Genome, Evaluation] = {}
+        def latency_ms(genomes: ArrayLike) -> FloatArray:
+            return figures(genomes)[Metric.LATENCY_MS]
+
+    problem = SearchProblem(
+        space=space,
+        objectives=OBJECTIVES,
+        known=lambda genomes: {Metric.LATENCY_MS: latency_ms(genomes)},
+        known_metrics=frozenset({Metric.LATENCY_MS}),
+    )
+    losses: dict[Genome, float] = {}
 
     def evaluate(genomes: Sequence[Genome]) -> list[Evaluation]:
         for genome in genomes:
-            if genome not in known:
-                decisions = space.decode(genome)
-                known[genome] = Evaluation(
-                    metrics={
-                        Metric.LOSS: estimator.estimate(decisions).loss,
-                        Metric.LATENCY_MS: latency_ms(lower(spec, decisions)),
-                    }
-                )
-        return [known[genome] for genome in genomes]
+            if genome not in losses:
+                losses[genome] = estimator.estimate(space.decode(genome)).loss
+        return [
+            Evaluation(metrics={Metric.LOSS: losses[genome], Metric.LATENCY_MS: float(latency)})
+            for genome, latency in zip(genomes, latency_ms(genomes), strict=True)
+        ]
 
-    return note, space, evaluate
+    return note, problem, evaluate
