@@ -19,6 +19,18 @@ from server.settings import Settings
 os.environ["KERF_TUNING_CACHE"] = "0"
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Refuse to run groups apart: tests of one group share processes, and rely on having them to themselves."""
+    if getattr(config.option, "loadgroup", False):  # in a worker of pytest-xdist
+        lost = [item for item in items if item.get_closest_marker("xdist_group") and "@" not in item.nodeid]
+        if lost:
+            raise pytest.UsageError(
+                f"pytest {pytest.__version__} and this pytest-xdist do not keep groups of tests together "
+                f"({lost[0].nodeid}): install what constraints/cpu.txt names"
+            )
+
+
 @pytest.fixture(scope="session")
 def simulated_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
     """One server, worker and agent of a simulated device for the whole session, as real processes."""
