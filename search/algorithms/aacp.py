@@ -59,8 +59,10 @@ class _Member:
     value: float
     stay: int = 0
 
-    def is_better_than(self, other: _Member) -> bool:
-        return (self.violation, self.value) < (other.violation, other.value)
+    @property
+    def rank(self) -> tuple[float, float]:
+        """Smaller is better: feasible ones first."""
+        return (self.violation, self.value)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -73,7 +75,7 @@ class _Island:
 
     @property
     def best(self) -> _Member:
-        return min(self.members, key=lambda m: (m.violation, m.value))
+        return min(self.members, key=lambda member: member.rank)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,15 +106,17 @@ class AacpSearcher:
         self._islands = _islands(problem, population)
         bounds = np.array([island.max_latency_ms for island in self._islands])
         self._repair = Repair(problem, Metric.LATENCY_MS, bounds)
+        #: The trials of this generation, once they were asked for: making them takes most of a generation's time.
+        self._trials: list[_Trial] | None = None
 
     def ask(self) -> tuple[Genome, ...]:
-        return tuple(trial.genome for trial in self._trials())
+        return tuple(trial.genome for trial in self._current_trials())
 
     def tell(self, genomes: Sequence[Genome], objectives: FloatArray, violations: FloatArray) -> None:
         values, excess = check_told(self._space, genomes, objectives, violations)
         if values.shape[1] != self._num_objectives:
             raise ValueError(f"{values.shape[1]} objectives were told, but {self._num_objectives} before")
-        trials = {trial.genome: trial for trial in self._trials()}
+        trials = {trial.genome: trial for trial in self._current_trials()}
         rows = np.array(genomes, dtype=np.int64).reshape(len(genomes), len(self._num_choices))
         fits = [self._repair.is_feasible(rows, np.full(len(rows), i.max_latency_ms)) for i in self._islands]
         for index, (genome, row, violation) in enumerate(zip(genomes, values, excess, strict=True)):
@@ -129,6 +133,7 @@ class AacpSearcher:
                 if (trial is None or trial.island != number) and fits[number][index]:
                     _welcome(island, told)
         self._history.advance(genomes)
+        self._trials = None
 
     def state(self) -> SearcherState:
         return {
@@ -152,8 +157,14 @@ class AacpSearcher:
         self._history.restore(state)
         for island, members in zip(self._islands, restored, strict=True):
             island.members = members
+        self._trials = None
 
-    def _trials(self) -> list[_Trial]:
+    def _current_trials(self) -> list[_Trial]:
+        if self._trials is None:
+            self._trials = self._made_trials()
+        return self._trials
+
+    def _made_trials(self) -> list[_Trial]:
         """The next generation: distinct new genomes, each for a place. The same until the next `tell`."""
         rng = np.random.default_rng([self._seed, self._history.generation])
         drawn = [self._vectors(rng, island) for island in self._islands]
@@ -215,8 +226,8 @@ def _welcome(island: _Island, member: _Member) -> None:
     """A genome that was not asked for here joins, in place of the worst, if it beats the best."""
     if len(island.members) < island.size:
         island.members.append(member)
-    elif member.is_better_than(island.best):
-        worst = max(range(island.size), key=lambda i: (island.members[i].violation, island.members[i].value))
+    elif member.rank < island.best.rank:
+        worst = max(range(island.size), key=lambda i: island.members[i].rank)
         island.members[worst] = member
 
 
@@ -226,7 +237,7 @@ def _select(island: _Island, trial: _Trial, told: _Member) -> None:
         island.members.append(told)
         return
     member = island.members[trial.place]
-    if trial.replaces or told.is_better_than(member):
+    if trial.replaces or told.rank < member.rank:
         island.members[trial.place] = told
     else:
         island.members[trial.place] = replace(member, stay=member.stay + 1)

@@ -53,10 +53,12 @@ class Assistance:
     def propose(self, rng: np.random.Generator, parents: IntArray, breed: Breed, count: int) -> IntArray:
         """At most `count` genomes (k, v) that were not told yet, from the front of the guesses."""
         guess = self._guesses()
-        pool, figures, excess = self._judged(np.unique(parents, axis=0), guess)
+        pool = np.unique(parents, axis=0)
+        figures, excess = self._judged(pool, guess)
         for _ in range(_INNER_ROUNDS):
             places = rng.integers(0, len(pool), size=max(2, _INNER_CHILDREN * count))
-            children, child_figures, child_excess = self._judged(breed(pool[places]), guess)
+            children = breed(pool[places])
+            child_figures, child_excess = self._judged(children, guess)
             pool, first = np.unique(np.concatenate((pool, children)), axis=0, return_index=True)
             figures = np.concatenate((figures, child_figures))[first]
             excess = np.concatenate((excess, child_excess))[first]
@@ -93,16 +95,14 @@ class Assistance:
                 guesses[column].fit(genomes, values[:, column])
         return guesses
 
-    def _judged(
-        self, genomes: IntArray, guesses: dict[int, AdditiveSurrogate]
-    ) -> tuple[IntArray, FloatArray, FloatArray]:
-        """The genomes with their objectives, known or guessed, and the violation of what is known to be bounded."""
+    def _judged(self, genomes: IntArray, guesses: dict[int, AdditiveSurrogate]) -> tuple[FloatArray, FloatArray]:
+        """The objectives of `genomes`, known or guessed, and the violation of what is known to be bounded."""
         known = {} if self._problem.known is None else self._problem.known(genomes)
         columns = [
             guesses[column].predict(genomes) if column in guesses else known[metric]
             for column, metric in enumerate(self._problem.metrics)
         ]
-        return genomes, np.column_stack(columns), self._problem.known_violations(genomes)
+        return np.column_stack(columns), self._problem.known_violations(genomes)
 
 
 def _best(rng: np.random.Generator, figures: FloatArray, excess: FloatArray, count: int) -> IntArray:

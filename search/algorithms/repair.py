@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from search.domain.objective import Constraint, Metric
-from search.domain.space import Genome, SearchSpace, VariableKind
+from search.domain.space import Genome, VariableKind
 from search.errors import InfeasibleBudget
 from search.pareto import BoolArray, FloatArray, IntArray
 from search.problem import SearchProblem
@@ -150,10 +150,10 @@ def least_violating(problem: SearchProblem) -> Genome:
             break
     if excess <= 0:
         return tuple(int(g) for g in best)
-    raise InfeasibleBudget(_why(problem, space, best))
+    raise InfeasibleBudget(_why(problem, best))
 
 
-def _why(problem: SearchProblem, space: SearchSpace, best: IntArray) -> str:
+def _why(problem: SearchProblem, best: IntArray) -> str:
     assert problem.known is not None
     figures: dict[Metric, FloatArray] = dict(problem.known(best[None]))
     broken = [
