@@ -21,7 +21,14 @@ os.environ["KERF_TUNING_CACHE"] = "0"
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Refuse to run groups apart: tests of one group share processes, and rely on having them to themselves."""
+    """Refuse ids made of data, and refuse to run groups apart.
+
+    Bytes that a test is parametrised with become its id: such ids may differ between workers. Tests of one group
+    share processes, and rely on having them to themselves.
+    """
+    data_in_id = [item.nodeid for item in items if r"\x" in item.nodeid]
+    if data_in_id:
+        raise pytest.UsageError(f"a test has its data for an id, give it ids=[...]: {data_in_id[0][:100]}...")
     if getattr(config.option, "loadgroup", False):  # in a worker of pytest-xdist
         lost = [item for item in items if item.get_closest_marker("xdist_group") and "@" not in item.nodeid]
         if lost:
