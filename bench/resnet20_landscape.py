@@ -10,7 +10,7 @@ import yaml
 from numpy.typing import ArrayLike
 
 from bench.search.a72 import OBJECTIVES
-from search.accuracy import OneShotEstimator
+from search.accuracy.one_shot import OneShotEstimator
 from search.data.loading import load_data
 from search.domain.candidate import Evaluation
 from search.domain.config import DatasetConfig, SearchConfig, parse_config
@@ -87,7 +87,7 @@ def resnet20_landscape(
     def evaluate(genomes: Sequence[Genome]) -> list[Evaluation]:
         for genome in genomes:
             if genome not in losses:
-                losses[genome] = estimator.estimate(space.decode(genome)).loss
+                losses[genome] = estimator.estimate([space.decode(genome)])[0].loss
         return [
             Evaluation(metrics={Metric.LOSS: losses[genome], Metric.LATENCY_MS: float(latency)})
             for genome, latency in zip(genomes, latency_ms(genomes), strict=True)

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from device_agent.contracts import canonical_json, encode
-from search.accuracy import OneShotEstimator
 from search.algorithms.registry import make_searcher
-from search.data.dataset import ImageData
-from search.domain.candidate import EvaluatedCandidate, Evaluation, candidate_id
+from search.domain.candidate import EvaluatedCandidate, candidate_id
 from search.domain.objective import Metric
-from search.domain.space import Genome, SearchSpace
+from search.domain.space import SearchSpace
 from search.known_figures import NetworkFigures
-from search.loop import SearchState, front_of, run_search, state_from_json, state_to_json, total_violation
+from search.loop import SearchState, front_of, run_search, state_from_json, state_to_json
 from search.pareto import hypervolume
 from search.problem import SearchProblem
 from search.selection import select
@@ -33,6 +31,7 @@ from server.searches.repository import (
     save_checkpoint,
 )
 from server.states import JobStage
+from server.worker.evaluating import CandidateEvaluator
 from server.worker.run import SearchFailed, SearchRun, write_progress
 from server.worker.stages.preparing import Prepared
 from server.worker.stages.profiling import Profile
@@ -68,7 +67,7 @@ def search(run: SearchRun, prepared: Prepared, profile: Profile) -> None:
             config.method.name, problem, population=config.method.population, seed=config.method.seed
         ),
         problem=problem,
-        evaluate=_Evaluator(run, prepared, figures),
+        evaluate=CandidateEvaluator(run, prepared, figures),
         generations=config.method.generations,
         state=None if found is None else state_from_json(found[1]),
         on_generation=_Recorder(run, prepared, profile, known=0 if found is None else found[0]),
@@ -106,37 +105,6 @@ def searched_front(space: SearchSpace, front: Sequence[EvaluatedCandidate]) -> s
         for item in front
     ]
     return canonical_json({"front": points, "version": 1})
-
-
-class _Evaluator:
-    """Figures of new genomes: accuracy by one-shot estimate, latency from the table, counts from the plan."""
-
-    def __init__(self, run: SearchRun, prepared: Prepared, figures: NetworkFigures) -> None:
-        accuracy = run.config.accuracy
-        self._run = run
-        self._prepared = prepared
-        self._figures = figures
-        self._estimator = OneShotEstimator(
-            prepared.model,
-            prepared.spec,
-            prepared.data.split.calibration,
-            _evenly(prepared.data.split.holdout, accuracy.evaluation_images),
-            prepared.data.normalise,
-            batch_size=accuracy.batch_size,
-        )
-
-    def __call__(self, genomes: Sequence[Genome]) -> list[Evaluation]:
-        known = self._figures(genomes)
-        evaluations = []
-        for row, genome in enumerate(genomes):
-            self._run.check()
-            evaluations.append(self._evaluate(genome, {metric: float(values[row]) for metric, values in known.items()}))
-        return evaluations
-
-    def _evaluate(self, genome: Genome, known: Mapping[Metric, float]) -> Evaluation:
-        estimate = self._estimator.estimate(self._prepared.space.decode(genome))
-        metrics = {Metric.ERROR: 1.0 - estimate.accuracy, Metric.LOSS: estimate.loss, **known}
-        return Evaluation(metrics=metrics, violation=total_violation(metrics, self._run.config.constraints))
 
 
 class _Recorder:
@@ -185,13 +153,6 @@ class _Recorder:
             [[c.evaluation.metrics[Metric.ERROR], c.evaluation.metrics[Metric.LATENCY_MS] / dense_ms] for c in front]
         )
         return float(hypervolume(points, np.array([1.0, 1.0])))
-
-
-def _evenly(data: ImageData, count: int) -> ImageData:
-    """At most `count` images, evenly over the data set, so that classes keep their shares."""
-    if len(data) <= count:
-        return data
-    return data.subset(np.linspace(0, len(data) - 1, count).round().astype(np.int64))
 
 
 def _record(item: EvaluatedCandidate, generation: int) -> CandidateRecord:

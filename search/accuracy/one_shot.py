@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 from device_agent.contracts import ContractError
+from search.accuracy.estimator import OnCandidate, nothing
 from search.data.batches import Normalisation, as_tensors
 from search.data.dataset import ImageData
 from search.domain.network import NetworkSpec
 from search.domain.space import Decisions
 from search.evaluation import EVALUATION_BATCH, AccuracyEstimate, evaluate, recalibrate_batch_norm
 from search.pruning.apply import apply_decisions
-
-
-class AccuracyEstimator(Protocol):
-    """Scores decisions. Equal decisions get equal estimates on one machine."""
-
-    def estimate(self, decisions: Decisions) -> AccuracyEstimate: ...
 
 
 class OneShotEstimator:
@@ -59,11 +54,20 @@ class OneShotEstimator:
         self._normalise = normalise
         self._batch_size = batch_size
 
-    def estimate(self, decisions: Decisions) -> AccuracyEstimate:
-        """Accuracy and loss of the candidate before any fine-tuning.
+    def estimate(
+        self, candidates: Sequence[Decisions], on_candidate: OnCandidate = nothing
+    ) -> tuple[AccuracyEstimate, ...]:
+        """Accuracy and loss of each candidate before any fine-tuning.
 
-        Raises `ContractError` where the decisions do not fit the network.
+        Raises `ContractError` where decisions do not fit the network.
         """
+        estimates = []
+        for decisions in candidates:
+            on_candidate()
+            estimates.append(self._estimate(decisions))
+        return tuple(estimates)
+
+    def _estimate(self, decisions: Decisions) -> AccuracyEstimate:
         pruned = apply_decisions(self._model, self._spec, decisions)
         model = pruned.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         recalibrate_batch_norm(

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from device_agent.contracts import ContractError, PruningScheme, WeightPruning
-from search.accuracy import OneShotEstimator
+from search.accuracy.one_shot import OneShotEstimator
 from search.data.batches import Normalisation, network_input
 from search.data.dataset import DataError, ImageData
 from search.domain.space import Decisions
@@ -87,23 +87,22 @@ def test_equal_decisions_get_equal_estimates(estimator: OneShotEstimator) -> Non
     pruning = WeightPruning(scheme=PruningScheme.GROUP, density=0.5, block_filters=4)
     decisions = Decisions(channels={"conv4": 20}, pruning={"conv2": pruning})
 
-    first = estimator.estimate(decisions)
-    dense = estimator.estimate(Decisions())
+    (first,) = estimator.estimate([decisions])
+    (dense,) = estimator.estimate([Decisions()])
 
-    assert estimator.estimate(decisions) == first
-    assert estimator.estimate(Decisions()) == dense
+    assert estimator.estimate([Decisions(), decisions]) == (dense, first)
     assert first != dense
     assert 0.0 <= first.accuracy <= 1.0
     assert first.loss > 0
 
 
 def test_estimates_at_another_resolution(estimator: OneShotEstimator) -> None:
-    assert estimator.estimate(Decisions(resolution=6)) != estimator.estimate(Decisions())
+    assert estimator.estimate([Decisions(resolution=6)]) != estimator.estimate([Decisions()])
 
 
 def test_refuses_what_does_not_fit(estimator: OneShotEstimator) -> None:
     with pytest.raises(ContractError, match="conv9"):
-        estimator.estimate(Decisions(channels={"conv9": 2}))
+        estimator.estimate([Decisions(channels={"conv9": 2})])
     model = build_model("small_cnn")
     spec = trace_network(model, (1, 8, 8), "small_cnn")
     colour = Normalisation(mean=(0.5,) * 3, std=(0.5,) * 3)
