@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +28,9 @@ STAGE = JobStage.PREPARING
 #: Below this many multiply-accumulates a step takes about 10 ms on one core, and waiting for other threads in every
 #: operator costs more than they help: small_cnn at batch 64 (0.1 G) trained 3.5 times faster on one thread than on two.
 MIN_SHARED_MACS = 1 << 30
+
+#: What torch takes by itself: the cores that this process may use, or OMP_NUM_THREADS.
+_ALL_THREADS = torch.get_num_threads()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -74,8 +76,8 @@ def prepare(run: SearchRun) -> Prepared:
 
 
 def _num_threads(spec: NetworkSpec, batch_size: int) -> int:
-    """Threads that torch should use for this network: all cores, or one where a step is too short to share."""
-    return 1 if spec.plan.macs * batch_size < MIN_SHARED_MACS else os.cpu_count() or 1
+    """Threads that torch should use for this network: all there are, or one where a step is too short to share."""
+    return 1 if spec.plan.macs * batch_size < MIN_SHARED_MACS else _ALL_THREADS
 
 
 def _with_paths(run: SearchRun) -> DatasetConfig:
