@@ -21,10 +21,12 @@ EVALUATION_BATCH = 128
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccuracyEstimate:
-    """Share of images classified rightly, and mean cross-entropy in nats."""
+    """Share of images classified rightly, and mean cross-entropy in nats; NaN where there is a `failure`."""
 
     accuracy: float
     loss: float
+    #: Why there is no estimate.
+    failure: str | None = None
 
 
 @functools.cache

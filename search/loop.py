@@ -49,8 +49,11 @@ def run_search(
     `on_generation` gets the state after each generation, to be stored before the next one begins; what it raises ends
     the search. Candidates that are in the archive are not evaluated again. Ends early when the space is used up.
 
-    Raises `SearchError` where `evaluate` returns other than one evaluation a genome, or leaves out an objective, and
-    `ContractError` where `state` belongs to another search.
+    A candidate that could not be evaluated (`Evaluation.failure`) is told with undefined objectives and is on no front.
+
+    Raises `SearchError` where `evaluate` returns other than one evaluation a genome, leaves out an objective without
+    giving a failure, or fails on all of a generation (the text has the first reason), and `ContractError` where `state`
+    belongs to another search.
     """
     objectives = problem.objectives
     space_identity = space_id(problem.space)
@@ -66,7 +69,8 @@ def run_search(
         if not genomes:
             break
         new = [genome for genome in genomes if genome not in archive]
-        for genome, evaluation in zip(new, _evaluated(evaluate, new, objectives), strict=True):
+        evaluations = _evaluated(evaluate, new, objectives, is_first=not archive)
+        for genome, evaluation in zip(new, evaluations, strict=True):
             archive[genome] = EvaluatedCandidate(
                 candidate=Candidate(space_id=space_identity, genome=genome), evaluation=evaluation
             )
@@ -85,9 +89,10 @@ def front_of(archive: Sequence[EvaluatedCandidate], objectives: Sequence[Objecti
     """The feasible candidates of `archive` that no other feasible one dominates, fastest first.
 
     Without latency among the objectives, the first objective orders. Of candidates with equal objectives only the first
-    of the archive is kept. Candidates with an undefined objective are on no front. Empty where nothing is feasible.
+    of the archive is kept. Candidates that failed, or with an undefined objective, are on no front. Empty where nothing
+    is feasible.
     """
-    feasible = [item for item in archive if item.evaluation.violation <= 0]
+    feasible = [item for item in archive if item.evaluation.failure is None and item.evaluation.violation <= 0]
     if not feasible:
         return ()
     matrix = objective_matrix([item.evaluation for item in feasible], objectives)
@@ -101,8 +106,8 @@ def front_of(archive: Sequence[EvaluatedCandidate], objectives: Sequence[Objecti
 
 
 def objective_matrix(evaluations: Sequence[Evaluation], objectives: Sequence[Objective]) -> FloatArray:
-    """The objectives of `evaluations`, shape (n, m), in the order of `objectives`."""
-    rows = [[e.metrics[o.metric] for o in objectives] for e in evaluations]
+    """The objectives of `evaluations`, shape (n, m), in the order of `objectives`. All NaN where one failed."""
+    rows = [[math.nan if e.failure is not None else e.metrics[o.metric] for o in objectives] for e in evaluations]
     return np.array(rows, dtype=np.float64).reshape(len(evaluations), len(objectives))
 
 
@@ -123,6 +128,7 @@ def state_to_json(state: SearchState) -> dict[str, Any]:
                 "genome": list(item.candidate.genome),
                 "metrics": {metric.value: _finite(v) for metric, v in sorted(item.evaluation.metrics.items())},
                 "violation": _finite(item.evaluation.violation),
+                **({} if item.evaluation.failure is None else {"failure": item.evaluation.failure}),
             }
             for item in state.archive
         ],
@@ -141,6 +147,7 @@ def state_from_json(data: Mapping[str, Any]) -> SearchState:
                     evaluation=Evaluation(
                         metrics={Metric(name): _number(v) for name, v in row["metrics"].items()},
                         violation=_number(row["violation"]),
+                        failure=row.get("failure"),
                     ),
                 )
                 for row in data["archive"]
@@ -150,7 +157,9 @@ def state_from_json(data: Mapping[str, Any]) -> SearchState:
         raise ContractError(f"the stored state of the search is damaged: {error!r}") from None
 
 
-def _evaluated(evaluate: Evaluate, genomes: Sequence[Genome], objectives: Sequence[Objective]) -> Sequence[Evaluation]:
+def _evaluated(
+    evaluate: Evaluate, genomes: Sequence[Genome], objectives: Sequence[Objective], *, is_first: bool
+) -> Sequence[Evaluation]:
     if not genomes:
         return ()
     evaluations = evaluate(genomes)
@@ -158,8 +167,13 @@ def _evaluated(evaluate: Evaluate, genomes: Sequence[Genome], objectives: Sequen
         raise SearchError(f"{len(genomes)} genomes were to be evaluated, but {len(evaluations)} evaluations came back")
     for evaluation in evaluations:
         missing = [o.metric.value for o in objectives if o.metric not in evaluation.metrics]
-        if missing:
+        if missing and evaluation.failure is None:
             raise SearchError(f"an evaluation lacks the objective {missing[0]!r}: it has {list(evaluation.metrics)}")
+    if all(evaluation.failure is not None for evaluation in evaluations) and (len(genomes) > 1 or is_first):
+        raise SearchError(
+            f"none of the {len(genomes)} candidates of a generation could be evaluated; the first: "
+            f"{evaluations[0].failure}"
+        )
     return evaluations
 
 

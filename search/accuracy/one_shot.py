@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
 from torch import nn
 
 from device_agent.contracts import ContractError
-from search.accuracy.estimator import OnCandidate, nothing
+from search.accuracy.estimator import OnCandidate, estimate_or_failure, nothing
 from search.data.batches import Normalisation, as_tensors
 from search.data.dataset import ImageData
 from search.domain.network import NetworkSpec
@@ -57,14 +58,11 @@ class OneShotEstimator:
     def estimate(
         self, candidates: Sequence[Decisions], on_candidate: OnCandidate = nothing
     ) -> tuple[AccuracyEstimate, ...]:
-        """Accuracy and loss of each candidate before any fine-tuning.
-
-        Raises `ContractError` where decisions do not fit the network.
-        """
+        """Accuracy and loss of each candidate before any fine-tuning; decisions that do not fit are failures."""
         estimates = []
         for decisions in candidates:
             on_candidate()
-            estimates.append(self._estimate(decisions))
+            estimates.append(estimate_or_failure(functools.partial(self._estimate, decisions)))
         return tuple(estimates)
 
     def _estimate(self, decisions: Decisions) -> AccuracyEstimate:

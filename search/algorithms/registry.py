@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from device_agent.contracts import ContractError
 from search.algorithms.base import Searcher
+from search.algorithms.repair import least_violating
 from search.domain.config import Method
 from search.problem import SearchProblem
 
@@ -20,7 +21,8 @@ def make_searcher(
 ) -> Searcher:
     """A new searcher. With `reproduce_reference`, the operators as their authors released them.
 
-    Raises `ContractError` on an unknown method, and where the method cannot work on this problem.
+    Raises `ContractError` on an unknown method, and where the method cannot work on this problem; `InfeasibleBudget`
+    where no genome meets the bounds on known figures.
     """
     try:
         name = Method(method)
@@ -31,6 +33,8 @@ def make_searcher(
         raise ContractError(
             f"reproduce_reference is there for {', '.join(REFERENCES)}, not for {name.value!r}: leave it out"
         )
+    if problem.known is not None and any(c.metric in problem.known_metrics for c in problem.constraints):
+        least_violating(problem)
     return makers[name](problem, population, seed)
 
 

@@ -25,10 +25,14 @@ def candidate_id(candidate: Candidate) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evaluation:
-    """The figures of one candidate. `violation` sums the relative excess over all constraints; 0 is feasible."""
+    """The figures of one candidate. `violation` sums the relative excess over all constraints; 0 is feasible.
+
+    `failure` says why the candidate could not be evaluated: then figures may be NaN or missing, and it is on no front.
+    """
 
     metrics: Mapping[Metric, float]
     violation: float = 0.0
+    failure: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,7 +28,9 @@ class SearchView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CandidateView:
-    """`results` has one entry for each stage that the candidate went through."""
+    """`results` has one entry for each stage that the candidate went through. `failure` says why it could not be
+    evaluated: then figures that are missing in `metrics` are unknown, and it is on no front.
+    """
 
     candidate_id: str
     genome: tuple[int, ...]
@@ -38,6 +40,7 @@ class CandidateView:
     on_front: bool
     selected: bool
     results: Mapping[str, Any]
+    failure: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +79,7 @@ def candidate_view(row: CandidateRow) -> CandidateView:
         on_front=row.on_front,
         selected=row.selected,
         results=row.results,
+        failure=row.results.get(JobStage.SEARCHING.value, {}).get("failure"),
     )
 
 

@@ -38,7 +38,7 @@ class CandidateEvaluator:
                 **{metric: float(values[row]) for metric, values in known.items()},
             }
             violation = total_violation(metrics, self._run.config.constraints)
-            evaluations.append(Evaluation(metrics=metrics, violation=violation))
+            evaluations.append(Evaluation(metrics=metrics, violation=violation, failure=estimate.failure))
         return evaluations
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -124,13 +125,15 @@ class _Recorder:
             "generations": config.method.generations,
             "evaluations": len(state.archive),
             "front": len(front),
+            "failures": sum(item.evaluation.failure is not None for item in state.archive),
             "hypervolume": self._hypervolume(front),
         }
         progress = {
             "stage": STAGE.value,
             "done": state.generation,
             "total": config.method.generations,
-            "note": f"{len(state.archive)} candidates, {len(front)} on the front",
+            "note": f"{len(state.archive)} candidates, {len(front)} on the front"
+            + (f", {figures['failures']} failed" if figures["failures"] else ""),
         }
         with run.database.write() as session:
             save_candidates(session, run.claim, records)
@@ -138,7 +141,7 @@ class _Recorder:
             save_checkpoint(
                 session, run.claim, stage=STAGE, step=len(state.archive), data=json.dumps(state_to_json(state))
             )
-            add_events(session, run.claim, [SearchEvent(kind="generation", data=figures)])
+            add_events(session, run.claim, [SearchEvent(kind="generation", data=figures), *_failure_events(records)])
             write_progress(session, run.claim, progress)
         self._stored = len(state.archive)
         run.check()
@@ -156,13 +159,32 @@ class _Recorder:
 
 
 def _record(item: EvaluatedCandidate, generation: int) -> CandidateRecord:
+    """What the table holds: figures that are defined, and the reason of a failure among the results."""
+    evaluation = item.evaluation
+    results = {} if evaluation.failure is None else {STAGE.value: {"failure": evaluation.failure}}
     return CandidateRecord(
         candidate_id=_id(item),
         genome=item.candidate.genome,
-        metrics={metric.value: value for metric, value in item.evaluation.metrics.items()},
+        metrics={metric.value: value for metric, value in evaluation.metrics.items() if math.isfinite(value)},
         generation=generation,
-        violation=item.evaluation.violation,
+        violation=evaluation.violation if math.isfinite(evaluation.violation) else 0.0,
+        results=results,
     )
+
+
+def _failure_events(records: Sequence[CandidateRecord]) -> list[SearchEvent]:
+    """A line for the user for each candidate that could not be evaluated."""
+    return [
+        SearchEvent(
+            kind="message",
+            data={
+                "text": f"candidate {record.candidate_id[:10]} could not be evaluated: "
+                f"{record.results[STAGE.value]['failure']}"
+            },
+        )
+        for record in records
+        if STAGE.value in record.results
+    ]
 
 
 def _id(item: EvaluatedCandidate) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
+import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,10 +15,21 @@ from numpy.typing import ArrayLike
 
 from device_agent.contracts import ContractError, PruningScheme
 from search.algorithms.base import Searcher
+from search.algorithms.registry import make_searcher
 from search.domain.candidate import Evaluation
+from search.domain.config import Method
 from search.domain.objective import Constraint, Metric, Objective
 from search.domain.space import Genome, SchemeChoice, SearchSpace, Variable, VariableKind
-from search.loop import Evaluate, front_of, objective_matrix, run_search, total_violation
+from search.errors import InfeasibleBudget, SearchError
+from search.loop import (
+    Evaluate,
+    front_of,
+    objective_matrix,
+    run_search,
+    state_from_json,
+    state_to_json,
+    total_violation,
+)
 from search.pareto import hypervolume
 from search.problem import SearchProblem
 
@@ -86,8 +100,32 @@ def final_volume(searcher: Searcher, generations: int) -> float:
     return hypervolume(points, ends.max(axis=0))
 
 
+def known_part(space: SearchSpace = SPACE) -> dict[str, Any]:
+    """What `SearchProblem` takes of figures that are known in advance."""
+    return {
+        "known": functools.partial(known_figures, space=space),
+        "known_metrics": frozenset({Metric.LATENCY_MS, Metric.PARAMETERS}),
+    }
+
+
+def failing(genomes: Sequence[Genome]) -> list[Evaluation]:
+    """Every fourth design, by what it is, cannot be evaluated: its loss is unknown, its latency is not."""
+    found = evaluate(genomes)
+    for place, genome in enumerate(genomes):
+        if sum(genome) % 4 == 0:
+            figures = {**found[place].metrics, Metric.LOSS: math.nan}
+            found[place] = Evaluation(metrics=figures, failure="the training diverged")
+    return found
+
+
 class SearcherSuite:
-    """Inherit, and define `make`."""
+    """Inherit, and define `METHOD`; override `known` where the method needs figures in advance."""
+
+    METHOD: Method | str
+
+    def known(self, space: SearchSpace) -> dict[str, Any]:
+        """What the problem says about figures that cost nothing to know."""
+        return {}
 
     def make(
         self,
@@ -97,8 +135,12 @@ class SearcherSuite:
         seed: int = 0,
         objectives: Sequence[Objective] = TWO,
         constraints: Sequence[Constraint] = (),
+        **known: Any,
     ) -> Searcher:
-        raise NotImplementedError
+        problem = SearchProblem(
+            space=space, objectives=tuple(objectives), constraints=tuple(constraints), **(known or self.known(space))
+        )
+        return make_searcher(self.METHOD, problem, population=population, seed=seed)
 
     def trace(self, searcher: Searcher, generations: int = 6, objectives: Sequence[Objective] = TWO) -> list:
         asked = []
@@ -192,6 +234,39 @@ class SearcherSuite:
             self.make(population=1)
         with pytest.raises(ContractError, match="seed"):
             self.make(seed=-1)
+
+    def test_failed_evaluations_are_survived(self) -> None:
+        """They end no search, are on no front, and a search that is taken up again goes on as it would have."""
+        arguments: dict[str, Any] = {"problem": PROBLEM, "evaluate": failing}
+        states: list[str] = []
+        whole = run_search(
+            searcher=self.make(),
+            generations=6,
+            on_generation=lambda state: states.append(json.dumps(state_to_json(state), allow_nan=False)),
+            **arguments,
+        )
+        failures = [item for item in whole.archive if item.evaluation.failure is not None]
+        assert 0 < len(failures) < len(whole.archive) / 2
+        assert len(whole.archive) == 6 * 12
+        front = front_of(whole.archive, TWO)
+        assert front
+        assert all(item.evaluation.failure is None for item in front)
+        resumed = run_search(
+            searcher=self.make(), generations=6, state=state_from_json(json.loads(states[2])), **arguments
+        )
+        assert json.dumps(state_to_json(resumed)) == states[-1]
+
+    def test_failures_of_a_whole_generation_end_the_search(self) -> None:
+        def broken(genomes: Sequence[Genome]) -> list[Evaluation]:
+            return [Evaluation(metrics={}, failure=f"no number {i}") for i in range(len(genomes))]
+
+        with pytest.raises(SearchError, match=r"none of the 12 candidates of a generation .* the first: no number 0"):
+            run_search(searcher=self.make(), problem=PROBLEM, evaluate=broken, generations=3)
+
+    def test_an_infeasible_budget_is_refused_with_the_smallest_value(self) -> None:
+        smallest = landscape(SPACE.smallest).metrics[Metric.LATENCY_MS]
+        with pytest.raises(InfeasibleBudget, match=f"latency_ms <= .* smallest .*{smallest:.6g}"):
+            self.make(constraints=at_most(0.99 * smallest), **{**known_part(), **self.known(SPACE)})
 
     def test_arguments_are_not_changed(self) -> None:
         searcher = self.make()

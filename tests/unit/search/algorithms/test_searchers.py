@@ -2,70 +2,44 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 from device_agent.contracts import ContractError
-from search.algorithms.base import Searcher
 from search.algorithms.registry import SEARCHERS, make_searcher
 from search.domain.config import Method
-from search.domain.objective import Constraint, Metric, Objective
+from search.domain.objective import Metric, Objective
 from search.domain.space import SearchSpace
 from search.problem import SearchProblem
 from tests.unit.search.algorithms.searcher_suite import (
     PROBLEM,
     SPACE,
-    TWO,
     EvolutionarySuite,
     SearcherSuite,
     final_volume,
-    known_figures,
+    known_part,
 )
 
 
-class _ByName:
-    METHOD: Method
-
-    def make(
-        self,
-        space: SearchSpace = SPACE,
-        *,
-        population: int = 12,
-        seed: int = 0,
-        objectives: Sequence[Objective] = TWO,
-        constraints: Sequence[Constraint] = (),
-    ) -> Searcher:
-        problem = SearchProblem(
-            space=space, objectives=tuple(objectives), constraints=tuple(constraints), **self.known(space)
-        )
-        return make_searcher(self.METHOD, problem, population=population, seed=seed)
-
-    def known(self, space: SearchSpace) -> dict[str, Any]:
-        return {}
-
-
-class TestRandom(_ByName, SearcherSuite):
+class TestRandom(SearcherSuite):
     METHOD = Method.RANDOM
 
 
-class TestNsga2(_ByName, EvolutionarySuite):
+class TestNsga2(EvolutionarySuite):
     METHOD = Method.NSGA2
 
 
-class TestJcw(_ByName, EvolutionarySuite):
+class TestJcw(EvolutionarySuite):
     METHOD = Method.JCW
 
 
 class _Known:
     def known(self, space: SearchSpace) -> dict[str, Any]:
-        figures = functools.partial(known_figures, space=space)
-        return {"known": figures, "known_metrics": frozenset({Metric.LATENCY_MS, Metric.PARAMETERS})}
+        return known_part(space)
 
 
-class TestAacp(_Known, _ByName, EvolutionarySuite):
+class TestAacp(_Known, EvolutionarySuite):
     """It looks for one network within each of a few budgets, which random search's front is a hard rival to."""
 
     METHOD = Method.AACP
