@@ -14,12 +14,14 @@ from search.domain.config import DatasetConfig
 from search.domain.network import NetworkSpec
 from search.domain.objective import Metric
 from search.domain.space import Decisions, Genome, SearchSpace
+from search.evaluation import evaluate
 from search.lowering import lower
 from search.models.checkpoint import load_checkpoint, save_checkpoint
 from search.models.zoo import build_model
 from search.pruning.trace import trace_network
 from search.space_builder import build_space, check_budget
-from search.training import EpochReport, evaluate, train_from_scratch
+from search.training.finetuning import train_from_scratch
+from search.training.sgd import EpochReport, Watcher
 from server.states import JobStage
 from server.worker.run import SearchRun
 
@@ -100,15 +102,15 @@ def _weights(run: SearchRun, model: nn.Module, data: LoadedData) -> str:
 
     def on_epoch(report: EpochReport) -> None:
         run.progress(STAGE, report.epoch, epochs, "epochs")
-        run.check()
 
     trained = train_from_scratch(
         model,
         data,
         epochs,
         torch.Generator().manual_seed(run.config.method.seed),
-        on_epoch=on_epoch,
-        checkpoint_path=run.work_dir / "base-training.safetensors",
+        watcher=Watcher(
+            on_epoch=on_epoch, on_step=run.check, checkpoint_path=run.work_dir / "base-training.safetensors"
+        ),
     )
     path = run.work_dir / "base.safetensors"
     save_checkpoint(trained, path)

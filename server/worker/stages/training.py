@@ -7,9 +7,11 @@ from typing import Any
 import torch
 
 from search.distillation import DistillationTeacher
+from search.evaluation import evaluate
 from search.models.checkpoint import load_checkpoint, save_checkpoint
 from search.pruning.apply import PrunedModel, apply_decisions
-from search.training import EpochReport, evaluate, finetune
+from search.training.finetuning import finetune
+from search.training.sgd import EpochReport, Watcher
 from server.searches.repository import CandidateRecord, set_candidate_result
 from server.states import JobStage
 from server.worker.run import SearchFailed, SearchRun
@@ -61,7 +63,6 @@ def _train_one(
     def on_epoch(report: EpochReport) -> None:
         note = f"candidate {candidate.candidate_id[:10]}, epoch {report.epoch} of {report.epochs:g}"
         run.progress(STAGE, position, total, note)
-        run.check()
 
     trained = finetune(
         pruned,
@@ -69,8 +70,7 @@ def _train_one(
         config,
         torch.Generator().manual_seed(seed),
         teacher=teacher,
-        on_epoch=on_epoch,
-        checkpoint_path=state_path,
+        watcher=Watcher(on_epoch=on_epoch, on_step=run.check, checkpoint_path=state_path),
     )
     tested = evaluate(trained.model, prepared.data.split.test, prepared.data.normalise, resolution=trained.resolution)
     path = run.work_dir / f"{candidate.candidate_id}.safetensors"

@@ -11,11 +11,13 @@ from search.data.loading import LoadedData, load_data
 from search.distillation import DistillationTeacher
 from search.domain.config import DatasetConfig, TrainingConfig
 from search.domain.space import Decisions
+from search.evaluation import evaluate
 from search.models.checkpoint import CheckpointError
 from search.models.zoo import build_model
 from search.pruning.apply import PrunedModel, apply_decisions
 from search.pruning.trace import trace_network
-from search.training import EpochReport, TrainingDiverged, evaluate, finetune, train_from_scratch
+from search.training.finetuning import finetune, train_from_scratch
+from search.training.sgd import EpochReport, TrainingDiverged, Watcher
 
 SETTINGS = TrainingConfig(epochs=2.0, batch_size=32, learning_rate=0.05)
 
@@ -56,7 +58,7 @@ def test_fine_tuning_recovers_accuracy_and_holds_the_zeros(pruned: PrunedModel, 
     original = {name: tensor.clone() for name, tensor in pruned.model.state_dict().items()}
     reports: list[EpochReport] = []
 
-    tuned = finetune(pruned, data, SETTINGS, seeded(0), on_epoch=reports.append)
+    tuned = finetune(pruned, data, SETTINGS, seeded(0), watcher=Watcher(on_epoch=reports.append))
 
     assert evaluate(tuned.model, data.split.test, data.normalise).accuracy > max(0.85, before.accuracy)
     for name, mask in tuned.masks.items():
@@ -98,8 +100,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
             settings,
             seeded(3),
             teacher=DistillationTeacher(trained, data),
-            on_epoch=stop,
-            checkpoint_path=path,
+            watcher=Watcher(on_epoch=stop, checkpoint_path=path),
         )
     reports: list[EpochReport] = []
     resumed = finetune(
@@ -108,14 +109,18 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
         settings,
         seeded(3),
         teacher=DistillationTeacher(trained, data),
-        on_epoch=reports.append,
-        checkpoint_path=path,
+        watcher=Watcher(on_epoch=reports.append, checkpoint_path=path),
     )
 
     assert [r.epoch for r in reports] == [2]
     assert states_equal(whole, resumed)
     again = finetune(
-        pruned, data, settings, seeded(3), teacher=DistillationTeacher(trained, data), checkpoint_path=path
+        pruned,
+        data,
+        settings,
+        seeded(3),
+        teacher=DistillationTeacher(trained, data),
+        watcher=Watcher(checkpoint_path=path),
     )
     assert states_equal(whole, again)
 
@@ -123,13 +128,13 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_been(
 def test_refuses_the_checkpoint_of_another_run(pruned: PrunedModel, data: LoadedData, tmp_path: Path) -> None:
     path = tmp_path / "run.safetensors"
     settings = dataclasses.replace(SETTINGS, epochs=0.2)
-    finetune(pruned, data, settings, seeded(3), checkpoint_path=path)
+    finetune(pruned, data, settings, seeded(3), watcher=Watcher(checkpoint_path=path))
 
     with pytest.raises(CheckpointError, match="another training run"):
-        finetune(pruned, data, settings, seeded(4), checkpoint_path=path)
+        finetune(pruned, data, settings, seeded(4), watcher=Watcher(checkpoint_path=path))
     path.write_bytes(b"half a file")
     with pytest.raises(CheckpointError, match="no readable safetensors file"):
-        finetune(pruned, data, settings, seeded(3), checkpoint_path=path)
+        finetune(pruned, data, settings, seeded(3), watcher=Watcher(checkpoint_path=path))
 
 
 def test_a_teachers_outputs_are_computed_once(pruned: PrunedModel, trained: torch.nn.Module, data: LoadedData) -> None:
