@@ -57,6 +57,8 @@ def random_mask(kernel: KernelSpec) -> BoolArray:
     if pruning.scheme is PruningScheme.DENSE:
         return np.ones(shape, dtype=np.bool_)
     generator = _stream(kernel, _MASK_STREAM)
+    if pruning.scheme is PruningScheme.BLOCK:
+        return block_based_mask(generator.random(shape), pruning)
     blocks = np.zeros(block_shape(pruning, shape), dtype=np.bool_)
     kept = num_kept_blocks(pruning, blocks.size)
     blocks.reshape(-1)[generator.permutation(blocks.size)[:kept]] = True
@@ -117,7 +119,7 @@ def kernel_plan_tensors(kernel: KernelSpec) -> dict[str, FloatArray]:
 
 def block_extent(pruning: WeightPruning) -> tuple[int, int]:
     """(filters, input channels) that share zero positions."""
-    if pruning.scheme is PruningScheme.BLOCK_PUNCHED:
+    if pruning.scheme in (PruningScheme.BLOCK_PUNCHED, PruningScheme.BLOCK):
         return (pruning.block_filters, pruning.block_channels)
     if pruning.scheme in (PruningScheme.GROUP, PruningScheme.PATTERN):
         return (pruning.block_filters, 1)
@@ -165,6 +167,37 @@ def expand_blocks(blocks: BoolArray, pruning: WeightPruning, weight_shape: tuple
     mask = np.repeat(blocks, filters, axis=0)[:out_channels]
     mask = np.repeat(mask, channels, axis=1)[:, :in_channels]
     return np.ascontiguousarray(np.broadcast_to(mask, weight_shape))
+
+
+def block_based_mask(energy: NDArray[np.floating], pruning: WeightPruning) -> BoolArray:
+    """Independent row and column pruning in every block of a fully connected layer, by `energy` (out, in, 1, 1).
+
+    A column of a block is one input of its filters, a row one filter over its inputs. Both are ranked over the whole
+    layer by their mean energy. First the best round(sqrt(density) * n) of the n columns stay. Then rows go, the worst
+    first, judged by what the columns left of them, until the number of weights is as near to the density's as whole
+    rows come. Blocks of 1 x 1 are unstructured pruning; one block as large as the matrix prunes whole filters and
+    inputs. inferred: GRIM's abstract (arXiv 2108.11033) names the pruning, but not how a rate divides between rows and
+    columns; equal shares of both are ours. Equal energies are decided by position, the earlier first.
+    """
+    out_channels, in_channels = energy.shape[:2]
+    values = np.asarray(energy, dtype=np.float64).reshape(out_channels, in_channels)
+    filters, channels = pruning.block_filters, pruning.block_channels
+    firsts, starts = np.arange(0, out_channels, filters), np.arange(0, in_channels, channels)
+    heights = np.diff(np.append(firsts, out_channels))
+    columns = np.add.reduceat(values, firsts, axis=0) / heights[:, None]
+    kept_columns = np.zeros(columns.size, dtype=np.bool_)
+    num_columns = max(1, round(math.sqrt(pruning.density) * columns.size))
+    kept_columns[np.argsort(-columns.reshape(-1), kind="stable")[:num_columns]] = True
+    mask: BoolArray = np.repeat(kept_columns.reshape(columns.shape), filters, axis=0)[:out_channels]
+    sizes = np.add.reduceat(mask, starts, axis=1, dtype=np.int64)
+    rows = np.add.reduceat(np.where(mask, values, 0.0), starts, axis=1) / np.maximum(sizes, 1)
+    order = np.argsort(-np.where(sizes > 0, rows, -1.0).reshape(-1), kind="stable")
+    kept_weights = np.cumsum(sizes.reshape(-1)[order])
+    num_rows = int(np.argmin(np.abs(kept_weights - pruning.density * values.size))) + 1
+    kept_rows = np.zeros(rows.size, dtype=np.bool_)
+    kept_rows[order[:num_rows]] = True
+    mask &= np.repeat(kept_rows.reshape(rows.shape), channels, axis=1)[:, :in_channels]
+    return np.ascontiguousarray(mask.reshape(energy.shape))
 
 
 def _random_patterns(generator: np.random.Generator, kernels: tuple[int, ...], entries: int) -> BoolArray:

@@ -33,7 +33,8 @@ _MAX_SWEEPS = 4
 def build_space(spec: NetworkSpec, config: SpaceConfig) -> SearchSpace:
     """The variables that `config` opens in the network `spec`.
 
-    One CHANNELS variable for each pruning group, and one DENSITY variable for each prunable operator. Where several
+    One CHANNELS variable for each pruning group, and one DENSITY variable for each prunable operator; fully connected
+    layers only where the config has schemes for them. Where several
     schemes apply to an operator, a SCHEME variable chooses. Variables with a single choice are left out.
 
     Raises `ContractError` where nothing is left to vary.
@@ -44,11 +45,13 @@ def build_space(spec: NetworkSpec, config: SpaceConfig) -> SearchSpace:
     default = _DENSE_SCHEME
     if config.weights is not None:
         schemes = tuple(SchemeChoice.parse(text) for text in config.weights.schemes)
+        fully_connected = tuple(SchemeChoice.parse(text) for text in config.weights.fully_connected)
         default = schemes[0]
         stem = next((op.name for op in spec.plan.ops if op.kernel.op is Op.CONV2D), None)
         for op in spec.plan.ops:
             if op.name in spec.prunable_ops:
-                variables += _weight_variables(op, config.weights, schemes, is_stem=op.name == stem)
+                offered = fully_connected if op.kernel.op is Op.FULLY_CONNECTED else schemes
+                variables += _weight_variables(op, config.weights, offered, default, is_stem=op.name == stem)
     if not variables:
         raise ContractError(
             f"nothing of {spec.architecture} may vary: {len(spec.groups)} pruning groups and "
@@ -138,7 +141,7 @@ def _channel_variables(spec: NetworkSpec, config: ChannelsConfig) -> list[Variab
 
 
 def _weight_variables(
-    op: PlanOp, config: WeightsConfig, schemes: Sequence[SchemeChoice], *, is_stem: bool
+    op: PlanOp, config: WeightsConfig, schemes: Sequence[SchemeChoice], default: SchemeChoice, *, is_stem: bool
 ) -> list[Variable]:
     """The DENSITY variable of an operator, and the SCHEME variable where it needs one."""
     usable = [s for s in dict.fromkeys(schemes) if _applies(s, op.kernel)]
@@ -151,7 +154,7 @@ def _weight_variables(
     # Patterns first: the last choice must be one that is dense at density 1.
     usable.sort(key=lambda s: s.scheme is not PruningScheme.PATTERN)
     variables = [Variable(kind=VariableKind.DENSITY, target=op.name, choices=_distinct(densities, usable))]
-    if len(usable) > 1 or usable[0] != schemes[0]:
+    if len(usable) > 1 or usable[0] != default:
         variables.append(Variable(kind=VariableKind.SCHEME, target=op.name, choices=tuple(str(s) for s in usable)))
     return variables
 

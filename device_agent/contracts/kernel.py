@@ -60,6 +60,9 @@ class PruningScheme(StrEnum):
     #: Each 3x3 kernel keeps `pattern_entries` positions; `block_filters` consecutive filters share the pattern
     #: (PatDNN, arXiv 2001.00138). A density below `pattern_entries`/9 removes whole kernels (connectivity pruning).
     PATTERN = "pattern"
+    #: Fully connected layers: in blocks of `block_filters` x `block_channels`, columns and rows are removed,
+    #: independently of each other (BCR of GRIM, arXiv 2108.11033; "block-based" in Gong et al. 2021, arXiv 2111.11581).
+    BLOCK = "block"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -154,6 +157,10 @@ class KernelSpec:
             raise ContractError(f"only conv2d takes a residual, not {self.op}: use an add")
         if self.pruning.scheme is PruningScheme.PATTERN and (self.kernel_h, self.kernel_w) != (3, 3):
             raise ContractError(f"patterns are defined on 3x3 kernels, not {self.kernel_h}x{self.kernel_w}")
+        if self.pruning.scheme is PruningScheme.BLOCK and self.op is not Op.FULLY_CONNECTED:
+            raise ContractError(
+                f"{self.pruning.scheme} prunes fully connected layers, not {self.op}: use BLOCK_PUNCHED"
+            )
         if self.num_weights > MAX_WEIGHTS:
             raise ContractError(f"{self.num_weights} weights exceed the limit of {MAX_WEIGHTS}")
         if self.in_channels * self.input_h * self.input_w > MAX_WEIGHTS:

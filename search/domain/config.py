@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from enum import StrEnum
 from typing import Any, get_args, get_type_hints
 
-from device_agent.contracts import ContractError, MeasuringSetup, decode
+from device_agent.contracts import ContractError, MeasuringSetup, PruningScheme, decode
 from search.domain.architectures import ARCHITECTURES
 from search.domain.objective import Constraint, Metric, Objective
 from search.domain.space import SchemeChoice
@@ -90,12 +90,14 @@ class ChannelsConfig:
 class WeightsConfig:
     """Weight densities to search. One scheme is applied everywhere; several become a variable of each layer.
 
-    `stem_min_density` bounds the first convolution, which is small and sensitive.
+    `stem_min_density` bounds the first convolution, which is small and sensitive. `fully_connected` has the schemes of
+    fully connected layers; without any they stay dense.
     """
 
     densities: tuple[float, ...] = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
     schemes: tuple[str, ...] = ("group:4x1",)
     stem_min_density: float = 1.0
+    fully_connected: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.densities or not all(0.0 < d <= 1.0 for d in self.densities):
@@ -103,7 +105,16 @@ class WeightsConfig:
         if not self.schemes:
             raise ContractError("weights needs at least one scheme")
         for scheme in self.schemes:
-            SchemeChoice.parse(scheme)
+            if SchemeChoice.parse(scheme).scheme is PruningScheme.BLOCK:
+                raise ContractError(
+                    f"weights.schemes: {scheme!r} prunes fully connected layers only: name it in "
+                    "weights.fully_connected, and 'block_punched' here"
+                )
+        for scheme in self.fully_connected:
+            if SchemeChoice.parse(scheme).scheme is PruningScheme.PATTERN:
+                raise ContractError(
+                    f"weights.fully_connected: {scheme!r} needs 3x3 kernels: use 'block:8x16' or 'group:4x1'"
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

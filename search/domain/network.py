@@ -45,7 +45,8 @@ class RefusedGroup:
 class NetworkSpec:
     """A traced network. `plan` is dense and fused; operators are named after the module that holds their weights.
 
-    `prunable_ops` are those whose weights may be pruned to zero (all convolutions but the depthwise ones).
+    `prunable_ops` are those whose weights may be pruned to zero (all convolutions but the depthwise ones, and
+    fully connected layers; a search opens those only where its config has schemes for them).
     """
 
     architecture: str

@@ -30,7 +30,7 @@ class VariableKind(StrEnum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SchemeChoice:
     """A pruning scheme with its block, without a density. Written as "group:4x1", "block_punched:8x4",
-    "pattern:4x1/4" (entries behind the slash), "unstructured" or "dense".
+    "block:8x16", "pattern:4x1/4" (entries behind the slash), "unstructured" or "dense".
     """
 
     scheme: PruningScheme

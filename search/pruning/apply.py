@@ -59,7 +59,10 @@ def apply_decisions(model: nn.Module, spec: NetworkSpec, decisions: Decisions) -
             continue
         weight = pruned.get_submodule(name).weight
         assert isinstance(weight, Tensor)
-        masks[name] = torch.tensor(mask_for(weight.detach().numpy(), pruning))
+        values = weight.detach().numpy()
+        # Linear layers have no kernel axes.
+        shaped = values if values.ndim == 4 else values[:, :, None, None]
+        masks[name] = torch.tensor(mask_for(shaped, pruning).reshape(values.shape))
     result = PrunedModel(model=pruned, masks=masks, kept=kept, resolution=decisions.resolution)
     result.apply_masks()
     return result

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from device_agent.contracts import ContractError, PruningScheme, WeightPruning
-from device_agent.synthesis import expand_blocks, num_kept_blocks, sum_blocks
+from device_agent.synthesis import block_based_mask, expand_blocks, num_kept_blocks, sum_blocks
 
 FloatArray = NDArray[np.floating]
 BoolArray = NDArray[np.bool_]
@@ -27,9 +27,10 @@ def mask_for(weight: FloatArray, pruning: WeightPruning) -> BoolArray:
     UNSTRUCTURED, GROUP and BLOCK_PUNCHED rank blocks of kernel positions (JCW, arXiv 2110.08013, ranks 4 x 1 groups by
     norm; YOLObile, arXiv 2009.05697, blocks). PATTERN first gives every run of `block_filters` filters, for each input
     channel, the pattern of the layer's library that retains the most, and then ranks whole kernels by what they retain.
+    BLOCK removes columns and rows of blocks of a fully connected layer (`device_agent.synthesis.block_based_mask`).
 
     Args:
-        weight: (out, in, kh, kw).
+        weight: (out, in, kh, kw); of a fully connected layer (out, in, 1, 1).
         pruning: The scheme and its density; the number of kept blocks is exact.
 
     Raises:
@@ -40,6 +41,10 @@ def mask_for(weight: FloatArray, pruning: WeightPruning) -> BoolArray:
     if pruning.scheme is PruningScheme.DENSE:
         return np.ones(weight.shape, dtype=np.bool_)
     shape = (weight.shape[0], weight.shape[1], weight.shape[2], weight.shape[3])
+    if pruning.scheme is PruningScheme.BLOCK:
+        if shape[2:] != (1, 1):
+            raise ContractError(f"block-based pruning is for fully connected layers, not {shape[2]}x{shape[3]} kernels")
+        return block_based_mask(np.square(weight, dtype=np.float64), pruning)
     # Per weight: a smaller block at the edge would lose against the others by its size alone, and more weights than the
     # density says would stay.
     sizes = sum_blocks(np.ones(shape), pruning)

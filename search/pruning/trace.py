@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from device_agent.contracts import Op
 from search.domain.network import NetworkSpec, PruningGroup, RefusedGroup
 from search.pruning.fuse import fuse_network
 from search.pruning.groups import discover_groups
@@ -26,10 +27,13 @@ def trace_network(model: nn.Module, input_shape: tuple[int, int, int], architect
     """
     fused = fuse_network(model, input_shape, architecture)
     groups, refused = discover_groups(fused.plan)
+    kernels = {op.name: op.kernel.op for op in fused.plan.ops}
+    # A linear layer that runs as a convolution over an image stays dense: its weights' two axes are the other's four.
     prunable = tuple(
         name
         for name, modules in fused.modules.items()
-        if isinstance(layer := model.get_submodule(modules.weights), nn.Conv2d) and layer.groups == 1
+        if kernels[name] is Op.FULLY_CONNECTED
+        or (isinstance(layer := model.get_submodule(modules.weights), nn.Conv2d) and layer.groups == 1)
     )
     claimed = NetworkSpec(
         architecture=architecture, plan=fused.plan, groups=groups, refused=refused, prunable_ops=prunable

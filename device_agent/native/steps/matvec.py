@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from device_agent.contracts import KernelSpec
+from device_agent.contracts import KernelSpec, PruningScheme
 from device_agent.native.layout import VECTOR, Tensor
 from device_agent.native.library import GROUP_SIZES, Kind, Step
 from device_agent.native.packing import dense_blocks, entry_counts, group_rows
@@ -39,9 +39,8 @@ def emit_matvec(
         if residual is not None:
             common.second = placement.address(residual)
         # The grouping follows from the weights alone: here, unlike in convolutions, it has an effect on rounding.
-        size = next(size for size in GROUP_SIZES if kernel.pruning.block_filters % size == 0)
-        counts = entry_counts(weights, kernel.pruning.block_filters, size)
-        stored = sum(size * int(count.sum()) for size, count in counts.items())
+        size = _group_size(kernel, weights)
+        stored = _num_stored(kernel, weights, size)
         if stored > _DENSE_MATVEC_DENSITY[size] * weights.num_rows * weights.num_columns:
             common.kind = Kind.DENSE_MATVEC
             common.weights = placement.keep(dense_blocks(weights, VECTOR))
@@ -52,3 +51,16 @@ def emit_matvec(
         return (grouped_way(common, way, inputs, placement),)
 
     return emit
+
+
+def _group_size(kernel: KernelSpec, weights: Weights) -> int:
+    """How many rows are read together. Rows that were pruned from blocks (BLOCK) leave zeros in groups of several."""
+    sizes = [size for size in GROUP_SIZES if kernel.pruning.block_filters % size == 0]
+    if kernel.pruning.scheme is not PruningScheme.BLOCK:
+        return sizes[0]
+    return min(sizes, key=lambda size: _num_stored(kernel, weights, size) / _DENSE_MATVEC_DENSITY[size])
+
+
+def _num_stored(kernel: KernelSpec, weights: Weights, size: int) -> int:
+    counts = entry_counts(weights, kernel.pruning.block_filters, size)
+    return sum(n * int(count.sum()) for n, count in counts.items())

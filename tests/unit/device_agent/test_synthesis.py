@@ -9,6 +9,7 @@ import pytest
 
 from device_agent.contracts import ContractError, KernelSpec, Op, PruningScheme, WeightPruning
 from device_agent.synthesis import (
+    block_based_mask,
     block_shape,
     expand_blocks,
     kernel_inputs,
@@ -149,3 +150,49 @@ def test_network_inputs_are_as_the_contract_says() -> None:
 def test_a_negative_seed_is_refused() -> None:
     with pytest.raises(ContractError, match="seed -1"):
         synthesize_weights(conv(WeightPruning(), seed=-1))
+
+
+def matrix(density: float, block: tuple[int, int], shape: tuple[int, int] = (24, 40), seed: int = 0) -> KernelSpec:
+    pruning = WeightPruning(
+        scheme=PruningScheme.BLOCK, density=density, block_filters=block[0], block_channels=block[1]
+    )
+    return KernelSpec(op=Op.FULLY_CONNECTED, in_channels=shape[1], out_channels=shape[0], pruning=pruning, seed=seed)
+
+
+@pytest.mark.parametrize("density", [0.05, 0.2, 0.5, 0.9])
+@pytest.mark.parametrize("block", [(4, 8), (8, 16), (7, 11), (1, 1)])
+def test_block_based_pruning_leaves_whole_rows_and_columns_of_blocks(density: float, block: tuple[int, int]) -> None:
+    mask = random_mask(matrix(density, block))[:, :, 0, 0]
+    assert abs(mask.sum() - density * mask.size) <= block[1] / 2 + 0.5
+    num_columns = 0
+    for top in range(0, 24, block[0]):
+        for left in range(0, 40, block[1]):
+            part = mask[top : top + block[0], left : left + block[1]]
+            rows, columns = part.any(axis=1), part.any(axis=0)
+            np.testing.assert_array_equal(part, rows[:, None] & columns)
+            num_columns += columns.sum()
+    # Columns may vanish with all their rows, but none beyond the share of columns stays.
+    assert num_columns <= round(np.sqrt(density) * -(-24 // block[0]) * 40)
+
+
+def test_block_based_pruning_prunes_what_is_weakest() -> None:
+    energy = np.ones((8, 8, 1, 1))
+    energy[:4, 3] = 0.1  # a weak column of the upper block, and a weak row of the lower left one
+    energy[6, :4] = 0.2
+    pruning = WeightPruning(scheme=PruningScheme.BLOCK, density=(64 - 4 - 4) / 64, block_filters=4, block_channels=4)
+    mask = block_based_mask(energy, pruning)[:, :, 0, 0]
+    assert not mask[:4, 3].any()
+    assert not mask[6, :4].any()
+    assert mask.sum() == 56
+
+
+def test_one_by_one_blocks_are_unstructured_pruning() -> None:
+    energy = np.random.default_rng(0).random((6, 10, 1, 1))
+    mask = block_based_mask(energy, WeightPruning(scheme=PruningScheme.BLOCK, density=0.3))
+    assert mask.sum() == 18
+    assert energy[mask].min() > energy[~mask].max()
+
+
+def test_block_based_pruning_is_for_fully_connected_layers() -> None:
+    with pytest.raises(ContractError, match="prunes fully connected layers, not conv2d"):
+        conv(WeightPruning(scheme=PruningScheme.BLOCK, density=0.5, block_filters=4, block_channels=4))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 
 import pytest
 
-from device_agent.contracts import ContractError, Op
+from device_agent.contracts import ContractError, Op, PruningScheme
 from search.domain.config import ChannelsConfig, SpaceConfig, WeightsConfig
 from search.domain.objective import Constraint, Metric
 from search.domain.space import Genome, VariableKind
@@ -54,6 +55,27 @@ def test_stem_bound() -> None:
     space = build_space(RESNET, SpaceConfig(weights=WeightsConfig(stem_min_density=0.5)))
     stem = next(v for v in space.variables if v.target == "conv1")
     assert stem.choices == (0.5, 0.6, 0.8, 1.0)
+
+
+def test_fully_connected_layers_open_with_schemes_of_their_own() -> None:
+    spec = dataclasses.replace(RESNET, prunable_ops=(*RESNET.prunable_ops, "linear"))
+    closed = build_space(spec, SpaceConfig(weights=WeightsConfig()))
+    assert closed == build_space(RESNET, SpaceConfig(weights=WeightsConfig()))
+    opened = build_space(
+        spec, SpaceConfig(weights=WeightsConfig(densities=(0.25, 1.0), fully_connected=("block:8x16", "group:4x1")))
+    )
+    scheme = next(v for v in opened.variables if v.name == "scheme:linear")
+    assert scheme.choices == ("block:8x16", "group:4x1")
+    pruning = lower(spec, opened.decode(opened.smallest)).kernels[-1].pruning
+    assert (pruning.scheme, pruning.density) == (PruningScheme.BLOCK, 0.25)
+    assert lower(spec, opened.decode(opened.unpruned)) == RESNET.plan
+
+
+def test_schemes_are_refused_where_they_cannot_be() -> None:
+    with pytest.raises(ContractError, match="'block:8x16' prunes fully connected layers only"):
+        WeightsConfig(schemes=("block:8x16",))
+    with pytest.raises(ContractError, match="'pattern:4x1/4' needs 3x3 kernels"):
+        WeightsConfig(fully_connected=("pattern:4x1/4",))
 
 
 def test_dense_stays_a_choice() -> None:

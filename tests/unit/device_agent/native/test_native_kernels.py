@@ -66,6 +66,20 @@ def test_fully_connected_layers_have_the_same_bits_on_every_instruction_set(bloc
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("density", [0.02, 0.3, 0.8])
+@pytest.mark.parametrize("block", [(1, 16), (4, 16), (8, 16), (7, 5)])
+def test_block_based_pruning_runs_as_its_weights_say(isa: str, density: float, block: tuple[int, int]) -> None:
+    pruning = WeightPruning(
+        scheme=PruningScheme.BLOCK, density=density, block_filters=block[0], block_channels=block[1]
+    )
+    kernel = KernelSpec(op=Op.FULLY_CONNECTED, in_channels=67, out_channels=21, pruning=pruning)
+    x, _ = kernel_inputs(kernel)
+    weights = synthesize_weights(kernel)
+    expected = weights["weight"][:, :, 0, 0].astype(np.float64) @ x.reshape(-1) + weights["bias"]
+    np.testing.assert_allclose(NativeKernel(kernel, isa=isa).run(x).reshape(-1), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("extent", [7, 8, 11, 14, 16])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_every_tiling_of_every_backend_gives_the_same_bits(isa: str, extent: int, stride: int) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from device_agent.contracts import ContractError, PruningScheme, WeightPruning
+from device_agent.contracts import ContractError, Op, PruningScheme, WeightPruning
 from search.domain.space import Decisions
 from search.pruning.apply import apply_decisions
 from search.pruning.channels import importance, kept_channels, remove_channels
@@ -16,6 +16,7 @@ from search.pruning.trace import trace_network
 from tests.unit.search.pruning.plan_reference import run_plan
 from tests.unit.search.pruning.pruning_networks import traced
 
+BLOCKS = WeightPruning(scheme=PruningScheme.BLOCK, density=0.4, block_filters=8, block_channels=16)
 GROUP = WeightPruning(scheme=PruningScheme.GROUP, density=0.3, block_filters=4)
 SCHEMES = (
     GROUP,
@@ -86,7 +87,9 @@ def test_a_pruned_network_runs_as_its_plan_says(architecture: str) -> None:
         pruning={
             name: SCHEMES[i % 4] if kernels[name].kernel_h == 3 else SCHEMES[i % 3]
             for i, name in enumerate(spec.prunable_ops)
-        },
+            if kernels[name].op is Op.CONV2D
+        }
+        | {name: BLOCKS for name in spec.prunable_ops if kernels[name].op is Op.FULLY_CONNECTED},
         resolution=shape[1] - 4,
     )
     x = torch.randn(2, shape[0], shape[1] - 4, shape[1] - 4, generator=torch.Generator().manual_seed(0))
@@ -123,7 +126,7 @@ def test_pruned_weights_are_those_of_the_mask_and_others_are_inherited() -> None
         (Decisions(channels={"conv1": 0}), "0 channels"),
         (Decisions(channels={"conv1": 17}), "17 channels"),
         (Decisions(channels={"conv9": 4}), "no pruning group 'conv9'"),
-        (Decisions(pruning={"linear": GROUP}), "cannot be pruned"),
+        (Decisions(pruning={"maxpool": GROUP}), "cannot be pruned"),
     ],
 )
 def test_refuses_decisions_that_do_not_fit(decisions: Decisions, message: str) -> None:
