@@ -1,34 +1,134 @@
 """Compares the search methods.
 
-python -m bench.search [--json FILE]              # 500, 2,000 and 8,192 evaluations, 5 seeds
-python -m bench.search --quick [--json FILE]      # 500 and 2,000 evaluations, 3 seeds: under 50 s
+python -m bench.search --quick        # operators alone: 500 and 2,000 evaluations, 3 seeds, under 50 s
+python -m bench.search                # everything, with 5 seeds: hours
+python -m bench.search --parts operators
+
+The parts: `operators` (on the published Cortex-A72 table), `evaluations` (one-shot estimates of trained ResNets, on
+this machine's latencies), `accuracy` (chosen points fine-tuned and timed), `estimators` (how estimates rank
+candidates). What takes long is kept in the work folder, so that a run that was stopped goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import torch
+
+from bench.search import operators, trained, true_evaluations
 from bench.search.a72 import A72Landscape, shared_data
-from bench.search.operators import as_json, operator_rows, table_text
+from bench.search.latency import TFLITE_DENSE, measured_table, time_networks
+from bench.search.networks import NETWORKS, NetworkCase, load_case
+from bench.search.trained import Choice
+from bench.search.true_evaluations import SPREAD_BASELINE, Progress, RememberedEstimates
+from search.algorithms.registry import SEARCHERS
+from search.domain.space import VariableKind
+from search.problem import SearchProblem
+
+PARTS = ("operators", "evaluations", "accuracy", "estimators")
 
 _FULL, _QUICK = (500, 2000, 8192), (500, 2000)
 _FULL_SEEDS, _QUICK_SEEDS = 5, 3
+_POPULATION, _GENERATIONS = 16, 10
+#: Parts of dense TFLite's latency for which every method gives a network.
+_BUDGETS = (0.45, 1 / 3, 0.25, 0.19)
+_TIMING_ROUNDS = 20
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--methods", nargs="+", help="for the parts with true evaluations; all by default")
     parser.add_argument("--seeds", type=int)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--epochs", type=float, help="of fine-tuning; the example's by default")
+    parser.add_argument("--work", type=Path, default=Path("out/bench/search"))
+    parser.add_argument("--json", type=Path, help="parts that are not run keep their figures in it")
     options = parser.parse_args()
+    parts = ["operators"] if options.quick else options.parts
     num_seeds = options.seeds or (_QUICK_SEEDS if options.quick else _FULL_SEEDS)
-    rows = operator_rows(A72Landscape(shared_data()), _QUICK if options.quick else _FULL, range(num_seeds))
-    print(table_text(rows))
-    if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps({"operators": as_json(rows)}, indent=1) + "\n")
+    results = _Results(options.json)
+    if "operators" in parts:
+        rows = operators.operator_rows(
+            A72Landscape(shared_data()), _QUICK if options.quick else _FULL, range(num_seeds)
+        )
+        print(operators.table_text(rows), flush=True)
+        results.put("operators", operators.as_json(rows), ())
+    if {"evaluations", "accuracy"} & set(parts):
+        torch.set_num_threads(1)
+        for name in options.networks:
+            _network_parts(name, parts, num_seeds, options, results)
+
+
+def _network_parts(name: str, parts: Sequence[str], num_seeds: int, options: Any, results: _Results) -> None:
+    work = options.work / name
+    case = load_case(name, shared_data(), options.work / "cache")
+    problem = true_evaluations.problem_of(case, measured_table(case, work / "latency-table.json"))
+    estimates = RememberedEstimates(case, work / "one-shot.jsonl")
+    methods = options.methods or [*(m.value for m in SEARCHERS), "jcw_reference", SPREAD_BASELINE]
+    runs: dict[tuple[str, int], list[Progress]] = {}
+    for method in methods:
+        for seed in range(num_seeds if "evaluations" in parts else 1):
+            runs[method, seed] = true_evaluations.run_method(
+                case, problem, estimates, method, seed=seed, population=_POPULATION, generations=_GENERATIONS
+            )
+    if "evaluations" in parts:
+        rows = true_evaluations.volume_rows(case, problem, runs)
+        print(true_evaluations.table_text(rows), flush=True)
+        results.put("evaluations", rows, (name,))
+    if "accuracy" in parts:
+        settings = case.config.training
+        if options.epochs is not None:
+            settings = replace(settings, epochs=options.epochs)
+        choices = _choices(case, problem, estimates, runs)
+        accuracies = trained.accuracy_rows(case, choices, settings, work / "trained")
+        print(trained.table_text(accuracies), flush=True)
+        results.put("accuracy", trained.as_json(accuracies), (name,))
+
+
+def _choices(
+    case: NetworkCase,
+    problem: SearchProblem,
+    estimates: RememberedEstimates,
+    runs: dict[tuple[str, int], list[Progress]],
+) -> list[Choice]:
+    """What every method (by its first seed) and the uniform networks give for each budget."""
+    tflite_ms = time_networks(case, {}, rounds=_TIMING_ROUNDS).median_ns(TFLITE_DENSE) / 1e6
+    choices: list[Choice] = []
+    for (method, seed), progress in runs.items():
+        if seed == 0:
+            last = progress[-1]
+            losses = [float(loss) for loss in last.front[:, 0]]
+            choices += trained.within_budgets(problem, method, last.genomes, losses, tflite_ms, _BUDGETS)
+    uniform = {trained.UNIFORM_WIDTH: VariableKind.CHANNELS, trained.UNIFORM_DENSITY: VariableKind.DENSITY}
+    for method, kind in uniform.items():
+        genomes = trained.uniform_genomes(problem, kind)
+        losses = [estimates(case.space.decode(genome))[0].loss for genome in genomes]
+        choices += trained.within_budgets(problem, method, genomes, losses, tflite_ms, _BUDGETS)
+    return choices
+
+
+class _Results:
+    """The figures file: rows by part; those of other networks, and of parts that are not run, stay as they are."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._parts: dict[str, list[dict[str, Any]]] = {}
+        if path is not None and path.exists():
+            self._parts = json.loads(path.read_text())
+
+    def put(self, part: str, rows: list[dict[str, Any]], networks: Sequence[str]) -> None:
+        kept = [row for row in self._parts.get(part, []) if networks and row["network"] not in networks]
+        self._parts[part] = [*kept, *rows]
+        if self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.write_text(json.dumps(self._parts, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,90 @@
+"""The arithmetic of the comparison of search methods; the networks themselves take hours."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from numpy.typing import ArrayLike
+
+from bench.search import trained, true_evaluations
+from bench.search.networks import NetworkCase
+from bench.search.true_evaluations import Progress
+from device_agent.contracts import PruningScheme
+from search.domain.objective import Metric
+from search.domain.space import SchemeChoice, SearchSpace, Variable, VariableKind
+from search.problem import SearchProblem
+
+
+@pytest.fixture
+def problem() -> SearchProblem:
+    """Two widths and two densities; latency in ms is 1 and the sum of the choices."""
+    space = SearchSpace(
+        variables=(
+            Variable(kind=VariableKind.CHANNELS, target="a", choices=(4, 8, 12)),
+            Variable(kind=VariableKind.DENSITY, target="a", choices=(0.5, 1.0)),
+            Variable(kind=VariableKind.CHANNELS, target="b", choices=(4, 8, 12, 16, 20)),
+        ),
+        default_scheme=SchemeChoice(scheme=PruningScheme.GROUP, block_filters=4),
+    )
+
+    def known(genomes: ArrayLike) -> dict[Metric, Any]:
+        return {Metric.LATENCY_MS: 1.0 + np.asarray(genomes, dtype=np.float64).sum(axis=1)}
+
+    return SearchProblem(
+        space=space,
+        objectives=true_evaluations.OBJECTIVES,
+        known=known,
+        known_metrics=frozenset({Metric.LATENCY_MS}),
+    )
+
+
+def test_uniform_networks_take_one_part_of_all_widths(problem: SearchProblem) -> None:
+    assert trained.uniform_genomes(problem, VariableKind.CHANNELS) == [
+        (0, 1, 0),
+        (0, 1, 1),
+        (1, 1, 2),
+        (2, 1, 3),
+        (2, 1, 4),
+    ]
+    assert trained.uniform_genomes(problem, VariableKind.DENSITY) == [(2, 0, 4), (2, 1, 4)]
+
+
+def test_each_budget_gets_the_best_that_is_fast_enough(problem: SearchProblem) -> None:
+    genomes = [(0, 0, 0), (1, 0, 0), (2, 1, 4)]
+    choices = trained.within_budgets(
+        problem, "m", genomes, [0.9, 0.5, 0.1], tflite_ms=10.0, budgets=(0.05, 0.1, 0.2, 0.8)
+    )
+    assert [(c.budget, c.estimated_loss, c.predicted_latency_ms) for c in choices] == [
+        (0.1, 0.9, 1.0),
+        (0.2, 0.5, 2.0),
+        (0.8, 0.1, 8.0),
+    ]
+    assert choices[1].decisions == problem.space.decode((1, 0, 0))
+
+
+def test_a_network_counts_for_one_budget_only(problem: SearchProblem) -> None:
+    choices = trained.within_budgets(problem, "m", [(0, 0, 0)], [0.9], tflite_ms=10.0, budgets=(0.1, 0.5))
+    assert [c.budget for c in choices] == [0.1]
+
+
+def test_volumes_are_parts_of_the_joint_front(problem: SearchProblem) -> None:
+    case = cast(
+        NetworkCase,
+        SimpleNamespace(name="n", data=SimpleNamespace(split=SimpleNamespace(train=SimpleNamespace(num_classes=10)))),
+    )
+    guessing = math.log(10)
+    # The unpruned network takes 8 ms; the joint front begins at a loss of 0 and at 1 ms.
+    best = [Progress(evaluations=2, genomes=(), front=np.array([[0.0, 1.0]]), minutes=1.0)]
+    half = [Progress(evaluations=2, genomes=(), front=np.array([[guessing / 2, 1.0]]), minutes=3.0)]
+    rows = true_evaluations.volume_rows(case, problem, {("a", 0): best, ("b", 0): half, ("b", 1): best})
+    by_method = {row["method"]: row for row in rows}
+    assert by_method["a"]["hypervolume_mean"] == pytest.approx(1.0)
+    assert by_method["b"]["hypervolume_mean"] == pytest.approx(0.75)
+    assert by_method["b"]["minutes"] == pytest.approx(2.0)
+    low, high = by_method["b"]["hypervolume_ci95"]
+    assert low < 0.75 < high
+    assert "0.750" in true_evaluations.table_text(rows)
