@@ -92,6 +92,20 @@ class Watcher:
     checkpoint_path: Path | None = None
     checkpoint_interval_s: float = CHECKPOINT_INTERVAL_S
 
+    def for_phase(self, name: str) -> Watcher:
+        """The watcher of one run of several, with a checkpoint of its own."""
+        path = self.checkpoint_path
+        return (
+            self if path is None else replace(self, checkpoint_path=path.with_name(f"{path.stem}.{name}{path.suffix}"))
+        )
+
+    def remove_checkpoints(self) -> None:
+        """Remove the file and those of all phases."""
+        if self.checkpoint_path is not None:
+            self.checkpoint_path.unlink(missing_ok=True)
+            for path in self.checkpoint_path.parent.glob(f"{self.checkpoint_path.stem}.*{self.checkpoint_path.suffix}"):
+                path.unlink(missing_ok=True)
+
 
 class SgdRun:
     """One training run, between two steps outside of its methods."""

@@ -1,16 +1,14 @@
-"""TRAINING: masked fine-tuning of the selected candidates, one after the other, resumable between and inside them."""
+"""TRAINING: the selected candidates, one after the other, resumable between any two steps."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-import torch
-
-from search.distillation import DistillationTeacher
 from search.evaluation import evaluate
 from search.models.checkpoint import load_checkpoint, save_checkpoint
 from search.pruning.apply import PrunedModel, apply_decisions
-from search.training.finetuning import finetune
+from search.training.regimes import CandidateTrainer
 from search.training.sgd import EpochReport, Watcher
 from server.searches.repository import CandidateRecord, set_candidate_result
 from server.states import JobStage
@@ -22,14 +20,16 @@ STAGE = JobStage.TRAINING
 
 
 def train(run: SearchRun, prepared: Prepared, front: Front) -> None:
-    """Fine-tune every selected candidate that has no trained weights yet, and take its accuracy on the test set."""
+    """Train every selected candidate that has no trained weights yet, and take its accuracy on the test set."""
     run.enter(STAGE)
-    teacher = DistillationTeacher(prepared.model, prepared.data) if run.config.training.distillation > 0 else None
+    trainer = CandidateTrainer(
+        prepared.model, prepared.spec, prepared.data, run.config.training, run.config.method.seed, run.message
+    )
     total = len(front.selected)
     for position, candidate in enumerate(front.selected):
         run.progress(STAGE, position, total, f"candidate {candidate.candidate_id[:10]}")
         if STAGE.value not in candidate.results:
-            result = _train_one(run, prepared, teacher, candidate, position, total)
+            result = _train_one(run, prepared, trainer, candidate, position, total)
             with run.database.write() as session:
                 set_candidate_result(session, run.claim, candidate.candidate_id, STAGE.value, result)
     run.progress(STAGE, total, total)
@@ -42,41 +42,37 @@ def load_trained(run: SearchRun, prepared: Prepared, candidate: CandidateRecord)
         raise SearchFailed(f"candidate {candidate.candidate_id} has no trained weights: submit the search again")
     pruned = apply_decisions(prepared.model, prepared.spec, prepared.space.decode(candidate.genome))
     load_checkpoint(pruned.model, run.artifact_path(result["weights_sha256"]))
-    pruned.apply_masks()
-    return pruned
+    # Where the zeros are was decided in training.
+    masks = {name: pruned.model.get_parameter(f"{name}.weight").detach() != 0 for name in pruned.masks}
+    return replace(pruned, masks=masks)
 
 
 def _train_one(
     run: SearchRun,
     prepared: Prepared,
-    teacher: DistillationTeacher | None,
+    trainer: CandidateTrainer,
     candidate: CandidateRecord,
     position: int,
     total: int,
 ) -> dict[str, Any]:
-    config = run.config.training
-    pruned = apply_decisions(prepared.model, prepared.spec, prepared.space.decode(candidate.genome))
-    # One stream for all: a result does not depend on which others were selected, and the teacher's outputs are shared.
-    seed = run.config.method.seed
-    state_path = run.work_dir / f"{candidate.candidate_id}.training.safetensors"
+    short_id = candidate.candidate_id[:10]
 
     def on_epoch(report: EpochReport) -> None:
-        note = f"candidate {candidate.candidate_id[:10]}, epoch {report.epoch} of {report.epochs:g}"
+        phase = f"{report.phase} " if report.phase else ""
+        note = f"candidate {short_id}, {phase}epoch {report.epoch} of {report.epochs:g}"
         run.progress(STAGE, position, total, note)
 
-    trained = finetune(
-        pruned,
-        prepared.data,
-        config,
-        torch.Generator().manual_seed(seed),
-        teacher=teacher,
-        watcher=Watcher(on_epoch=on_epoch, on_step=run.check, checkpoint_path=state_path),
+    watcher = Watcher(
+        on_epoch=on_epoch,
+        on_step=run.check,
+        checkpoint_path=run.work_dir / f"{candidate.candidate_id}.training.safetensors",
     )
+    trained = trainer.train(prepared.space.decode(candidate.genome), watcher)
     tested = evaluate(trained.model, prepared.data.split.test, prepared.data.normalise, resolution=trained.resolution)
     path = run.work_dir / f"{candidate.candidate_id}.safetensors"
     save_checkpoint(trained.model, path)
     digest = run.put_artifact(path.read_bytes())
     path.unlink()
-    state_path.unlink(missing_ok=True)
-    run.message(f"candidate {candidate.candidate_id[:10]}: {100 * tested.accuracy:.2f} % on the test set")
+    watcher.remove_checkpoints()
+    run.message(f"candidate {short_id}: {100 * tested.accuracy:.2f} % on the test set")
     return {"weights_sha256": digest, "accuracy": tested.accuracy, "loss": tested.loss}
