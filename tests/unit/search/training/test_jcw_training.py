@@ -92,7 +92,7 @@ def test_admm_gathers_the_weights_in_what_their_schemes_keep(
         return {n: Admm({n: p}, period_steps=1).relative_residual(pruned.model) for n, p in pruning.items()}
 
     before = cut_off(thin, SCHEMES)
-    with_admm = SgdRun(thin, data, settings, 0, regulariser=Admm(SCHEMES, period_steps=1, penalty=0.2)).finish()
+    with_admm = SgdRun(thin, data, settings, 0, regulariser=Admm(SCHEMES, period_steps=1, penalty=0.5)).finish()
     without = cut_off(SgdRun(thin, data, settings, 0).finish(), SCHEMES)
 
     after = cut_off(with_admm, SCHEMES)
