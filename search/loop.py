@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from device_agent.contracts import ContractError
-from search.algorithms.base import Searcher, SearcherState
+from search.algorithms.base import PopulationSearcher, Searcher, SearcherState
 from search.domain.candidate import Candidate, EvaluatedCandidate, Evaluation
 from search.domain.objective import Constraint, Metric, Objective
 from search.domain.space import Genome, space_id
@@ -24,6 +24,8 @@ from search.problem import SearchProblem
 
 #: Gives the figures of new genomes, in their order. Called once a generation.
 Evaluate = Callable[[Sequence[Genome]], Sequence[Evaluation]]
+#: The same for a whole generation, survivors included, by its number: figures that compare within it only.
+ScoreGeneration = Callable[[Sequence[Genome], int], Sequence[Evaluation]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +41,8 @@ def run_search(
     *,
     searcher: Searcher,
     problem: SearchProblem,
-    evaluate: Evaluate,
+    evaluate: Evaluate | None = None,
+    score_generation: ScoreGeneration | None = None,
     generations: int,
     state: SearchState | None = None,
     on_generation: Callable[[SearchState], None] | None = None,
@@ -49,12 +52,18 @@ def run_search(
     `on_generation` gets the state after each generation, to be stored before the next one begins; what it raises ends
     the search. Candidates that are in the archive are not evaluated again. Ends early when the space is used up.
 
+    With `score_generation` in place of `evaluate`, the survivors of earlier generations are scored again together with
+    the new genomes in each generation, from 0 on. The archive then has each candidate's last figures, and fronts are
+    made of the last generation's alone.
+
     A candidate that could not be evaluated (`Evaluation.failure`) is told with undefined objectives and is on no front.
 
     Raises `SearchError` where `evaluate` returns other than one evaluation a genome, leaves out an objective without
     giving a failure, or fails on all of a generation (the text has the first reason), and `ContractError` where `state`
-    belongs to another search.
+    belongs to another search, or where generations are to be scored for a searcher without survivors.
     """
+    if (evaluate is None) == (score_generation is None):
+        raise ValueError("give either evaluate or score_generation")
     objectives = problem.objectives
     space_identity = space_id(problem.space)
     archive: dict[Genome, EvaluatedCandidate] = {}
@@ -68,16 +77,24 @@ def run_search(
         genomes = searcher.ask()
         if not genomes:
             break
-        new = [genome for genome in genomes if genome not in archive]
-        evaluations = _evaluated(evaluate, new, objectives, is_first=not archive)
+        survivors: tuple[Genome, ...] = ()
+        if score_generation is None:
+            assert evaluate is not None
+            new = [genome for genome in genomes if genome not in archive]
+            evaluations = _evaluated(evaluate, new, objectives, is_first=not archive)
+        else:
+            survivors = _population_of(searcher).survivors()
+            new = list(dict.fromkeys((*survivors, *genomes)))
+            evaluations = _evaluated(_scored_in(generation, score_generation), new, objectives, is_first=not archive)
         for genome, evaluation in zip(new, evaluations, strict=True):
             archive[genome] = EvaluatedCandidate(
                 candidate=Candidate(space_id=space_identity, genome=genome), evaluation=evaluation
             )
+        if survivors:
+            known = [archive[genome].evaluation for genome in survivors]
+            _population_of(searcher).rescore(survivors, objective_matrix(known, objectives), _violations(known))
         told = [archive[genome].evaluation for genome in genomes]
-        searcher.tell(
-            genomes, objective_matrix(told, objectives), np.array([e.violation for e in told], dtype=np.float64)
-        )
+        searcher.tell(genomes, objective_matrix(told, objectives), _violations(told))
         generation += 1
         current = SearchState(generation=generation, searcher=searcher.state(), archive=tuple(archive.values()))
         if on_generation is not None:
@@ -90,8 +107,9 @@ def front_of(archive: Sequence[EvaluatedCandidate], objectives: Sequence[Objecti
 
     Without latency among the objectives, the first objective orders. Of candidates with equal objectives only the first
     of the archive is kept. Candidates that failed, or with an undefined objective, are on no front. Empty where nothing
-    is feasible.
+    is feasible. Where scores compare within a generation only, the front is that of the last one.
     """
+    archive = comparable(archive)
     feasible = [item for item in archive if item.evaluation.failure is None and item.evaluation.violation <= 0]
     if not feasible:
         return ()
@@ -103,6 +121,14 @@ def front_of(archive: Sequence[EvaluatedCandidate], objectives: Sequence[Objecti
     metrics = [o.metric for o in objectives]
     leading = metrics.index(Metric.LATENCY_MS) if Metric.LATENCY_MS in metrics else 0
     return tuple(first_of[values] for values in sorted(first_of, key=lambda v: (v[leading], v)))
+
+
+def comparable(archive: Sequence[EvaluatedCandidate]) -> Sequence[EvaluatedCandidate]:
+    """Those of `archive` whose scores compare: all, or those of the last generation that was scored by itself."""
+    scored = [item.evaluation.generation for item in archive if item.evaluation.generation is not None]
+    if not scored:
+        return archive
+    return [item for item in archive if item.evaluation.generation == max(scored)]
 
 
 def objective_matrix(evaluations: Sequence[Evaluation], objectives: Sequence[Objective]) -> FloatArray:
@@ -129,6 +155,7 @@ def state_to_json(state: SearchState) -> dict[str, Any]:
                 "metrics": {metric.value: _finite(v) for metric, v in sorted(item.evaluation.metrics.items())},
                 "violation": _finite(item.evaluation.violation),
                 **({} if item.evaluation.failure is None else {"failure": item.evaluation.failure}),
+                **({} if item.evaluation.generation is None else {"scored_in": item.evaluation.generation}),
             }
             for item in state.archive
         ],
@@ -148,6 +175,7 @@ def state_from_json(data: Mapping[str, Any]) -> SearchState:
                         metrics={Metric(name): _number(v) for name, v in row["metrics"].items()},
                         violation=_number(row["violation"]),
                         failure=row.get("failure"),
+                        generation=None if row.get("scored_in") is None else int(row["scored_in"]),
                     ),
                 )
                 for row in data["archive"]
@@ -175,6 +203,28 @@ def _evaluated(
             f"{evaluations[0].failure}"
         )
     return evaluations
+
+
+def _violations(evaluations: Sequence[Evaluation]) -> FloatArray:
+    return np.array([e.violation for e in evaluations], dtype=np.float64)
+
+
+def _population_of(searcher: Searcher) -> PopulationSearcher:
+    if not isinstance(searcher, PopulationSearcher):
+        raise ContractError(
+            f"{type(searcher).__name__} has no survivors to score again: use another method, or an estimator whose "
+            "scores compare between generations, such as one_shot"
+        )
+    return searcher
+
+
+def _scored_in(generation: int, score: ScoreGeneration) -> Evaluate:
+    """`score`, with the generation noted in each evaluation."""
+
+    def evaluate(genomes: Sequence[Genome]) -> list[Evaluation]:
+        return [replace(evaluation, generation=generation) for evaluation in score(genomes, generation)]
+
+    return evaluate
 
 
 def _checked_archive(archive: Sequence[EvaluatedCandidate], space_identity: str) -> Sequence[EvaluatedCandidate]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from device_agent.contracts import ContractError
 from search.domain.space import Decisions
@@ -41,6 +41,7 @@ def failed(reason: str) -> AccuracyEstimate:
     return AccuracyEstimate(accuracy=math.nan, loss=math.nan, failure=reason)
 
 
+@runtime_checkable
 class AccuracyEstimator(Protocol):
     """Scores the candidates of a generation together, as some estimators learn from all of them at once."""
 
@@ -50,5 +51,18 @@ class AccuracyEstimator(Protocol):
         """An estimate for each of `candidates`, in their order. Equal calls give equal estimates on one machine.
 
         What goes wrong with one candidate is the `failure` of its estimate (see `estimate_or_failure`).
+        """
+        ...
+
+
+class GenerationEstimator(Protocol):
+    """Scores that compare within one call only, as whatever gives them is made for that generation and discarded."""
+
+    def estimate_generation(
+        self, candidates: Sequence[Decisions], generation: int, on_candidate: OnCandidate = nothing
+    ) -> tuple[AccuracyEstimate, ...]:
+        """An estimate for each of `candidates`, survivors of earlier generations included, in their order.
+
+        Equal calls give equal estimates on one machine; failures are as in `AccuracyEstimator`.
         """
         ...

@@ -29,7 +29,7 @@ import numpy as np
 
 from device_agent.contracts import ContractError
 from search.algorithms.base import SearcherState
-from search.algorithms.history import History, check_told
+from search.algorithms.history import History, check_survivors, check_told
 from search.algorithms.repair import Repair
 from search.algorithms.sampling import draw_new, draw_uniform, genome_code
 from search.domain.objective import Metric
@@ -134,6 +134,24 @@ class AacpSearcher:
                     _welcome(island, told)
         self._history.advance(genomes)
         self._trials = None
+
+    def survivors(self) -> tuple[Genome, ...]:
+        return tuple(dict.fromkeys(member.genome for island in self._islands for member in island.members))
+
+    def rescore(self, genomes: Sequence[Genome], objectives: FloatArray, violations: FloatArray) -> None:
+        values, excess = check_told(self._space, genomes, objectives, violations)
+        rows = check_survivors(genomes, self.survivors())
+        # Made from the figures that `ask` knew.
+        self._current_trials()
+        for island in self._islands:
+            for place, member in enumerate(island.members):
+                row = rows[member.genome]
+                is_defined = bool(np.isfinite(values[row]).all())
+                island.members[place] = replace(
+                    member,
+                    violation=float(excess[row]) if is_defined else np.inf,
+                    value=float(values[row, self._column]) if is_defined else np.inf,
+                )
 
     def state(self) -> SearcherState:
         return {

@@ -46,6 +46,10 @@ class Assistance:
             if np.isfinite(values).all():
                 self._told[genome_code(genome, self._num_choices)] = tuple(float(v) for v in values)
 
+    def forget(self) -> None:
+        """Drop all that was learnt: what follows is measured by another yardstick."""
+        self._told = {}
+
     @property
     def can_propose(self) -> bool:
         return len(self._told) >= _MIN_TOLD

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from search.domain.space import Genome
 from search.pareto import FloatArray
@@ -44,4 +44,24 @@ class Searcher(Protocol):
 
     def restore(self, state: SearcherState) -> None:
         """Take over a state. Raises `ContractError` where it belongs to another method, seed, size or space."""
+        ...
+
+
+@runtime_checkable
+class PopulationSearcher(Searcher, Protocol):
+    """A searcher whose next proposals depend on the figures of a few survivors, which may be told anew.
+
+    Estimators that learn from a generation give scores that compare within it only. So before each `tell` the survivors
+    are scored again together with the new genomes.
+    """
+
+    def survivors(self) -> tuple[Genome, ...]:
+        """The genomes that proposals depend on, distinct; none before the first `tell`."""
+        ...
+
+    def rescore(self, genomes: Sequence[Genome], objectives: FloatArray, violations: FloatArray) -> None:
+        """Replace the figures of `genomes`, which are those of `survivors`, in their order. Shapes as in `tell`.
+
+        Called after `ask` and before the `tell` of the same generation. Figures of all other genomes are forgotten.
+        """
         ...

@@ -15,7 +15,7 @@ import numpy as np
 
 from device_agent.contracts import ContractError
 from search.algorithms.base import SearcherState
-from search.algorithms.history import History, check_told
+from search.algorithms.history import History, check_survivors, check_told
 from search.algorithms.sampling import draw_at_level, draw_new, genome_code, initial_genomes
 from search.domain.space import Genome, SearchSpace
 from search.pareto import FloatArray, IntArray
@@ -112,6 +112,20 @@ class EvolutionarySearcher(ABC):
             pool = pool.take(np.sort(self._survivors(self._rng(_TELLING), pool, self._size)))
         self._population = pool if len(pool) else None
         self._history.advance(genomes)
+
+    def survivors(self) -> tuple[Genome, ...]:
+        if self._population is None:
+            return ()
+        return tuple(dict.fromkeys(tuple(int(gene) for gene in row) for row in self._population.genomes))
+
+    def rescore(self, genomes: Sequence[Genome], objectives: FloatArray, violations: FloatArray) -> None:
+        values, excess = check_told(self._space, genomes, objectives, violations)
+        rows = check_survivors(genomes, self.survivors())
+        if self._population is not None:
+            places = [rows[tuple(int(gene) for gene in row)] for row in self._population.genomes]
+            self._population = Population(
+                genomes=self._population.genomes, objectives=values[places], violations=excess[places]
+            )
 
     def state(self) -> SearcherState:
         state = self._history.to_json()

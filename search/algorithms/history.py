@@ -72,3 +72,11 @@ def check_told(
     values[undefined] = np.nan
     excess[undefined] = np.nan
     return values, excess
+
+
+def check_survivors(genomes: Sequence[Genome], survivors: Sequence[Genome]) -> dict[Genome, int]:
+    """The row of each genome. Raises `ValueError` where `genomes` are not just the `survivors`."""
+    rows = {tuple(int(gene) for gene in genome): row for row, genome in enumerate(genomes)}
+    if len(rows) != len(genomes) or rows.keys() != set(survivors):
+        raise ValueError(f"{len(genomes)} genomes were scored again, but they are not the {len(survivors)} survivors")
+    return rows

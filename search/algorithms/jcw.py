@@ -98,6 +98,12 @@ class JcwSearcher(EvolutionarySearcher):
         if self._assistance is not None:
             self._assistance.learn(genomes, objectives)
 
+    def rescore(self, genomes: Sequence[Genome], objectives: FloatArray, violations: FloatArray) -> None:
+        super().rescore(genomes, objectives, violations)
+        if self._assistance is not None:
+            self._assistance.forget()
+            self._assistance.learn(genomes, objectives)
+
     def state(self) -> SearcherState:
         state = super().state()
         if self._assistance is not None:

@@ -28,11 +28,13 @@ class Evaluation:
     """The figures of one candidate. `violation` sums the relative excess over all constraints; 0 is feasible.
 
     `failure` says why the candidate could not be evaluated: then figures may be NaN or missing, and it is on no front.
+    `generation` is that in which it was scored last, where scores of different generations do not compare.
     """
 
     metrics: Mapping[Metric, float]
     violation: float = 0.0
     failure: str | None = None
+    generation: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -131,26 +131,45 @@ class SpaceConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MethodConfig:
-    """The search method. `generations` counts the initial population as the first."""
+    """The search method. `generations` counts the initial population as the first.
+
+    `reproduce_reference` takes the operators as their authors released them, quirks included.
+    """
 
     name: Method = Method.JCW
     population: int = 24
     generations: int = 10
     seed: int = 0
+    reproduce_reference: bool = False
 
     def __post_init__(self) -> None:
+        if self.reproduce_reference and self.name is not Method.JCW:
+            raise ContractError(f"reproduce_reference is there for 'jcw', not for {self.name.value!r}: leave it out")
         if self.population < 4 or self.generations < 1:
             raise ContractError(
                 f"population {self.population!r} must be at least 4 and generations {self.generations!r} at least 1"
             )
 
 
+class Estimator(StrEnum):
+    """How a candidate's accuracy is estimated while a search runs."""
+
+    #: The unpruned network's weights, pruned.
+    ONE_SHOT = "one_shot"
+    #: JCW's: a network with shared weights, trained for each generation and discarded.
+    SUPERNET = "supernet"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccuracyConfig:
-    """The one-shot estimate: batch norm is recalibrated on `calibration_images`, and accuracy and loss are taken on
+    """The estimate: batch norm is recalibrated on `calibration_images`, and accuracy and loss are taken on
     `evaluation_images`, both from the training set and apart from each other.
+
+    `supernet` trains 10 and 20 epochs for each generation, times `schedule_factor`, in batches of `batch_size`.
     """
 
+    estimator: Estimator = Estimator.ONE_SHOT
+    schedule_factor: float = 1.0
     calibration_images: int = 512
     evaluation_images: int = 1000
     batch_size: int = 256
@@ -158,7 +177,17 @@ class AccuracyConfig:
     def __post_init__(self) -> None:
         if min(self.calibration_images, self.evaluation_images, self.batch_size) < 1:
             raise ContractError("calibration_images, evaluation_images and batch_size must be at least 1")
+        if not 0.0 < self.schedule_factor <= 1.0:
+            raise ContractError(f"schedule_factor {self.schedule_factor!r} is not in (0, 1]")
+        if self.estimator is not Estimator.SUPERNET and self.schedule_factor != 1.0:
+            raise ContractError(
+                f"accuracy.schedule_factor belongs to the estimator 'supernet', not to {self.estimator.value!r}: leave "
+                "it out"
+            )
 
+
+#: Methods with survivors, which can be scored again.
+_POPULATION_METHODS = (Method.JCW, Method.AACP, Method.NSGA2)
 
 #: Settings of masked fine-tuning that JCW's published schedule fixes.
 _FINETUNE_ONLY = ("epochs", "learning_rate", "weight_decay", "distillation")
@@ -291,6 +320,18 @@ class SearchConfig:
         metrics = [o.metric for o in self.objectives]
         if len(set(metrics)) != len(metrics) or len(metrics) < 2:
             raise ContractError("objectives must be at least two different metrics, for example loss and latency_ms")
+        if self.method.reproduce_reference and self.constraints:
+            bounds = ", ".join(f"{c.metric.value} <= {c.max:g}" for c in self.constraints)
+            raise ContractError(
+                f"method.reproduce_reference knows no constraints, as the published operators do not, but there are "
+                f"{bounds}: leave one of both out"
+            )
+        if self.accuracy.estimator is Estimator.SUPERNET and self.method.name not in _POPULATION_METHODS:
+            raise ContractError(
+                f"accuracy.estimator 'supernet' scores survivors again in each generation, and the method "
+                f"{self.method.name.value!r} has none: use {', '.join(m.value for m in _POPULATION_METHODS)}, or the "
+                "estimator 'one_shot'"
+            )
 
 
 def parse_config(data: object) -> SearchConfig:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from device_agent.contracts import PruningScheme
+from device_agent.contracts import PruningScheme, WeightPruning
 from search.domain.network import NetworkSpec
 from search.domain.space import Decisions
 from search.lowering import lower
@@ -59,10 +59,15 @@ def apply_decisions(model: nn.Module, spec: NetworkSpec, decisions: Decisions) -
             continue
         weight = pruned.get_submodule(name).weight
         assert isinstance(weight, Tensor)
-        values = weight.detach().numpy()
-        # Linear layers have no kernel axes.
-        shaped = values if values.ndim == 4 else values[:, :, None, None]
-        masks[name] = torch.tensor(mask_for(shaped, pruning).reshape(values.shape))
+        masks[name] = mask_of(weight, pruning)
     result = PrunedModel(model=pruned, masks=masks, kept=kept, resolution=decisions.resolution)
     result.apply_masks()
     return result
+
+
+def mask_of(weight: Tensor, pruning: WeightPruning) -> Tensor:
+    """`mask_for` of a convolution's weights (out, in, kh, kw) or a linear layer's (out, in), of the same shape."""
+    values = weight.detach().numpy()
+    # Linear layers have no kernel axes.
+    shaped = values if values.ndim == 4 else values[:, :, None, None]
+    return torch.tensor(mask_for(shaped, pruning).reshape(values.shape))

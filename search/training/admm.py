@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from device_agent.contracts import ContractError, PruningScheme, WeightPruning, canonical_json, encode
-from search.pruning.masks import mask_for
+from search.pruning.apply import mask_of
 
 #: JCW's penalty (its released res18-train.yaml: rho_admm).
 PENALTY = 0.01
@@ -93,8 +93,8 @@ class Admm:
 
 
 def project(weight: Tensor, pruning: WeightPruning) -> Tensor:
-    """The nearest weights (out, in, kh, kw) of that scheme and density: the blocks with the largest L2 norms stay."""
-    return weight * torch.tensor(mask_for(weight.detach().numpy(), pruning))
+    """The nearest weights of that scheme and density: the blocks with the largest L2 norms stay."""
+    return weight * mask_of(weight, pruning)
 
 
 def _weight(model: nn.Module, name: str) -> Tensor:

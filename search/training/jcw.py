@@ -24,8 +24,7 @@ from search.domain.config import InitialWeights, TrainingConfig
 from search.domain.network import NetworkSpec
 from search.domain.space import Decisions
 from search.models.zoo import initialise_weights
-from search.pruning.apply import PrunedModel, apply_decisions
-from search.pruning.masks import mask_for
+from search.pruning.apply import PrunedModel, apply_decisions, mask_of
 from search.training.admm import Admm
 from search.training.regulariser import Regulariser
 from search.training.schedule import LearningRate
@@ -136,10 +135,7 @@ def train_jcw(
         trained = run("admm", trained, phases.admm, seeds[1], admm)
         if on_admm is not None:
             on_admm(admm.relative_residual(trained.model))
-    masks = {
-        name: torch.tensor(mask_for(trained.model.get_parameter(f"{name}.weight").detach().numpy(), p))
-        for name, p in pruning.items()
-    }
+    masks = {name: mask_of(trained.model.get_parameter(f"{name}.weight"), p) for name, p in pruning.items()}
     masked = replace(trained, masks=masks)
     masked.apply_masks()
     return run("fine-tuning", masked, phases.fine_tuning, seeds[2], None)

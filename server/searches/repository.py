@@ -208,7 +208,7 @@ def append_events(session: Session, search_id: str, events: Sequence[SearchEvent
 
 
 def save_candidates(session: Session, claim: JobClaim, records: Sequence[CandidateRecord]) -> None:
-    """Insert candidates. One that is stored already gets the new metrics, and keeps its results and marks."""
+    """Insert candidates. One that is stored gets the new metrics and generation, and keeps results and marks."""
     _fence(session, claim)
     rows = [
         {
@@ -224,7 +224,9 @@ def save_candidates(session: Session, claim: JobClaim, records: Sequence[Candida
         }
         for r in records
     ]
-    upsert(session, CandidateRow, rows, key=("search_id", "candidate_id"), replace=("metrics", "violation"))
+    upsert(
+        session, CandidateRow, rows, key=("search_id", "candidate_id"), replace=("metrics", "violation", "generation")
+    )
 
 
 def mark_front(session: Session, claim: JobClaim, candidate_ids: Sequence[str]) -> None:

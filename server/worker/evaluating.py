@@ -6,12 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from search.accuracy.estimator import AccuracyEstimator
+from search.accuracy.estimator import AccuracyEstimator, GenerationEstimator
 from search.accuracy.one_shot import OneShotEstimator
+from search.accuracy.supernet import SupernetEstimator
 from search.data.dataset import ImageData
 from search.domain.candidate import Evaluation
+from search.domain.config import Estimator
 from search.domain.objective import Metric
-from search.domain.space import Genome
+from search.domain.space import Decisions, Genome
+from search.evaluation import AccuracyEstimate
 from search.known_figures import NetworkFigures
 from search.loop import total_violation
 from server.worker.run import SearchRun
@@ -27,11 +30,29 @@ class CandidateEvaluator:
         self._figures = figures
         self._estimator = make_estimator(run, prepared)
 
+    @property
+    def scores_generations(self) -> bool:
+        """Whether figures compare within a generation only: then `score_generation` is to be used."""
+        return not isinstance(self._estimator, AccuracyEstimator)
+
     def __call__(self, genomes: Sequence[Genome]) -> list[Evaluation]:
+        assert isinstance(self._estimator, AccuracyEstimator)
+        return self._completed(genomes, self._estimator.estimate(self._decoded(genomes), self._run.check))
+
+    def score_generation(self, genomes: Sequence[Genome], generation: int) -> list[Evaluation]:
+        """Figures of a whole generation, survivors included."""
+        assert not isinstance(self._estimator, AccuracyEstimator)
+        estimates = self._estimator.estimate_generation(self._decoded(genomes), generation, self._run.check)
+        return self._completed(genomes, estimates)
+
+    def _decoded(self, genomes: Sequence[Genome]) -> list[Decisions]:
+        return [self._prepared.space.decode(genome) for genome in genomes]
+
+    def _completed(self, genomes: Sequence[Genome], estimates: Sequence[AccuracyEstimate]) -> list[Evaluation]:
+        """The estimates, and all that the genomes alone decide."""
         known = self._figures(genomes)
-        candidates = [self._prepared.space.decode(genome) for genome in genomes]
         evaluations = []
-        for row, estimate in enumerate(self._estimator.estimate(candidates, self._run.check)):
+        for row, estimate in enumerate(estimates):
             metrics = {
                 Metric.ERROR: 1.0 - estimate.accuracy,
                 Metric.LOSS: estimate.loss,
@@ -42,14 +63,26 @@ class CandidateEvaluator:
         return evaluations
 
 
-def make_estimator(run: SearchRun, prepared: Prepared) -> AccuracyEstimator:
+def make_estimator(run: SearchRun, prepared: Prepared) -> AccuracyEstimator | GenerationEstimator:
     """The estimator that the search's config asks for."""
     accuracy = run.config.accuracy
+    evaluation = _evenly(prepared.data.split.holdout, accuracy.evaluation_images)
+    if accuracy.estimator is Estimator.SUPERNET:
+        return SupernetEstimator(
+            prepared.model,
+            prepared.spec,
+            prepared.space,
+            prepared.data,
+            evaluation,
+            seed=run.config.method.seed,
+            schedule_factor=accuracy.schedule_factor,
+            batch_size=accuracy.batch_size,
+        )
     return OneShotEstimator(
         prepared.model,
         prepared.spec,
         prepared.data.split.calibration,
-        _evenly(prepared.data.split.holdout, accuracy.evaluation_images),
+        evaluation,
         prepared.data.normalise,
         batch_size=accuracy.batch_size,
     )

@@ -15,7 +15,15 @@ from rich.console import Console
 
 from device_agent.contracts import MeasuringSetup, Op, Source, Verdict
 from device_agent.formats.packed import read_packed
-from search.domain.config import ChannelsConfig, SearchConfig, SelectionConfig, SpaceConfig
+from search.domain.config import (
+    ChannelsConfig,
+    Estimator,
+    Regime,
+    SearchConfig,
+    SelectionConfig,
+    SpaceConfig,
+    TrainingConfig,
+)
 from search.domain.result import SearchResult, result_schema
 from server.cli.local_stack import LocalStack, StackOptions, running_stack
 from server.cli.searches import run_search
@@ -130,3 +138,32 @@ def test_a_search_on_a_dense_runtime_exports_and_verifies_its_files(
         assert point.failure is None
         assert point.output_max_abs_error is not None
         assert point.output_max_abs_error < 1e-4
+
+
+def test_jcw_as_published_runs_through_the_service(
+    simulated_stack: LocalStack, tmp_path: Path, console: Console
+) -> None:
+    config = simulated_search("jcw as published")
+    config = dataclasses.replace(
+        config,
+        method=dataclasses.replace(config.method, reproduce_reference=True),
+        accuracy=dataclasses.replace(
+            config.accuracy, estimator=Estimator.SUPERNET, schedule_factor=0.05, batch_size=64
+        ),
+        training=TrainingConfig(regime=Regime.JCW, schedule_factor=0.04, batch_size=64),
+        selection=SelectionConfig(candidates=2),
+    )
+    result = run(simulated_stack, config, tmp_path / "out", console)
+
+    assert len(result.front) == 2
+    for point in result.front:
+        assert point.verdict is Verdict.TRUSTED
+        assert point.output_max_abs_error is not None
+        assert point.output_max_abs_error < 1e-4
+        assert point.accuracy is not None
+        assert point.accuracy > 0.25
+        folder = tmp_path / "out" / "candidates" / point.candidate_id
+        plan, tensors = read_packed((folder / "network.kerfnet").read_bytes())
+        convolutions = [op for op in plan.ops if op.kernel.op is Op.CONV2D]
+        densities = [np.count_nonzero(tensors[f"{op.name}.weight"]) / op.kernel.num_weights for op in convolutions]
+        assert densities == pytest.approx([op.kernel.pruning.density for op in convolutions], abs=0.05)

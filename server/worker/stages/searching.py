@@ -63,12 +63,18 @@ def search(run: SearchRun, prepared: Prepared, profile: Profile) -> None:
         known=figures,
         known_metrics=NetworkFigures.METRICS,
     )
+    evaluator = CandidateEvaluator(run, prepared, figures)
     state = run_search(
         searcher=make_searcher(
-            config.method.name, problem, population=config.method.population, seed=config.method.seed
+            config.method.name,
+            problem,
+            population=config.method.population,
+            seed=config.method.seed,
+            reproduce_reference=config.method.reproduce_reference,
         ),
         problem=problem,
-        evaluate=CandidateEvaluator(run, prepared, figures),
+        evaluate=None if evaluator.scores_generations else evaluator,
+        score_generation=evaluator.score_generation if evaluator.scores_generations else None,
         generations=config.method.generations,
         state=None if found is None else state_from_json(found[1]),
         on_generation=_Recorder(run, prepared, profile, known=0 if found is None else found[0]),
@@ -119,7 +125,9 @@ class _Recorder:
     def __call__(self, state: SearchState) -> None:
         run, config = self._run, self._run.config
         front = front_of(state.archive, config.objectives)
-        records = [_record(item, state.generation) for item in state.archive[self._stored :]]
+        new = state.archive[self._stored :]
+        again = [item for item in state.archive[: self._stored] if item.evaluation.generation == state.generation - 1]
+        records = [_record(item, state.generation) for item in (*new, *again)]
         figures: dict[str, Any] = {
             "generation": state.generation,
             "generations": config.method.generations,

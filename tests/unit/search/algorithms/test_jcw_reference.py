@@ -106,7 +106,7 @@ def test_finds_better_ones_than_it_began_with() -> None:
             SearchProblem(
                 space=ONE_SCHEME,
                 objectives=TWO,
-                constraints=(Constraint(metric=Metric.LATENCY_MS, max=1.0),),
+                constraints=(Constraint(metric=Metric.LATENCY_MS, max=20.0),),
                 **KNOWN,
             ),
             "no constraints",

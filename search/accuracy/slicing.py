@@ -1,0 +1,165 @@
+"""Running a pruned network on the weights of the whole one: prefixes of channels as views, and zeros by live norms."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from device_agent.contracts import PruningScheme, WeightPruning
+from device_agent.synthesis import block_extent, num_kept_blocks
+from search.domain.network import Axis, NetworkSpec
+from search.domain.space import Decisions
+from search.pruning.apply import mask_of
+from search.pruning.channels import IndexArray
+from search.pruning.fuse import fused_modules
+
+#: Schemes whose mask is a ranking of blocks of kernel positions.
+_RANKED_BLOCKS = frozenset({PruningScheme.UNSTRUCTURED, PruningScheme.GROUP, PruningScheme.BLOCK_PUNCHED})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Layer:
+    """A layer with weights, by module: the groups of its channels, and how many inputs one channel is."""
+
+    outputs: str | None
+    inputs: str | None
+    inputs_per_channel: int
+    norm: str | None
+
+
+class SlicedNetwork:
+    """A network whose weights are shared by all of its pruned forms.
+
+    A form has the first channels of each group, weight[:out, :in], as in JCW's released code (there is no ranking).
+    `select` makes `form` one of them; running it sends gradients to `model`'s parameters. Its batch norm uses the
+    statistics of each batch. Nothing is copied.
+
+    Args:
+        model: The whole network; it is copied, and the copy is `self.model`.
+        spec: Its description.
+    """
+
+    def __init__(self, model: nn.Module, spec: NetworkSpec) -> None:
+        self._spec = spec
+        self.model = copy.deepcopy(model)
+        self._layers = _layers(self.model, spec)
+        self.form = copy.deepcopy(self.model).train()
+        for name, module in self.form.named_modules():
+            _share_parameters(module, self.model.get_submodule(name))
+
+    def select(self, decisions: Decisions, *, with_masks: bool) -> None:
+        """Become the form that `decisions` say; with `with_masks`, zeros where live norms are smallest."""
+        for name, layer in self._layers.items():
+            outputs = None if layer.outputs is None else decisions.channels.get(layer.outputs)
+            inputs = None if layer.inputs is None else decisions.channels.get(layer.inputs)
+            self._slice(name, layer, outputs, None if inputs is None else inputs * layer.inputs_per_channel)
+        for name, pruning in decisions.pruning.items() if with_masks else ():
+            if pruning.scheme is not PruningScheme.DENSE:
+                module = self.form.get_submodule(name)
+                weight = module.weight
+                assert isinstance(weight, Tensor)
+                # A constant factor: the gradient of a masked weight is zero, as in the released code.
+                _set(module, "weight", weight * live_mask(weight.detach(), pruning))
+
+    def kept(self, decisions: Decisions) -> dict[str, IndexArray]:
+        """The channels of each group that the form of `decisions` has, for `remove_channels` on `model`."""
+        return {name: np.arange(count, dtype=np.int64) for name, count in decisions.channels.items()}
+
+    def _slice(self, name: str, layer: _Layer, outputs: int | None, inputs: int | None) -> None:
+        whole, module = self.model.get_submodule(name), self.form.get_submodule(name)
+        weight = whole.weight
+        assert isinstance(weight, Tensor)
+        _set(module, "weight", weight[:outputs, :inputs])
+        if whole.bias is not None:
+            assert isinstance(whole.bias, Tensor)
+            _set(module, "bias", whole.bias[:outputs])
+        if isinstance(module, nn.Conv2d) and isinstance(whole, nn.Conv2d) and whole.groups > 1:
+            module.groups = whole.groups if outputs is None else outputs
+        if layer.norm is not None:
+            whole_norm, norm = self.model.get_submodule(layer.norm), self.form.get_submodule(layer.norm)
+            for parameter in ("weight", "bias"):
+                values = getattr(whole_norm, parameter)
+                if values is not None:
+                    _set(norm, parameter, values[:outputs])
+
+
+@torch.no_grad()
+def live_mask(weight: Tensor, pruning: WeightPruning) -> Tensor:
+    """True where a weight stays: the blocks with the largest L1 norm per weight, as many as the density says.
+
+    L1 is the norm of JCW's search (released code, ops.py; its training ranks by L2). Patterns and rows and columns of
+    blocks are chosen as `mask_for` does, by L2. The smallest block that stays is found by a partition, not by sorting.
+
+    Args:
+        weight: (out, in, kh, kw), or (out, in) of a linear layer.
+        pruning: The scheme and its density.
+    """
+    if pruning.scheme not in _RANKED_BLOCKS:
+        return mask_of(weight, pruning)
+    filters, channels = block_extent(pruning)
+    sums = _block_sums(weight.abs(), filters, channels)
+    if weight.shape[0] % filters or weight.shape[1] % channels:
+        sums = sums / _block_sums(torch.ones_like(weight), filters, channels)
+    scores = sums.reshape(-1)
+    count = num_kept_blocks(pruning, scores.numel())
+    if count == scores.numel():
+        return torch.ones_like(weight, dtype=torch.bool)
+    least = scores.kthvalue(scores.numel() - count + 1).values
+    chosen = scores >= least
+    if int(chosen.sum()) != count:
+        # Equal norms: by position, the earlier first.
+        chosen = torch.zeros_like(chosen)
+        chosen[torch.argsort(scores, descending=True, stable=True)[:count]] = True
+    blocks = chosen.reshape(sums.shape)
+    if filters > 1:
+        blocks = blocks.repeat_interleave(filters, dim=0)[: weight.shape[0]]
+    if channels > 1:
+        blocks = blocks.repeat_interleave(channels, dim=1)[:, : weight.shape[1]]
+    return blocks
+
+
+def _block_sums(values: Tensor, filters: int, channels: int) -> Tensor:
+    """Sums over blocks of `filters` x `channels` at each kernel position; blocks at the edge are smaller."""
+    outputs, inputs, *kernel = values.shape
+    padding = [0, 0] * len(kernel) + [0, -inputs % channels, 0, -outputs % filters]
+    padded = F.pad(values, padding) if any(padding) else values
+    outputs, inputs = padded.shape[:2]
+    return padded.reshape(outputs // filters, filters, inputs // channels, channels, *kernel).sum((1, 3))
+
+
+def _layers(model: nn.Module, spec: NetworkSpec) -> dict[str, _Layer]:
+    modules = fused_modules(model, spec.plan.input_shape)
+    sides: dict[tuple[str, Axis], str] = {
+        (member.op, member.axis): group.name for group in spec.groups for member in group.members
+    }
+    layers = {}
+    for op in spec.plan.ops:
+        if op.name not in modules:
+            continue
+        is_linear = isinstance(model.get_submodule(modules[op.name].weights), nn.Linear)
+        layers[modules[op.name].weights] = _Layer(
+            outputs=sides.get((op.name, Axis.OUT)),
+            inputs=sides.get((op.name, Axis.IN)),
+            # A linear layer on a flattened image reads a run of pixels for each channel.
+            inputs_per_channel=op.kernel.kernel_h * op.kernel.kernel_w if is_linear else 1,
+            norm=modules[op.name].norm,
+        )
+    return layers
+
+
+def _share_parameters(module: nn.Module, whole: nn.Module) -> None:
+    """Make the parameters of `module` plain attributes that are those of `whole`, so that views can replace them."""
+    for name in [n for n, p in module.named_parameters(recurse=False) if p is not None]:
+        del module._parameters[name]
+        _set(module, name, getattr(whole, name))
+    if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
+        module.track_running_stats = False
+
+
+def _set(module: nn.Module, name: str, value: Tensor) -> None:
+    module.__dict__[name] = value

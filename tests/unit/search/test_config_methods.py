@@ -1,0 +1,54 @@
+"""Settings of methods and estimators that contradict each other are refused where the config is read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from device_agent.contracts import ContractError
+from search.domain.config import Estimator, parse_config
+
+
+def config(**changes: Any) -> dict[str, Any]:
+    return {
+        "name": "x",
+        "model": {"architecture": "small_cnn"},
+        "dataset": {"name": "digits"},
+        "space": {"channels": {}},
+        **changes,
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"method": {"name": "aacp", "reproduce_reference": True}}, "reproduce_reference is there for 'jcw'"),
+        (
+            {"method": {"reproduce_reference": True}, "constraints": [{"metric": "error", "max": 0.5}]},
+            "knows no constraints, .* but there are error <= 0.5",
+        ),
+        (
+            {"accuracy": {"estimator": "supernet"}, "method": {"name": "random"}},
+            "the method 'random' has none: use jcw",
+        ),
+        ({"accuracy": {"schedule_factor": 0.5}}, "accuracy.schedule_factor belongs to the estimator 'supernet'"),
+        ({"accuracy": {"estimator": "supernet", "schedule_factor": 1.5}}, "schedule_factor 1.5"),
+        ({"accuracy": {"estimator": "superned"}}, "superned"),
+    ],
+)
+def test_contradictions_are_refused(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(ContractError, match=named):
+        parse_config(config(**changes))
+
+
+def test_the_published_pipeline_is_a_config() -> None:
+    parsed = parse_config(
+        config(
+            method={"name": "jcw", "reproduce_reference": True, "population": 64, "generations": 128},
+            accuracy={"estimator": "supernet"},
+            training={"regime": "jcw", "initial_weights": "fresh", "batch_size": 512},
+        )
+    )
+    assert parsed.accuracy.estimator is Estimator.SUPERNET
+    assert parsed.training.schedule_factor == 1.0
