@@ -1,8 +1,8 @@
-"""Figures that a genome alone decides (latency, MACs, parameters), for many genomes at once.
+"""Figures that a genome alone decides (latency, MACs, parameters, bytes), for many genomes at once.
 
 Each is a sum over operators, and an operator's share depends on a handful of variables: the widths that it reads and
-writes, its own density and scheme, and the resolution. So every operator gets a table over the choices of these
-variables, whose cells are filled when they are first needed. No plan is built for a candidate.
+writes, its own density and scheme, the resolution, and whether its block stays. So every operator gets a table over the
+choices of these variables, whose cells are filled when they are first needed. No plan is built for a candidate.
 """
 
 from __future__ import annotations
@@ -81,11 +81,13 @@ class _Axes:
     density: int | None
     scheme: int | None
     resolution: int | None
+    #: Of the blocks that the operator is in: without any one of them it is gone, and costs nothing.
+    depths: tuple[int, ...] = ()
 
     @property
     def variables(self) -> tuple[int, ...]:
         """The distinct positions, ascending."""
-        found = {self.inputs, self.outputs, self.density, self.scheme, self.resolution} - {None}
+        found = {self.inputs, self.outputs, self.density, self.scheme, self.resolution, *self.depths} - {None}
         return tuple(sorted(v for v in found if v is not None))
 
 
@@ -136,11 +138,15 @@ class _OperatorCosts:
 
     def _fill(self, cells: _IntArray, costs: Mapping[str, KernelCost]) -> None:
         for cell in cells[np.isnan(self._cells[cells]).any(axis=1)]:
-            kernel = self._kernel(tuple(int(i) for i in np.unravel_index(int(cell), self._sizes)))
-            self._cells[cell] = [cost(kernel) for cost in costs.values()]
+            indices = (int(i) for i in np.unravel_index(int(cell), self._sizes))
+            chosen = {p: self._space.variables[p].choices[i] for p, i in zip(self._positions, indices, strict=True)}
+            if any(not chosen[p] for p in self._axes.depths):
+                self._cells[cell] = 0.0
+            else:
+                kernel = self._kernel(chosen)
+                self._cells[cell] = [cost(kernel) for cost in costs.values()]
 
-    def _kernel(self, indices: tuple[int, ...]) -> KernelSpec:
-        chosen = {p: self._space.variables[p].choices[i] for p, i in zip(self._positions, indices, strict=True)}
+    def _kernel(self, chosen: Mapping[int, int | float | str]) -> KernelSpec:
         kernel, axes = self._op.kernel, self._axes
         size = None if axes.resolution is None else int(chosen[axes.resolution])
         height, width = self._shapes.input_extent(self._op.name, size)
@@ -172,6 +178,11 @@ def _axes_of(op: PlanOp, spec: NetworkSpec, space: SearchSpace) -> _Axes:
         density=_position(positions, VariableKind.DENSITY, op.name),
         scheme=_position(positions, VariableKind.SCHEME, op.name),
         resolution=_position(positions, VariableKind.RESOLUTION, ""),
+        depths=tuple(
+            position
+            for block in spec.blocks
+            if op.name in block.ops and (position := _position(positions, VariableKind.DEPTH, block.name)) is not None
+        ),
     )
 
 

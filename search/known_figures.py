@@ -6,12 +6,17 @@ from collections.abc import Mapping
 
 from numpy.typing import ArrayLike
 
+from device_agent.contracts import NetworkPlan
+from device_agent.formats.packed import weight_bytes
 from search.domain.network import NetworkSpec
 from search.domain.objective import Metric
 from search.domain.space import SearchSpace
 from search.genome_costs import GenomeCosts
 from search.latency.network import NetworkLatencyModel
 from search.pareto import FloatArray
+
+#: What a plan alone decides, on any device.
+PLAN_METRICS = frozenset({Metric.MACS, Metric.PARAMETERS, Metric.MODEL_BYTES})
 
 _NS_PER_MS = 1e6
 
@@ -22,7 +27,7 @@ class NetworkFigures:
     Raises `KernelNotMeasured`, when called, where a genome leads outside of the latency table.
     """
 
-    METRICS = frozenset({Metric.LATENCY_MS, Metric.MACS, Metric.PARAMETERS})
+    METRICS = PLAN_METRICS | {Metric.LATENCY_MS}
 
     def __init__(self, spec: NetworkSpec, space: SearchSpace, latency: NetworkLatencyModel) -> None:
         self._latency = latency
@@ -33,11 +38,26 @@ class NetworkFigures:
                 "latency_ns": lambda kernel: latency.predictor.predict(kernel).latency_ns,
                 "macs": lambda kernel: float(kernel.macs),
                 "parameters": lambda kernel: float(kernel.parameters),
+                "model_bytes": lambda kernel: float(weight_bytes(kernel)),
             },
         )
 
     def __call__(self, genomes: ArrayLike) -> Mapping[Metric, FloatArray]:
-        latency_ns, macs, parameters = self._costs.sums(genomes).T
+        latency_ns, macs, parameters, model_bytes = self._costs.sums(genomes).T
         correction = self._latency.correction
         latency_ms = (correction.scale * latency_ns + correction.offset_ns) / _NS_PER_MS
-        return {Metric.LATENCY_MS: latency_ms, Metric.MACS: macs, Metric.PARAMETERS: parameters}
+        return {
+            Metric.LATENCY_MS: latency_ms,
+            Metric.MACS: macs,
+            Metric.PARAMETERS: parameters,
+            Metric.MODEL_BYTES: model_bytes,
+        }
+
+
+def plan_figures(plan: NetworkPlan) -> dict[Metric, float]:
+    """The figures `PLAN_METRICS` of one plan, which need no latency table."""
+    return {
+        Metric.MACS: float(plan.macs),
+        Metric.PARAMETERS: float(plan.parameters),
+        Metric.MODEL_BYTES: float(sum(weight_bytes(kernel) for kernel in plan.kernels)),
+    }

@@ -50,7 +50,8 @@ def run_search(
     """Search up to `generations`, from the start or from `state`, and return the last state.
 
     `on_generation` gets the state after each generation, to be stored before the next one begins; what it raises ends
-    the search. Candidates that are in the archive are not evaluated again. Ends early when the space is used up.
+    the search. Designs that are in the archive are not evaluated again, whatever genome they are asked for by: the
+    archive has the canonical one. Ends early when the space is used up.
 
     With `score_generation` in place of `evaluate`, the survivors of earlier generations are scored again together with
     the new genomes in each generation, from 0 on. The archive then has each candidate's last figures, and fronts are
@@ -77,23 +78,24 @@ def run_search(
         genomes = searcher.ask()
         if not genomes:
             break
+        designs = problem.designs(genomes)
         survivors: tuple[Genome, ...] = ()
         if score_generation is None:
             assert evaluate is not None
-            new = [genome for genome in genomes if genome not in archive]
+            new = [design for design in dict.fromkeys(designs) if design not in archive]
             evaluations = _evaluated(evaluate, new, objectives, is_first=not archive)
         else:
             survivors = _population_of(searcher).survivors()
-            new = list(dict.fromkeys((*survivors, *genomes)))
+            new = list(dict.fromkeys((*problem.designs(survivors), *designs)))
             evaluations = _evaluated(_scored_in(generation, score_generation), new, objectives, is_first=not archive)
         for genome, evaluation in zip(new, evaluations, strict=True):
             archive[genome] = EvaluatedCandidate(
                 candidate=Candidate(space_id=space_identity, genome=genome), evaluation=evaluation
             )
         if survivors:
-            known = [archive[genome].evaluation for genome in survivors]
+            known = [archive[genome].evaluation for genome in problem.designs(survivors)]
             _population_of(searcher).rescore(survivors, objective_matrix(known, objectives), _violations(known))
-        told = [archive[genome].evaluation for genome in genomes]
+        told = [archive[design].evaluation for design in designs]
         searcher.tell(genomes, objective_matrix(told, objectives), _violations(told))
         generation += 1
         current = SearchState(generation=generation, searcher=searcher.state(), archive=tuple(archive.values()))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from device_agent.contracts import (
@@ -30,16 +30,17 @@ _PREPARED_NETWORKS = 8
 #: Operators whose output has as many channels as their first input.
 _KEEPS_CHANNELS = frozenset({Op.DEPTHWISE_CONV2D, Op.ADD, Op.MAX_POOL, Op.AVG_POOL, Op.GLOBAL_AVG_POOL})
 
-_KernelKey = tuple[int, int, int, int, WeightPruning]
+#: Input and output channels, height, width, pruning; inputs and residual.
+_OpKey = tuple[int, int, int, int, WeightPruning, tuple[str, ...], str | None]
 
 
 def lower(spec: NetworkSpec, decisions: Decisions) -> NetworkPlan:
-    """The plan of `spec` with `decisions` applied: channels removed, weights pruned, resolution changed.
+    """The plan of `spec` with `decisions` applied: blocks and channels removed, weights pruned, resolution changed.
 
     What `decisions` does not name stays as it is in `spec.plan`.
 
-    Raises `ContractError` on a group, operator or count that the network does not have, and where the decisions lead to
-    tensors that do not fit.
+    Raises `ContractError` on a group, operator, block or count that the network does not have, and where the decisions
+    lead to tensors that do not fit.
     """
     return _prepared(_ByIdentity(spec)).lower(decisions)
 
@@ -53,7 +54,7 @@ class Lowering:
         self._group_of_output = _output_groups(spec)
         self._prunable = frozenset(spec.prunable_ops)
         _check_spec(spec, self._full_channels, self._group_of_output)
-        self._kernels: list[dict[_KernelKey, PlanOp]] = [{} for _ in spec.plan.ops]
+        self._planned: list[dict[_OpKey, PlanOp]] = [{} for _ in spec.plan.ops]
 
     def lower(self, decisions: Decisions) -> NetworkPlan:
         """See `lower`."""
@@ -63,9 +64,15 @@ class Lowering:
         if decisions.resolution is not None:
             shape = (shape[0], decisions.resolution, decisions.resolution)
         shapes: dict[str, tuple[int, int, int]] = {NETWORK_INPUT: shape}
+        removed = self._spec.removed_ops(decisions.removed_blocks)
+        tensors = _Renamed(self._spec, decisions.removed_blocks)
         ops = []
-        for op, known in zip(self._spec.plan.ops, self._kernels, strict=True):
-            in_channels, height, width = shapes[op.inputs[0]]
+        for op, known in zip(self._spec.plan.ops, self._planned, strict=True):
+            if op.name in removed:
+                continue
+            inputs = tuple(tensors[name] for name in op.inputs) if removed else op.inputs
+            residual = op.residual if op.residual is None else tensors[op.residual]
+            in_channels, height, width = shapes[inputs[0]]
             group = self._group_of_output.get(op.name)
             if op.kernel.op in _KEEPS_CHANNELS:
                 out_channels = in_channels
@@ -73,10 +80,14 @@ class Lowering:
                 out_channels = op.kernel.out_channels
             else:
                 out_channels = channels.get(group, op.kernel.out_channels)
-            key = (in_channels, out_channels, height, width, pruning.get(op.name, op.kernel.pruning))
+            shape_key = (in_channels, out_channels, height, width, pruning.get(op.name, op.kernel.pruning))
+            key = (*shape_key, inputs, residual)
             planned = known.get(key)
             if planned is None:
-                planned = known[key] = with_shape(op, *key)
+                rewired = op if inputs == op.inputs else dataclasses.replace(op, inputs=inputs)
+                if residual != op.residual:
+                    rewired = dataclasses.replace(rewired, residual=residual)
+                planned = known[key] = with_shape(rewired, *shape_key)
             ops.append(planned)
             kernel = planned.kernel
             shapes[op.name] = (out_channels, kernel.output_h, kernel.output_w)
@@ -118,6 +129,18 @@ def channel_sources(spec: NetworkSpec) -> dict[str, ChannelSources]:
         written[op.name] = read if op.kernel.op in _KEEPS_CHANNELS else group_of_output.get(op.name)
         sources[op.name] = ChannelSources(inputs=read, outputs=written[op.name])
     return sources
+
+
+class _Renamed(dict[str, str]):
+    """The tensor that is read in place of another when blocks are removed; the same one where nothing changes."""
+
+    def __init__(self, spec: NetworkSpec, blocks: Sequence[str]) -> None:
+        super().__init__({spec.block(name).writes: spec.block(name).reads for name in blocks})
+
+    def __getitem__(self, tensor: str) -> str:
+        while (other := self.get(tensor)) is not None:
+            tensor = other
+        return tensor
 
 
 class _ByIdentity:
@@ -165,6 +188,14 @@ def _check_spec(spec: NetworkSpec, full_channels: Mapping[str, int], group_of_ou
             raise ContractError(
                 f"group {group!r} has {full_channels[group]} channels, but its member {name!r} "
                 f"writes {by_name[name].out_channels}"
+            )
+    for block in spec.blocks:
+        unknown = [name for name in (*block.ops, block.writes) if name not in by_name]
+        if unknown or block.writes == spec.plan.output_name:
+            raise ContractError(
+                f"the block {block.name!r} names the operator {unknown[0]!r}, which the plan does not have"
+                if unknown
+                else f"the block {block.name!r} writes the network's output, so it cannot be removed"
             )
     for name in spec.prunable_ops:
         if not by_name[name].op.has_weights:

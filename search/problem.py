@@ -10,11 +10,14 @@ from numpy.typing import ArrayLike
 
 from device_agent.contracts import ContractError
 from search.domain.objective import Constraint, Metric, Objective
-from search.domain.space import SearchSpace
+from search.domain.space import Genome, SearchSpace
 from search.pareto import FloatArray, IntArray
 
 #: Figures of genomes (n, variables) that cost nothing to know: an array (n,) for each metric, always the same ones.
 KnownFigures = Callable[[ArrayLike], Mapping[Metric, FloatArray]]
+
+#: One genome for each design: maps genomes (n, variables) to equal designs, equal ones to one (`search.canonical`).
+Canonical = Callable[[ArrayLike], IntArray]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -30,6 +33,8 @@ class SearchProblem:
     known: KnownFigures | None = None
     #: The metrics that `known` gives.
     known_metrics: frozenset[Metric] = field(default_factory=frozenset)
+    #: None: every genome is a design of its own.
+    canonical: Canonical | None = None
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
@@ -54,6 +59,12 @@ class SearchProblem:
                 f"{', '.join(missing) or 'nothing'} is not a figure of the genome alone"
             )
         return self.known
+
+    def designs(self, genomes: Sequence[Genome]) -> tuple[Genome, ...]:
+        """The canonical genome of each of `genomes`."""
+        if self.canonical is None or not len(genomes):
+            return tuple(genomes)
+        return tuple(tuple(int(g) for g in row) for row in self.canonical(genomes))
 
     def known_violations(self, genomes: IntArray) -> FloatArray:
         """The sum of relative excesses (n,) over the constraints on known figures."""

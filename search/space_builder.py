@@ -1,4 +1,4 @@
-"""The search space of a network: which channel counts, densities and schemes are worth trying.
+"""The search space of a network: which channel counts, densities, schemes, blocks and resolutions are worth trying.
 
 `SearchSpace.unpruned` of a built space always decodes to the dense network: the dense kernel stays a choice everywhere,
 as sparse kernels lose to it at high densities.
@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from device_agent.contracts import ContractError, KernelSpec, Op, PlanOp, PruningScheme, WeightPruning
-from search.domain.config import ChannelsConfig, SpaceConfig, WeightsConfig
+from search.domain.config import ChannelsConfig, DepthConfig, ResolutionConfig, SpaceConfig, WeightsConfig
 from search.domain.network import NetworkSpec
 from search.domain.objective import Constraint, Metric
-from search.domain.space import Genome, SchemeChoice, SearchSpace, Variable, VariableKind
+from search.domain.space import DEPTH_CHOICES, Genome, SchemeChoice, SearchSpace, Variable, VariableKind
 from search.errors import InfeasibleBudget
 
 T = TypeVar("T")
@@ -23,7 +23,7 @@ T = TypeVar("T")
 _DENSE_SCHEME = SchemeChoice(scheme=PruningScheme.DENSE)
 
 #: What a genome alone determines, so that its smallest value can be found before the search.
-BUDGET_METRICS = frozenset({Metric.LATENCY_MS, Metric.MACS, Metric.PARAMETERS})
+BUDGET_METRICS = frozenset({Metric.LATENCY_MS, Metric.MACS, Metric.PARAMETERS, Metric.MODEL_BYTES})
 
 #: Sweeps over all variables when looking for the smallest value. The figures are nearly sums over operators, so that
 #: the first sweep does almost all; a second one settles neighbours.
@@ -33,13 +33,18 @@ _MAX_SWEEPS = 4
 def build_space(spec: NetworkSpec, config: SpaceConfig) -> SearchSpace:
     """The variables that `config` opens in the network `spec`.
 
-    One CHANNELS variable for each pruning group, and one DENSITY variable for each prunable operator; fully connected
-    layers only where the config has schemes for them. Where several
-    schemes apply to an operator, a SCHEME variable chooses. Variables with a single choice are left out.
+    A RESOLUTION variable, one DEPTH variable for each removable block, one CHANNELS variable for each pruning group,
+    and one DENSITY variable for each prunable operator (fully connected layers only where the config has schemes for
+    them). Where several schemes apply to an operator, a SCHEME variable chooses. Variables with a single choice are
+    left out.
 
-    Raises `ContractError` where nothing is left to vary.
+    Raises `ContractError` where nothing is left to vary, and where the network has nothing of what `config` opens.
     """
     variables: list[Variable] = []
+    if config.resolution is not None:
+        variables += _resolution_variables(spec, config.resolution)
+    if config.depth is not None:
+        variables += _depth_variables(spec, config.depth)
     if config.channels is not None:
         variables += _channel_variables(spec, config.channels)
     default = _DENSE_SCHEME
@@ -54,8 +59,8 @@ def build_space(spec: NetworkSpec, config: SpaceConfig) -> SearchSpace:
                 variables += _weight_variables(op, config.weights, offered, default, is_stem=op.name == stem)
     if not variables:
         raise ContractError(
-            f"nothing of {spec.architecture} may vary: {len(spec.groups)} pruning groups and "
-            f"{len(spec.prunable_ops)} prunable operators leave no choice under {config}"
+            f"nothing of {spec.architecture} may vary: {len(spec.groups)} pruning groups, {len(spec.blocks)} removable "
+            f"blocks and {len(spec.prunable_ops)} prunable operators leave no choice under {config}"
         )
     return SearchSpace(variables=tuple(variables), default_scheme=default)
 
@@ -68,6 +73,28 @@ def channel_choices(channels: int, config: ChannelsConfig) -> tuple[int, ...]:
     step = config.multiple_of
     first = max(1, math.ceil(config.min_ratio * channels / step - 1e-9)) * step
     return spread((*range(first, channels, step), channels), config.max_choices)
+
+
+def resolution_choices(side: int, config: ResolutionConfig) -> tuple[int, ...]:
+    """The sides to try for a network whose own is `side`, ascending, that one the last.
+
+    Raises `ContractError` where `config.sides` are larger than `side`: images are decoded to the network's own size.
+    """
+    if config.sides is not None:
+        if max(config.sides) > side:
+            raise ContractError(
+                f"space.resolution.sides has {max(config.sides)}, but the network's input has {side} pixels a side: "
+                "give smaller ones"
+            )
+        return tuple(sorted({*config.sides, side}))
+    step = config.step or default_resolution_step(side)
+    smallest = config.min_ratio * side - 1e-9
+    return spread(sorted(range(side, max(0, math.ceil(smallest) - 1), -step)), config.max_choices)
+
+
+def default_resolution_step(side: int) -> int:
+    """Multiples of 32 are usual for ImageNet, whose networks halve the side five times, and 4 for CIFAR (twice)."""
+    return 32 if side > 64 else 4 if side >= 16 else 2
 
 
 def spread(values: Sequence[T], count: int) -> tuple[T, ...]:
@@ -100,7 +127,7 @@ def check_budget(
             raise InfeasibleBudget(
                 f"no candidate reaches {constraint.metric} <= {constraint.max:g}: the smallest found in this space is "
                 f"{smallest:.6g}. Raise the bound, or allow smaller channel counts (space.channels.min_ratio) or "
-                f"densities (space.weights.densities)"
+                f"densities (space.weights.densities), removed blocks (space.depth) or resolutions (space.resolution)"
             )
 
 
@@ -129,6 +156,31 @@ def smallest_value(space: SearchSpace, value: Callable[[Genome], float]) -> floa
 
 def _metric(measure: Callable[[Genome], Mapping[Metric, float]], metric: Metric, genome: Genome) -> float:
     return measure(genome)[metric]
+
+
+def _resolution_variables(spec: NetworkSpec, config: ResolutionConfig) -> list[Variable]:
+    _, height, width = spec.plan.input_shape
+    if height != width:
+        raise ContractError(
+            f"space.resolution searches square inputs, but {spec.architecture} takes {height}x{width}: leave it out"
+        )
+    choices = resolution_choices(height, config)
+    if len(choices) == 1:
+        return []
+    return [Variable(kind=VariableKind.RESOLUTION, target="", choices=choices)]
+
+
+def _depth_variables(spec: NetworkSpec, config: DepthConfig) -> list[Variable]:
+    if not spec.blocks:
+        why = "; ".join(f"{b.name}: {b.reason}" for b in spec.refused_blocks) or "it has no residual blocks"
+        raise ContractError(f"space.depth is open, but no block of {spec.architecture} can be removed ({why})")
+    for name in config.keep:
+        spec.block(name)
+    return [
+        Variable(kind=VariableKind.DEPTH, target=block.name, choices=DEPTH_CHOICES)
+        for block in spec.blocks
+        if block.name not in config.keep
+    ]
 
 
 def _channel_variables(spec: NetworkSpec, config: ChannelsConfig) -> list[Variable]:

@@ -16,6 +16,7 @@ no code, and everything is checked against the plan before it is used.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +26,10 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from device_agent.contracts import ContractError, KernelSpec, NetworkPlan, decode, encode
+from device_agent.contracts import ContractError, KernelSpec, NetworkPlan, PruningScheme, decode, encode
 from device_agent.formats.packed_tensors import PackedTensors
 from device_agent.formats.tensor_file import TensorFile
+from device_agent.synthesis import block_extent, block_shape, num_kept_blocks
 
 FloatArray = NDArray[np.float32]
 
@@ -36,6 +38,10 @@ FORMAT_VERSION = 1
 MAX_TOTAL_WEIGHTS = 1 << 28
 MAX_OPS = 10_000
 _METADATA_KEY = "kerf.packed"
+_FLOAT_BYTES = 4
+_COUNT_BYTES = 4
+#: Columns that 16 bits can name.
+_MAX_SHORT_COLUMNS = 1 << 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +76,36 @@ def write_packed(plan: NetworkPlan, tensors: Mapping[str, NDArray[np.floating[An
             stored[f"{op.name}.weight"] = weight
     header = json.dumps({"format_version": FORMAT_VERSION, "plan": encode(plan)}, sort_keys=True, separators=(",", ":"))
     return save(stored, metadata={_METADATA_KEY: header})
+
+
+def weight_bytes(kernel: KernelSpec) -> int:
+    """Bytes that the weights and biases of `kernel` take in a packed file, from its shape and pruning alone.
+
+    This is what the scheme guarantees: row groups along its blocks of filters, or dense weights where those are
+    smaller. `write_packed` may do with less where zeros happen to fall together beyond their scheme, and where the last
+    blocks of a layer are smaller than the others; it never needs more.
+    """
+    if not kernel.op.has_weights:
+        return 0
+    bias = _FLOAT_BYTES * kernel.out_channels
+    dense = _FLOAT_BYTES * kernel.num_weights
+    if kernel.pruning.scheme is PruningScheme.DENSE:
+        return bias + dense
+    filters, channels = block_extent(kernel.pruning)
+    blocks = block_shape(kernel.pruning, kernel.weight_shape)
+    entries = kernel.pruning.pattern_entries or 1
+    block_columns = num_kept_blocks(kernel.pruning, math.prod(blocks)) * channels * entries
+    index = 2 if kernel.num_weights // kernel.out_channels <= _MAX_SHORT_COLUMNS else 4
+    rows = min(filters, kernel.out_channels)
+    sizes = [size for size in _group_sizes(kernel) if filters % size == 0]
+    return bias + min(
+        dense,
+        *(
+            _COUNT_BYTES * -(-kernel.out_channels // size)
+            + block_columns * -(-rows // size) * (index + _FLOAT_BYTES * size)
+            for size in sizes
+        ),
+    )
 
 
 def open_packed(source: bytes | Path) -> tuple[NetworkPlan, PackedTensors]:
@@ -140,8 +176,12 @@ def _plan_of(file: TensorFile) -> NetworkPlan:
 
 def _smallest_row_groups(weight: FloatArray, kernel: KernelSpec) -> _RowGroups:
     """The row groups that take least space, whatever scheme the zeros were made by."""
-    sizes = sorted({1, 2, 4, kernel.pruning.block_filters} & set(range(1, weight.shape[0] + 1)))
-    return min((_row_groups(weight, size) for size in sizes), key=lambda packed: packed.num_bytes)
+    return min((_row_groups(weight, size) for size in _group_sizes(kernel)), key=lambda packed: packed.num_bytes)
+
+
+def _group_sizes(kernel: KernelSpec) -> list[int]:
+    """The sizes of row groups that the weights of `kernel` may be stored in."""
+    return sorted({1, 2, 4, kernel.pruning.block_filters} & set(range(1, kernel.out_channels + 1)))
 
 
 def _row_groups(weight: FloatArray, group_size: int) -> _RowGroups:
@@ -153,6 +193,6 @@ def _row_groups(weight: FloatArray, group_size: int) -> _RowGroups:
     group, column = np.nonzero((grouped != 0).any(axis=1))
     return _RowGroups(
         counts=np.bincount(group, minlength=num_groups).astype(np.uint32),
-        columns=column.astype(np.uint16 if rows.shape[1] <= 1 << 16 else np.uint32),
+        columns=column.astype(np.uint16 if rows.shape[1] <= _MAX_SHORT_COLUMNS else np.uint32),
         values=np.ascontiguousarray(grouped[group, :, column]),
     )

@@ -56,7 +56,7 @@ def load_data(
         if digits.image_shape != input_shape:
             raise DataError(
                 f"the digits have the shape {digits.image_shape}, but the network takes {input_shape}: "
-                "choose the architecture 'small_cnn', or other data"
+                "choose the architecture 'small_cnn' or 'small_resnet', or other data"
             )
         kept, tested = stratified_split(digits.labels, _DIGITS_TEST_FRACTION, np.random.default_rng(config.split_seed))
         train, test = digits.subset(kept), digits.subset(tested)

@@ -38,6 +38,12 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture(name="mobilenet_v2", input_shape=_IMAGENET, num_classes=1000, description="MobileNetV2 1.0"),
         Architecture(name="vgg16", input_shape=_CIFAR, num_classes=10, description="CIFAR VGG-16 with batch norm"),
         Architecture(name="small_cnn", input_shape=(1, 8, 8), num_classes=10, description="a small CNN for 8x8 images"),
+        Architecture(
+            name="small_resnet",
+            input_shape=(1, 8, 8),
+            num_classes=10,
+            description="CIFAR ResNet-14 for 8x8 images, with residual blocks that can be removed",
+        ),
     )
 }
 

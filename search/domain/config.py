@@ -118,15 +118,46 @@ class WeightsConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DepthConfig:
+    """Residual blocks that may be removed: all that the network can do without, but those named in `keep`."""
+
+    keep: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolutionConfig:
+    """Heights and widths of the input to search: `sides`, or the network's own and smaller ones by `step` down to
+    `min_ratio` of it, at most `max_choices`. The default step is 32 for inputs above 64 pixels, 4 from 16 on, else 2.
+    """
+
+    sides: tuple[int, ...] | None = None
+    min_ratio: float = 0.5
+    step: int | None = None
+    max_choices: int = 5
+
+    def __post_init__(self) -> None:
+        if self.sides is not None and (not self.sides or min(self.sides) < 1):
+            raise ContractError(f"resolution.sides {self.sides} must be a list of pixels, each at least 1")
+        if self.sides is not None and self.step is not None:
+            raise ContractError("resolution takes 'sides' or 'step', not both")
+        if not 0.0 < self.min_ratio <= 1.0:
+            raise ContractError(f"resolution.min_ratio {self.min_ratio!r} is not in (0, 1]")
+        if (self.step is not None and self.step < 1) or self.max_choices < 2:
+            raise ContractError("resolution needs step >= 1 and max_choices >= 2")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SpaceConfig:
-    """What may vary. Leave `channels` or `weights` out to keep them as they are."""
+    """What may vary. What is left out stays as it is."""
 
     channels: ChannelsConfig | None = None
     weights: WeightsConfig | None = None
+    depth: DepthConfig | None = None
+    resolution: ResolutionConfig | None = None
 
     def __post_init__(self) -> None:
-        if self.channels is None and self.weights is None:
-            raise ContractError("space is empty: give 'channels', 'weights' or both")
+        if self.channels is None and self.weights is None and self.depth is None and self.resolution is None:
+            raise ContractError("space is empty: give 'channels', 'weights', 'depth', 'resolution' or several of them")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -42,6 +43,28 @@ class RefusedGroup:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RemovableBlock:
+    """A residual block around which its shortcut alone is left when it is removed.
+
+    `name` is the module that becomes the identity, `ops` its operators in the plan's order. Readers of the tensor
+    `writes`, which the last of them makes, then read the tensor `reads`.
+    """
+
+    name: str
+    ops: tuple[str, ...]
+    reads: str
+    writes: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RefusedBlock:
+    """A residual block that always stays, and why. Its name is that of its last operator."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkSpec:
     """A traced network. `plan` is dense and fused; operators are named after the module that holds their weights.
 
@@ -54,6 +77,8 @@ class NetworkSpec:
     groups: tuple[PruningGroup, ...]
     refused: tuple[RefusedGroup, ...]
     prunable_ops: tuple[str, ...]
+    blocks: tuple[RemovableBlock, ...] = ()
+    refused_blocks: tuple[RefusedBlock, ...] = ()
 
     def group(self, name: str) -> PruningGroup:
         for group in self.groups:
@@ -62,3 +87,14 @@ class NetworkSpec:
         raise ContractError(
             f"no pruning group {name!r} in {self.architecture}; there are {', '.join(g.name for g in self.groups)}"
         )
+
+    def block(self, name: str) -> RemovableBlock:
+        for block in self.blocks:
+            if block.name == name:
+                return block
+        known = ", ".join(b.name for b in self.blocks) or "none"
+        raise ContractError(f"no removable block {name!r} in {self.architecture}; there are {known}")
+
+    def removed_ops(self, blocks: Iterable[str]) -> frozenset[str]:
+        """The operators of the named blocks. Raises `ContractError` on a block that the network does not have."""
+        return frozenset(op for name in blocks for op in self.block(name).ops)

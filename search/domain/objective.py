@@ -19,6 +19,8 @@ class Metric(StrEnum):
     LATENCY_MS = "latency_ms"
     MACS = "macs"
     PARAMETERS = "parameters"
+    #: Weights and biases as the packed file stores them, zeros left out, without its header.
+    MODEL_BYTES = "model_bytes"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -65,6 +65,7 @@ class Baseline:
     latency_ms: BaselineLatency
     macs: int
     parameters: int
+    model_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +95,8 @@ class FrontPoint:
     files: Mapping[str, str]
     decisions: Mapping[str, Any]
     failure: str | None = None
+    #: Weights and biases in the packed file, as far as shapes and pruning decide; None in results of earlier versions.
+    model_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

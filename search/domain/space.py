@@ -25,6 +25,12 @@ class VariableKind(StrEnum):
     SCHEME = "scheme"
     #: Input height and width in pixels; the target is empty.
     RESOLUTION = "resolution"
+    #: Whether a residual block stays; the target is the block's name, choices are 0 (removed) and 1 (kept).
+    DEPTH = "depth"
+
+
+#: What a DEPTH variable chooses from.
+DEPTH_CHOICES = (0, 1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +102,8 @@ class Variable:
     def __post_init__(self) -> None:
         if not self.choices:
             raise ContractError(f"{self.name} has no choices")
+        if self.kind is VariableKind.DEPTH and self.choices != DEPTH_CHOICES:
+            raise ContractError(f"the choices of {self.name} must be 0 (removed) and 1 (kept): {self.choices}")
         if self.kind is not VariableKind.SCHEME and list(self.choices) != sorted(set(self.choices), key=float):
             raise ContractError(f"the choices of {self.name} must be ascending and distinct: {self.choices}")
 
@@ -106,11 +114,19 @@ class Variable:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decisions:
-    """What a candidate does to the network. What is not named stays as it is."""
+    """What a candidate does to the network. What is not named stays as it is.
+
+    `removed_blocks` are sorted. What else is said about their operators has no effect.
+    """
 
     channels: Mapping[str, int] = field(default_factory=dict)
     pruning: Mapping[str, WeightPruning] = field(default_factory=dict)
     resolution: int | None = None
+    removed_blocks: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if list(self.removed_blocks) != sorted(set(self.removed_blocks)):
+            raise ContractError(f"removed_blocks must be sorted and distinct: {self.removed_blocks}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +141,7 @@ class SearchSpace:
         if len(set(names)) != len(names):
             raise ContractError("two variables of the search space have the same kind and target")
         if not names:
-            raise ContractError("the search space is empty: give channels, densities, schemes or resolutions to search")
+            raise ContractError("the search space is empty: give channels, weights, depth or resolution to search")
 
     @property
     def num_choices(self) -> tuple[int, ...]:
@@ -149,6 +165,7 @@ class SearchSpace:
         densities: dict[str, float] = {}
         schemes: dict[str, SchemeChoice] = {}
         resolution: int | None = None
+        removed: list[str] = []
         for variable, index in zip(self.variables, genome, strict=True):
             if not 0 <= index < len(variable.choices):
                 raise ContractError(f"choice {index} of {variable.name} is not in 0..{len(variable.choices) - 1}")
@@ -159,6 +176,8 @@ class SearchSpace:
                 densities[variable.target] = float(choice)
             elif variable.kind is VariableKind.SCHEME:
                 schemes[variable.target] = SchemeChoice.parse(str(choice))
+            elif variable.kind is VariableKind.DEPTH:
+                removed += [] if choice else [variable.target]
             else:
                 resolution = int(choice)
         targets = [*densities, *(t for t in schemes if t not in densities)]
@@ -166,7 +185,9 @@ class SearchSpace:
             target: schemes.get(target, self.default_scheme).with_density(densities.get(target, 1.0))
             for target in targets
         }
-        return Decisions(channels=channels, pruning=pruning, resolution=resolution)
+        return Decisions(
+            channels=channels, pruning=pruning, resolution=resolution, removed_blocks=tuple(sorted(removed))
+        )
 
 
 def space_id(space: SearchSpace) -> str:

@@ -26,6 +26,7 @@ _BUILDERS: dict[str, Callable[[int, int], nn.Module]] = {
     "mobilenet_v2": MobileNetV2,
     "vgg16": Vgg16,
     "small_cnn": SmallCnn,
+    "small_resnet": partial(CifarResNet, 14),
 }
 
 

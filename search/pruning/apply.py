@@ -14,12 +14,13 @@ from search.domain.network import NetworkSpec
 from search.domain.space import Decisions
 from search.lowering import lower
 from search.pruning.channels import IndexArray, kept_channels, remove_channels
+from search.pruning.depth import remove_blocks
 from search.pruning.masks import mask_for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class PrunedModel:
-    """A network with channels removed and weights set to zero.
+    """A network with blocks and channels removed and weights set to zero.
 
     `masks` has a boolean tensor of the weight's shape for each module that has zeros, True where a weight stays. `kept`
     has the channels that stay of each group that was made smaller. `resolution` is the input's height and width, if
@@ -46,16 +47,20 @@ class PrunedModel:
 def apply_decisions(model: nn.Module, spec: NetworkSpec, decisions: Decisions) -> PrunedModel:
     """A copy of `model` that is pruned as `decisions` say. The weights that stay are inherited.
 
-    Channels are removed first, by importance; then each layer's mask is taken on what is left of its weights (JCW).
+    Blocks and channels are removed first, channels by their importance in what is left; then each layer's mask is taken
+    on what is left of its weights (JCW).
 
     Raises `ContractError` where the decisions do not fit the network.
     """
     lower(spec, decisions)
     kept = kept_channels(model, spec, decisions)
     pruned = remove_channels(model, spec, kept) if kept else copy.deepcopy(model)
+    removed = spec.removed_ops(decisions.removed_blocks)
+    if removed:
+        pruned = remove_blocks(pruned, decisions.removed_blocks)
     masks = {}
     for name, pruning in decisions.pruning.items():
-        if pruning.scheme is PruningScheme.DENSE:
+        if pruning.scheme is PruningScheme.DENSE or name in removed:
             continue
         weight = pruned.get_submodule(name).weight
         assert isinstance(weight, Tensor)

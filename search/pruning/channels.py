@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import torch
@@ -18,7 +18,14 @@ from search.pruning.fuse import FusedModules, fused_modules
 IndexArray = NDArray[np.int64]
 
 
-def importance(model: nn.Module, spec: NetworkSpec, group: PruningGroup, *, order: int = 1) -> NDArray[np.float64]:
+def importance(
+    model: nn.Module,
+    spec: NetworkSpec,
+    group: PruningGroup,
+    *,
+    order: int = 1,
+    without: Collection[str] = (),
+) -> NDArray[np.float64]:
     """How much each channel of a group matters, (channels,): the norm of the filters that write it.
 
     The filters of all members are ranked together, so that an add never meets two different choices of channels (AACP's
@@ -30,11 +37,12 @@ def importance(model: nn.Module, spec: NetworkSpec, group: PruningGroup, *, orde
         spec: Its description.
         group: One of `spec.groups`.
         order: 1 for the L1 norm, as in AACP; 2 for L2.
+        without: Operators that do not count, since their block is removed.
     """
     modules = fused_modules(model, spec.plan.input_shape)
     total = np.zeros(group.channels)
     for member in group.members:
-        if member.axis is not Axis.OUT:
+        if member.axis is not Axis.OUT or member.op in without:
             continue
         weight = _filter_weights(model, modules[member.op])
         norms = np.linalg.norm(weight.reshape(len(weight), -1), ord=order, axis=1)
@@ -47,15 +55,18 @@ def kept_channels(
 ) -> dict[str, IndexArray]:
     """The channels that stay, ascending, for each group that `decisions` makes smaller: the most important ones.
 
+    Groups all of whose operators are removed with their blocks are left out.
+
     Raises `ContractError` where a count is not in 1..channels of its group.
     """
+    removed = spec.removed_ops(decisions.removed_blocks)
     kept = {}
     for name, count in decisions.channels.items():
         group = spec.group(name)
         if not 1 <= count <= group.channels:
             raise ContractError(f"{count!r} channels of group {name!r} are not in 1..{group.channels}")
-        if count < group.channels:
-            ranking = np.argsort(-importance(model, spec, group, order=order), kind="stable")
+        if count < group.channels and any(member.op not in removed for member in group.members):
+            ranking = np.argsort(-importance(model, spec, group, order=order, without=removed), kind="stable")
             kept[name] = np.sort(ranking[:count]).astype(np.int64)
     return kept
 

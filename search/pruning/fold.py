@@ -37,8 +37,9 @@ def to_plan_tensors(
     """
     plan = lower(spec, decisions)
     fused = fuse_network(pruned.model, plan.input_shape, plan.name)
-    if _without_pruning(fused.plan) != _without_pruning(plan):
-        raise PlanMismatch(_first_difference(fused.plan, plan))
+    difference = first_difference(fused.plan, plan)
+    if difference is not None:
+        raise PlanMismatch(difference)
     tensors: dict[str, FloatArray] = {}
     for op in plan.ops:
         if not op.kernel.op.has_weights:
@@ -80,10 +81,6 @@ def _double(tensor: Tensor) -> NDArray[np.float64]:
     return tensor.detach().numpy().astype(np.float64)
 
 
-def _without_pruning(plan: NetworkPlan) -> list[tuple[object, ...]]:
-    return [_structure(plan, index) for index in range(len(plan.ops))]
-
-
 def _structure(plan: NetworkPlan, index: int) -> tuple[object, ...]:
     op = plan.ops[index]
     k = op.kernel
@@ -91,8 +88,11 @@ def _structure(plan: NetworkPlan, index: int) -> tuple[object, ...]:
     return (op.name, op.inputs, op.residual, k.op, shape, k.residual, k.activation, k.pad_channels_before)
 
 
-def _first_difference(actual: NetworkPlan, expected: NetworkPlan) -> str:
+def first_difference(actual: NetworkPlan, expected: NetworkPlan) -> str | None:
+    """Where two plans differ in structure, pruning apart; None where they do not."""
     for index in range(min(len(actual.ops), len(expected.ops))):
         if _structure(actual, index) != _structure(expected, index):
             return f"the model has {_structure(actual, index)} where the decisions say {_structure(expected, index)}"
-    return f"the model has {len(actual.ops)} operators where the decisions say {len(expected.ops)}"
+    if len(actual.ops) != len(expected.ops):
+        return f"the model has {len(actual.ops)} operators where the decisions say {len(expected.ops)}"
+    return None

@@ -50,7 +50,11 @@ def fuse_network(model: nn.Module, input_shape: tuple[int, int, int], name: str)
         UnsupportedNetwork: The network does something that no fused kernel does; the text names it.
     """
     # A copy, as evaluation mode and the shapes' run must not show in the caller's module.
-    model = copy.deepcopy(model).eval()
+    return fuse_evaluating(copy.deepcopy(model).eval(), input_shape, name)
+
+
+def fuse_evaluating(model: nn.Module, input_shape: tuple[int, int, int], name: str) -> FusedNetwork:
+    """`fuse_network` for a module in evaluation mode, without the copy that keeps another's mode and statistics."""
     try:
         traced = fx.symbolic_trace(model)
     except (fx.proxy.TraceError, TypeError, AttributeError) as error:

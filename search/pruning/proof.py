@@ -17,25 +17,48 @@ from search.pruning.channels import IndexArray, remove_channels
 from search.pruning.fuse import fused_modules
 
 #: Sums of some thousand products in double precision agree much better than this.
-_RELATIVE_TOLERANCE = 1e-9
+RELATIVE_TOLERANCE = 1e-9
 _PROOF_RESOLUTION = 32
 
 
-class GroupProver:
-    """Tests pruning groups of one network.
+class ProofNetwork:
+    """A network with random weights in double precision, an input for it, and its output.
 
     Large inputs are replaced by small ones where the network runs on them: which channel meets which does not depend
     on the number of pixels.
     """
 
-    def __init__(self, model: nn.Module, spec: NetworkSpec) -> None:
-        self._spec = spec
-        self._generator = torch.Generator().manual_seed(0)
-        self._model = _randomised(model, self._generator)
-        self._modules = fused_modules(self._model, spec.plan.input_shape)
-        self._x = self._proof_input()
+    def __init__(self, model: nn.Module, input_shape: tuple[int, int, int]) -> None:
+        self.generator = torch.Generator().manual_seed(0)
+        self.model = _randomised(model, self.generator)
+        self.modules = fused_modules(self.model, input_shape)
+        self.x = self._proof_input(input_shape)
         with torch.no_grad():
-            self._dense = self._model(self._x)
+            self.dense: Tensor = self.model(self.x)
+
+    @torch.no_grad()
+    def _proof_input(self, input_shape: tuple[int, int, int]) -> Tensor:
+        full = torch.randn((2, *input_shape), generator=self.generator, dtype=torch.float64)
+        if min(input_shape[1:]) <= _PROOF_RESOLUTION:
+            return full
+        small = full[:, :, :_PROOF_RESOLUTION, :_PROOF_RESOLUTION]
+        try:
+            runs = bool(torch.isfinite(self.model(small)).all())
+        except RuntimeError:
+            runs = False
+        return small if runs else full
+
+
+class GroupProver:
+    """Tests pruning groups of one network."""
+
+    def __init__(self, network: ProofNetwork, spec: NetworkSpec) -> None:
+        self._spec = spec
+        self._generator = network.generator
+        self._model = network.model
+        self._modules = network.modules
+        self._x = network.x
+        self._dense = network.dense
 
     @torch.no_grad()
     def reason_to_refuse(self, groups: tuple[PruningGroup, ...]) -> str | None:
@@ -53,7 +76,7 @@ class GroupProver:
             return f"the output's shape changes from {tuple(expected.shape)} to {tuple(actual.shape)}"
         scale = float(expected.abs().max())
         difference = float((actual - expected).abs().max())
-        if not difference <= _RELATIVE_TOLERANCE * scale:
+        if not difference <= RELATIVE_TOLERANCE * scale:
             return (
                 f"the pruned network's output differs from the masked one's by {difference:.3g}, "
                 f"where outputs go up to {scale:.3g}"
@@ -75,23 +98,10 @@ class GroupProver:
         order = torch.randperm(channels, generator=self._generator).numpy()
         return np.sort(order[: max(1, channels // 2)])
 
-    @torch.no_grad()
-    def _proof_input(self) -> Tensor:
-        channels, height, width = self._spec.plan.input_shape
-        full = torch.randn((2, channels, height, width), generator=self._generator, dtype=torch.float64)
-        if min(height, width) <= _PROOF_RESOLUTION:
-            return full
-        small = full[:, :, :_PROOF_RESOLUTION, :_PROOF_RESOLUTION]
-        try:
-            runs = bool(torch.isfinite(self._model(small)).all())
-        except RuntimeError:
-            runs = False
-        return small if runs else full
-
 
 def verify_group(model: nn.Module, spec: NetworkSpec, group: PruningGroup) -> str | None:
     """Why `group` cannot be pruned in `model`, or None where that is proved to be right."""
-    return GroupProver(model, spec).reason_to_refuse((group,))
+    return GroupProver(ProofNetwork(model, spec.plan.input_shape), spec).reason_to_refuse((group,))
 
 
 @torch.no_grad()

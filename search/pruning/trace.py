@@ -1,21 +1,28 @@
-"""From a torch module to a `NetworkSpec`: its fused plan and the pruning groups that are proved on it."""
+"""From a torch module to a `NetworkSpec`: its fused plan, and the pruning groups and removable blocks that are proved
+on it.
+"""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from torch import nn
 
 from device_agent.contracts import Op
 from search.domain.network import NetworkSpec, PruningGroup, RefusedGroup
+from search.pruning.block_proof import prove_blocks
+from search.pruning.blocks import discover_blocks
 from search.pruning.fuse import fuse_network
 from search.pruning.groups import discover_groups
-from search.pruning.proof import GroupProver
+from search.pruning.proof import GroupProver, ProofNetwork
 
 
 def trace_network(model: nn.Module, input_shape: tuple[int, int, int], architecture: str) -> NetworkSpec:
     """Describe `model` for a search.
 
-    Every group is tested by comparing the pruned network with the masked one (`search.pruning.proof`), first by itself
-    and then all together; what fails is refused, with the reason.
+    Every group is tested by comparing the pruned network with the masked one (`search.pruning.proof`), every removable
+    block by comparing the network without it with the one whose branch is zero (`search.pruning.block_proof`): first by
+    itself and then all together. What fails is refused, with the reason.
 
     Args:
         model: The network; it is not changed.
@@ -38,20 +45,21 @@ def trace_network(model: nn.Module, input_shape: tuple[int, int, int], architect
     claimed = NetworkSpec(
         architecture=architecture, plan=fused.plan, groups=groups, refused=refused, prunable_ops=prunable
     )
-    proved, failed = _prove(model, claimed)
-    return NetworkSpec(
-        architecture=architecture,
-        plan=fused.plan,
+    network = ProofNetwork(model, input_shape)
+    proved, failed = _prove(network, claimed)
+    claims, kept_blocks = discover_blocks(fused.plan)
+    blocks, failed_blocks = prove_blocks(network, claimed, claims)
+    return replace(
+        claimed,
         groups=proved,
         refused=(*refused, *failed),
-        prunable_ops=prunable,
+        blocks=blocks,
+        refused_blocks=(*kept_blocks, *failed_blocks),
     )
 
 
-def _prove(model: nn.Module, claimed: NetworkSpec) -> tuple[tuple[PruningGroup, ...], tuple[RefusedGroup, ...]]:
-    if not claimed.groups:
-        return (), ()
-    prover = GroupProver(model, claimed)
+def _prove(network: ProofNetwork, claimed: NetworkSpec) -> tuple[tuple[PruningGroup, ...], tuple[RefusedGroup, ...]]:
+    prover = GroupProver(network, claimed)
     proved: list[PruningGroup] = []
     failed: list[RefusedGroup] = []
     for group in claimed.groups:

@@ -18,6 +18,7 @@ from search.domain.result import (
     result_schema,
 )
 from search.domain.space import Decisions
+from search.known_figures import plan_figures
 from search.lowering import lower
 from server.searches.repository import RESULT, CandidateRecord
 from server.states import JobStage
@@ -70,6 +71,7 @@ def store_result(
             ),
             macs=dense.macs,
             parameters=dense.parameters,
+            model_bytes=int(plan_figures(dense)[Metric.MODEL_BYTES]),
         ),
         front=tuple(points),
     )
@@ -102,6 +104,7 @@ def _point(prepared: Prepared, profile: Profile, candidate: CandidateRecord) -> 
         files=candidate.results.get(JobStage.EXPORTING.value, {}).get("files", {}),
         decisions=encode(decisions),
         failure=verified.get("failure"),
+        model_bytes=int(plan_figures(plan)[Metric.MODEL_BYTES]),
     )
 
 

@@ -15,9 +15,11 @@ from search.domain.network import NetworkSpec
 from search.domain.objective import Metric
 from search.domain.space import Decisions, Genome, SearchSpace
 from search.evaluation import evaluate
+from search.known_figures import PLAN_METRICS, plan_figures
 from search.lowering import lower
 from search.models.checkpoint import load_checkpoint, save_checkpoint
 from search.models.zoo import build_model
+from search.pruning.resolution import check_resolutions
 from search.pruning.trace import trace_network
 from search.space_builder import build_space, check_budget
 from search.training.finetuning import train_from_scratch
@@ -71,6 +73,7 @@ def prepare(run: SearchRun) -> Prepared:
         baseline_accuracy = evaluate(model, data.split.test, data.normalise).accuracy
     space = build_space(spec, config.space)
     if found is None:
+        check_resolutions(model, spec, space)
         _check_budget_before_measuring(run, spec, space)
         _tell(run, spec, space, baseline_accuracy)
         run.save(STAGE, 0, {"model_sha256": digest, "baseline_accuracy": baseline_accuracy})
@@ -119,13 +122,12 @@ def _weights(run: SearchRun, model: nn.Module, data: LoadedData) -> str:
 
 
 def _check_budget_before_measuring(run: SearchRun, spec: NetworkSpec, space: SearchSpace) -> None:
-    """Refuse bounds on MACs and parameters that cannot be met, before the device spends time on the search."""
+    """Refuse bounds on MACs, parameters and bytes that cannot be met, before the device spends time on the search."""
 
     def counts(genome: Genome) -> dict[Metric, float]:
-        plan = lower(spec, space.decode(genome))
-        return {Metric.MACS: float(plan.macs), Metric.PARAMETERS: float(plan.parameters)}
+        return plan_figures(lower(spec, space.decode(genome)))
 
-    known = [c for c in run.config.constraints if c.metric in (Metric.MACS, Metric.PARAMETERS)]
+    known = [c for c in run.config.constraints if c.metric in PLAN_METRICS]
     check_budget(space, known, counts)
 
 
@@ -134,5 +136,5 @@ def _tell(run: SearchRun, spec: NetworkSpec, space: SearchSpace, baseline_accura
     run.message(
         f"{spec.architecture}: {dense.macs / 1e6:.1f} M MACs, {dense.parameters / 1e3:.1f} k parameters, "
         f"{100 * baseline_accuracy:.2f} % on the test set; {len(spec.groups)} pruning groups proved, "
-        f"{len(spec.refused)} kept dense; {len(space.variables)} variables"
+        f"{len(spec.refused)} kept dense; {len(spec.blocks)} blocks can be removed; {len(space.variables)} variables"
     )

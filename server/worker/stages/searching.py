@@ -12,6 +12,7 @@ import numpy as np
 
 from device_agent.contracts import canonical_json, encode
 from search.algorithms.registry import make_searcher
+from search.canonical import CanonicalForm
 from search.domain.candidate import EvaluatedCandidate, candidate_id
 from search.domain.objective import Metric
 from search.domain.space import SearchSpace
@@ -62,6 +63,7 @@ def search(run: SearchRun, prepared: Prepared, profile: Profile) -> None:
         constraints=config.constraints,
         known=figures,
         known_metrics=NetworkFigures.METRICS,
+        canonical=CanonicalForm(prepared.spec, prepared.space),
     )
     evaluator = CandidateEvaluator(run, prepared, figures)
     state = run_search(

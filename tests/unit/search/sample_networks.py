@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from device_agent.contracts import NETWORK_INPUT, Activation, KernelSpec, NetworkPlan, Op, PlanOp
-from search.domain.network import Axis, GroupMember, NetworkSpec, PruningGroup, RefusedGroup
+from search.domain.network import Axis, GroupMember, NetworkSpec, PruningGroup, RefusedGroup, RemovableBlock
 
 
 def conv(
@@ -49,9 +49,12 @@ def _head(source: str, channels: int, extent: int) -> tuple[PlanOp, ...]:
 
 
 def resnet_spec(blocks: int = 3) -> NetworkSpec:
-    """CIFAR ResNet with `blocks` blocks a stage (3 is ResNet-20), option A shortcuts, the blocks' conv1 prunable."""
+    """CIFAR ResNet with `blocks` blocks a stage (3 is ResNet-20), option A shortcuts, the blocks' conv1 prunable, and
+    the blocks that keep their shape removable.
+    """
     ops = [conv("conv1", NETWORK_INPUT, (3, 16), 32)]
     groups = []
+    removable = []
     source, channels, extent = "conv1", 16, 32
     for stage, width in enumerate((16, 32, 64), start=1):
         for block in range(blocks):
@@ -84,6 +87,12 @@ def resnet_spec(blocks: int = 3) -> NetworkSpec:
                     ),
                 )
             )
+            if shortcut == source:
+                removable.append(
+                    RemovableBlock(
+                        name=name, ops=(f"{name}.conv1", f"{name}.conv2"), reads=source, writes=f"{name}.conv2"
+                    )
+                )
             source, channels = f"{name}.conv2", width
     ops += _head(source, channels, extent)
     return NetworkSpec(
@@ -92,6 +101,7 @@ def resnet_spec(blocks: int = 3) -> NetworkSpec:
         groups=tuple(groups),
         refused=(RefusedGroup(name="conv1", channels=16, reason="the residual stream is padded"),),
         prunable_ops=tuple(op.name for op in ops if op.kernel.op is Op.CONV2D),
+        blocks=tuple(removable),
     )
 
 

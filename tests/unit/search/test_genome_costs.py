@@ -6,9 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from device_agent.contracts import ContractError, KernelSpec, NetworkPlan
-from search.domain.config import ChannelsConfig, SpaceConfig, WeightsConfig
+from device_agent.formats.packed import weight_bytes
+from search.domain.config import ChannelsConfig, DepthConfig, ResolutionConfig, SpaceConfig, WeightsConfig
 from search.domain.network import NetworkSpec
 from search.domain.space import SearchSpace, Variable, VariableKind
 from search.genome_costs import GenomeCosts
@@ -18,6 +21,19 @@ from tests.unit.search.sample_networks import mobile_spec, resnet_spec
 
 SCHEMES = ("group:4x1", "unstructured", "pattern:4x1/4")
 COSTS = {"macs": lambda kernel: float(kernel.macs), "parameters": lambda kernel: float(kernel.parameters)}
+RESNET = resnet_spec()
+EVERYTHING = build_space(
+    RESNET,
+    SpaceConfig(
+        channels=ChannelsConfig(),
+        weights=WeightsConfig(schemes=(*SCHEMES, "block_punched:8x4")),
+        depth=DepthConfig(),
+        resolution=ResolutionConfig(),
+    ),
+)
+EVERYTHING_COSTS = GenomeCosts(
+    RESNET, EVERYTHING, COSTS | {"bytes": lambda kernel: float(weight_bytes(kernel)), "operators": lambda kernel: 1.0}
+)
 
 
 def space_of(spec: NetworkSpec, *, resolutions: tuple[int, ...] = ()) -> SearchSpace:
@@ -46,6 +62,20 @@ def test_sums_are_those_of_the_plans(spec: NetworkSpec, resolutions: tuple[int, 
     assert costs.names == ("macs", "parameters")
     np.testing.assert_array_equal(costs.sums(genomes), [[plan.macs, plan.parameters] for plan in plans])
     np.testing.assert_array_equal(costs.sums(genomes[::-1]), costs.sums(genomes)[::-1])
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_sums_with_everything_open_are_those_of_the_plans(data: st.DataObject) -> None:
+    genome = data.draw(st.tuples(*(st.integers(0, n - 1) for n in EVERYTHING.num_choices)))
+    plan = lower(RESNET, EVERYTHING.decode(genome))
+    expected = [plan.macs, plan.parameters, sum(weight_bytes(k) for k in plan.kernels), len(plan.ops)]
+    np.testing.assert_array_equal(EVERYTHING_COSTS.sums([genome])[0], expected)
+
+
+def test_a_removed_block_costs_nothing() -> None:
+    ends = EVERYTHING_COSTS.sums([EVERYTHING.unpruned, EVERYTHING.smallest])
+    assert ends[0, 3] - ends[1, 3] == 2 * len(RESNET.blocks)
 
 
 def test_a_kernel_is_asked_for_once() -> None:

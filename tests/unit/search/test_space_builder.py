@@ -9,12 +9,20 @@ from collections.abc import Mapping
 import pytest
 
 from device_agent.contracts import ContractError, Op, PruningScheme
-from search.domain.config import ChannelsConfig, SpaceConfig, WeightsConfig
+from search.domain.config import ChannelsConfig, DepthConfig, ResolutionConfig, SpaceConfig, WeightsConfig
 from search.domain.objective import Constraint, Metric
 from search.domain.space import Genome, VariableKind
 from search.errors import InfeasibleBudget
+from search.known_figures import plan_figures
 from search.lowering import lower
-from search.space_builder import build_space, channel_choices, check_budget, smallest_value, spread
+from search.space_builder import (
+    build_space,
+    channel_choices,
+    check_budget,
+    resolution_choices,
+    smallest_value,
+    spread,
+)
 from tests.unit.search.sample_networks import mobile_spec, resnet_spec
 
 RESNET = resnet_spec()
@@ -138,3 +146,54 @@ def test_smallest_value_leaves_a_bad_corner() -> None:
 
     dense_smallest = tuple(0 if v.kind is VariableKind.CHANNELS else len(v.choices) - 1 for v in SPACE.variables)
     assert smallest_value(SPACE, latency) == latency(dense_smallest)
+
+
+def test_resolution_choices() -> None:
+    assert resolution_choices(32, ResolutionConfig()) == (16, 20, 24, 28, 32)
+    assert resolution_choices(224, ResolutionConfig()) == (128, 160, 192, 224)
+    assert resolution_choices(8, ResolutionConfig()) == (4, 6, 8)
+    assert resolution_choices(32, ResolutionConfig(step=6, min_ratio=0.6)) == (20, 26, 32)
+    assert resolution_choices(32, ResolutionConfig(step=1, max_choices=3)) == (16, 24, 32)
+    assert resolution_choices(32, ResolutionConfig(sides=(24, 16))) == (16, 24, 32)
+    with pytest.raises(ContractError, match=r"sides has 40, but the network's input has 32 pixels a side"):
+        resolution_choices(32, ResolutionConfig(sides=(40,)))
+
+
+def test_spaces_of_one_dimension() -> None:
+    depth = build_space(RESNET, SpaceConfig(depth=DepthConfig(keep=("layer1.0",))))
+    assert [v.target for v in depth.variables] == [b.name for b in RESNET.blocks[1:]]
+    assert depth.decode(depth.smallest).removed_blocks == tuple(b.name for b in RESNET.blocks[1:])
+    assert lower(RESNET, depth.decode(depth.unpruned)) == RESNET.plan
+    sides = build_space(RESNET, SpaceConfig(resolution=ResolutionConfig()))
+    assert [v.kind for v in sides.variables] == [VariableKind.RESOLUTION]
+    assert lower(RESNET, sides.decode(sides.smallest)).input_shape == (3, 16, 16)
+
+
+def test_depth_where_there_is_none() -> None:
+    with pytest.raises(ContractError, match=r"no block of mobile can be removed .it has no residual blocks"):
+        build_space(mobile_spec(), SpaceConfig(depth=DepthConfig(), channels=ChannelsConfig()))
+    with pytest.raises(ContractError, match=r"no removable block 'layer9.1' in resnet20; there are layer1.0"):
+        build_space(RESNET, SpaceConfig(depth=DepthConfig(keep=("layer9.1",))))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sides": (0,)}, "each at least 1"),
+        ({"sides": ()}, "each at least 1"),
+        ({"sides": (16,), "step": 4}, "not both"),
+        ({"min_ratio": 0.0}, r"min_ratio 0.0 is not in"),
+        ({"step": 0}, "step >= 1"),
+        ({"max_choices": 1}, "max_choices >= 2"),
+    ],
+)
+def test_resolution_settings_are_checked(settings: dict, message: str) -> None:
+    with pytest.raises(ContractError, match=message):
+        ResolutionConfig(**settings)
+
+
+def test_bytes_out_of_reach() -> None:
+    space = build_space(RESNET, SpaceConfig(weights=WeightsConfig()))
+    bound = Constraint(metric=Metric.MODEL_BYTES, max=100.0)
+    with pytest.raises(InfeasibleBudget, match="no candidate reaches model_bytes <= 100"):
+        check_budget(space, [bound], lambda genome: plan_figures(lower(RESNET, space.decode(genome))))

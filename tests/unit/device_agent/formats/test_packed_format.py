@@ -23,7 +23,7 @@ from device_agent.contracts import (
     WeightPruning,
     encode,
 )
-from device_agent.formats.packed import read_packed, write_packed
+from device_agent.formats.packed import read_packed, weight_bytes, write_packed
 from device_agent.synthesis import kernel_plan, kernel_plan_tensors
 
 GROUP = WeightPruning(scheme=PruningScheme.GROUP, density=0.25, block_filters=4)
@@ -75,6 +75,50 @@ def test_what_is_read_is_what_was_written(
         assert read[name].dtype == np.float32
         np.testing.assert_array_equal(read[name], tensor)
     assert write_packed(plan, read) == data
+
+
+def tensor_bytes(kernel: KernelSpec) -> int:
+    return sum(tensor.nbytes for tensor in load(packed(kernel)).values())
+
+
+@pytest.mark.parametrize(
+    "pruning",
+    [
+        WeightPruning(),
+        *(WeightPruning(scheme=PruningScheme.GROUP, density=d, block_filters=4) for d in (0.1, 0.35, 0.7, 0.95)),
+        *(WeightPruning(scheme=PruningScheme.UNSTRUCTURED, density=d) for d in (0.1, 0.5, 0.9)),
+        *(
+            WeightPruning(scheme=PruningScheme.BLOCK_PUNCHED, density=d, block_filters=8, block_channels=4)
+            for d in (0.2, 0.6)
+        ),
+        *(
+            WeightPruning(scheme=PruningScheme.PATTERN, density=d, block_filters=f, pattern_entries=4)
+            for d in (0.2, 4 / 9)
+            for f in (1, 4)
+        ),
+    ],
+    ids=lambda p: f"{p.scheme}-{p.block_filters}x{p.block_channels}-{p.density:.2f}",
+)
+def test_bytes_are_known_from_shape_and_pruning(pruning: WeightPruning) -> None:
+    kernel = conv(pruning, 32, 16)
+    assert weight_bytes(kernel) == tensor_bytes(kernel)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    density=st.floats(0.01, 1.0),
+    filters=st.integers(1, 9),
+    channels=st.integers(1, 9),
+    out_channels=st.integers(1, 20),
+)
+def test_a_file_never_takes_more_bytes_than_foretold(
+    density: float, filters: int, channels: int, out_channels: int
+) -> None:
+    pruning = WeightPruning(
+        scheme=PruningScheme.BLOCK_PUNCHED, density=density, block_filters=filters, block_channels=channels
+    )
+    kernel = conv(pruning, out_channels)
+    assert tensor_bytes(kernel) <= weight_bytes(kernel)
 
 
 def test_size_falls_with_density() -> None:

@@ -29,7 +29,7 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
 @functools.cache
 def traced(architecture: str) -> tuple[nn.Module, NetworkSpec]:
     """A network of the zoo for small images, and its description. Tests share them and must not change them."""
-    shape = (1, 8, 8) if architecture == "small_cnn" else (3, 32, 32)
+    shape = (1, 8, 8) if architecture.startswith("small_") else (3, 32, 32)
     model = randomise(build_model(architecture, num_classes=10))
     return model, trace_network(model, shape, architecture)
 
