@@ -91,11 +91,15 @@ def weight_bytes(kernel: KernelSpec) -> int:
     dense = _FLOAT_BYTES * kernel.num_weights
     if kernel.pruning.scheme is PruningScheme.DENSE:
         return bias + dense
+    index = 2 if kernel.num_weights // kernel.out_channels <= _MAX_SHORT_COLUMNS else 4
+    if kernel.pruning.scheme is PruningScheme.BLOCK:
+        # Rows go whole within their block, so that up to one more than the density says may stay.
+        kept = math.ceil(kernel.num_weights * kernel.pruning.density) + kernel.pruning.block_channels
+        return bias + min(dense, _COUNT_BYTES * kernel.out_channels + kept * (index + _FLOAT_BYTES))
     filters, channels = block_extent(kernel.pruning)
     blocks = block_shape(kernel.pruning, kernel.weight_shape)
     entries = kernel.pruning.pattern_entries or 1
     block_columns = num_kept_blocks(kernel.pruning, math.prod(blocks)) * channels * entries
-    index = 2 if kernel.num_weights // kernel.out_channels <= _MAX_SHORT_COLUMNS else 4
     rows = min(filters, kernel.out_channels)
     sizes = [size for size in _group_sizes(kernel) if filters % size == 0]
     return bias + min(

@@ -74,7 +74,7 @@ def check_files(result: SearchResult, output: Path) -> None:
 def test_all_dimensions_in_one_search(simulated_stack: LocalStack, tmp_path: Path) -> None:
     config = dataclasses.replace(
         small_resnet_search("combined", COMBINED),
-        objectives=(*simulated_search("").objectives, Objective(metric=Metric.MODEL_BYTES)),
+        objectives=(*simulated_search("objectives").objectives, Objective(metric=Metric.MODEL_BYTES)),
         constraints=(Constraint(metric=Metric.MODEL_BYTES, max=300_000),),
     )
     result = run(simulated_stack, config, tmp_path)

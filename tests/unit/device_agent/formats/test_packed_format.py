@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -119,6 +120,13 @@ def test_a_file_never_takes_more_bytes_than_foretold(
     )
     kernel = conv(pruning, out_channels)
     assert tensor_bytes(kernel) <= weight_bytes(kernel)
+    linear = KernelSpec(
+        op=Op.FULLY_CONNECTED,
+        in_channels=40,
+        out_channels=out_channels,
+        pruning=replace(pruning, scheme=PruningScheme.BLOCK),
+    )
+    assert tensor_bytes(linear) <= weight_bytes(linear)
 
 
 def test_size_falls_with_density() -> None:
