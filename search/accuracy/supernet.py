@@ -76,12 +76,7 @@ class SupernetEstimator:
         schedule_factor: float,
         batch_size: int,
     ) -> None:
-        unsupported = sorted({v.kind.value for v in space.variables if v.kind not in _SUPPORTED})
-        if unsupported:
-            raise ContractError(
-                f"the supernet cannot share weights over {', '.join(unsupported)}: use accuracy.estimator one_shot, or "
-                "leave it out of the space"
-            )
+        check_space(space)
         self._spec = spec
         self._data = data
         self._evaluation = evaluation
@@ -183,6 +178,16 @@ class SupernetEstimator:
         pruned = PrunedModel(model=model.eval(), masks=masks, kept=kept, resolution=decisions.resolution)
         pruned.apply_masks()
         return pruned
+
+
+def check_space(space: SearchSpace) -> None:
+    """Raise `ContractError` where weights cannot be shared over what the space decides."""
+    unsupported = sorted({v.kind.value for v in space.variables if v.kind not in _SUPPORTED})
+    if unsupported:
+        raise ContractError(
+            f"the supernet cannot share weights over {', '.join(unsupported)}: use accuracy.estimator one_shot, or "
+            "leave it out of the space"
+        )
 
 
 def _sgd(model: nn.Module) -> torch.optim.SGD:

@@ -7,7 +7,9 @@ T. Zhao et al., arXiv 2110.08013; the released code's nsga_ii.py and emo_utils.p
 - Four fixed latency targets, from the smallest to the unpruned network, filled from low to high in every stage.
 - Children are compared with the current population only, so that one may be proposed twice. What was evaluated before
   is not evaluated again, but counts as proposed.
-- No constraints and no schemes. Scores are kept; the released code trains a new supernet and scores everybody again.
+- No constraints and no schemes.
+- Genes step over choices; the released code's grid is even, and so is this one where the config's choices are.
+Survivors are scored again with each generation where the estimator wants it, as the published supernet does.
 What the released code cannot survive (a division by zero where all latencies of a front are equal) is left out.
 """
 

@@ -351,17 +351,30 @@ class SearchConfig:
         metrics = [o.metric for o in self.objectives]
         if len(set(metrics)) != len(metrics) or len(metrics) < 2:
             raise ContractError("objectives must be at least two different metrics, for example loss and latency_ms")
-        if self.method.reproduce_reference and self.constraints:
-            bounds = ", ".join(f"{c.metric.value} <= {c.max:g}" for c in self.constraints)
-            raise ContractError(
-                f"method.reproduce_reference knows no constraints, as the published operators do not, but there are "
-                f"{bounds}: leave one of both out"
-            )
+        if self.method.reproduce_reference:
+            self._check_reference()
         if self.accuracy.estimator is Estimator.SUPERNET and self.method.name not in _POPULATION_METHODS:
             raise ContractError(
                 f"accuracy.estimator 'supernet' scores survivors again in each generation, and the method "
                 f"{self.method.name.value!r} has none: use {', '.join(m.value for m in _POPULATION_METHODS)}, or the "
                 "estimator 'one_shot'"
+            )
+
+    def _check_reference(self) -> None:
+        """Refuse what JCW's published operators do not know."""
+        problems = []
+        if self.constraints:
+            bounds = ", ".join(f"{c.metric.value} <= {c.max:g}" for c in self.constraints)
+            problems.append(f"no constraints, but there are {bounds}")
+        if self.space.weights is not None and len(self.space.weights.schemes) > 1:
+            problems.append(f"one scheme, but there are {', '.join(self.space.weights.schemes)}")
+        if len(self.objectives) != 2 or Metric.LATENCY_MS not in {o.metric for o in self.objectives}:
+            metrics = ", ".join(o.metric.value for o in self.objectives)
+            problems.append(f"two objectives, of which one is latency_ms, but there are {metrics}")
+        if problems:
+            raise ContractError(
+                f"method.reproduce_reference takes JCW's published operators, which know {'; '.join(problems)}: change "
+                "that, or leave reproduce_reference out"
             )
 
 

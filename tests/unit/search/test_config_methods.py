@@ -26,7 +26,21 @@ def config(**changes: Any) -> dict[str, Any]:
         ({"method": {"name": "aacp", "reproduce_reference": True}}, "reproduce_reference is there for 'jcw'"),
         (
             {"method": {"reproduce_reference": True}, "constraints": [{"metric": "error", "max": 0.5}]},
-            "knows no constraints, .* but there are error <= 0.5",
+            "know no constraints, but there are error <= 0.5",
+        ),
+        (
+            {
+                "method": {"reproduce_reference": True},
+                "space": {"weights": {"schemes": ["group:4x1", "unstructured"]}},
+            },
+            "know one scheme, but there are group:4x1, unstructured",
+        ),
+        (
+            {
+                "method": {"reproduce_reference": True},
+                "objectives": [{"metric": "loss"}, {"metric": "latency_ms"}, {"metric": "macs"}],
+            },
+            "know two objectives, .* loss, latency_ms, macs",
         ),
         (
             {"accuracy": {"estimator": "supernet"}, "method": {"name": "random"}},

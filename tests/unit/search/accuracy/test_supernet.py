@@ -9,7 +9,7 @@ from scipy.stats import kendalltau
 from torch import nn
 
 from device_agent.contracts import ContractError, PruningScheme, WeightPruning
-from search.accuracy.supernet import SupernetEstimator
+from search.accuracy.supernet import SupernetEstimator, check_space
 from search.data.loading import LoadedData, load_data
 from search.domain.config import DatasetConfig
 from search.domain.network import NetworkSpec
@@ -72,7 +72,7 @@ def test_scores_follow_from_seed_and_generation_alone(
 
 def test_ranks_candidates_by_what_they_can_learn(traced_cnn: tuple[nn.Module, NetworkSpec], data: LoadedData) -> None:
     candidates = [candidate(w, d) for w in (0.15, 0.4, 1.0) for d in (0.1, 0.4, 1.0)]
-    losses = [e.loss for e in estimator(traced_cnn, data, factor=0.4).estimate_generation(candidates, 0)]
+    losses = [e.loss for e in estimator(traced_cnn, data, factor=0.3).estimate_generation(candidates, 0)]
 
     assert min(losses) < 0.9 * np.log(10)
     kept = [w * w * d for w in (0.15, 0.4, 1.0) for d in (0.1, 0.4, 1.0)]
@@ -109,3 +109,9 @@ def test_decisions_that_do_not_fit_are_refused_at_once(
 ) -> None:
     with pytest.raises(ContractError, match="no pruning group 'conv9'"):
         estimator(traced_cnn, data).estimate_generation([Decisions(channels={"conv9": 4})], 0)
+
+
+def test_what_weights_cannot_be_shared_over_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("search.accuracy.supernet._SUPPORTED", frozenset({VariableKind.DENSITY}))
+    with pytest.raises(ContractError, match="cannot share weights over channels"):
+        check_space(SPACE)
