@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from device_agent.contracts import NetworkPlan
 from device_agent.formats.packed import weight_bytes
+from search.algorithms.factors import Factor
 from search.domain.network import NetworkSpec
 from search.domain.objective import Metric
 from search.domain.space import SearchSpace
@@ -52,6 +54,19 @@ class NetworkFigures:
             Metric.PARAMETERS: parameters,
             Metric.MODEL_BYTES: model_bytes,
         }
+
+    def tables(self, metric: Metric) -> tuple[Factor, ...]:
+        """Tables that add up to one of `METRICS`: one for each operator, and what does not vary.
+
+        Every cell is computed, so this takes seconds for a large space; later calls are quick.
+        """
+        name = "latency_ns" if metric is Metric.LATENCY_MS else metric.value
+        scale, offset = 1.0, 0.0
+        if metric is Metric.LATENCY_MS:
+            correction = self._latency.correction
+            scale, offset = correction.scale / _NS_PER_MS, correction.offset_ns / _NS_PER_MS
+        found = [Factor(variables=t.variables, values=scale * t.values) for t in self._costs.tables(name)]
+        return (*found, Factor(variables=(), values=np.array(offset)))
 
 
 def plan_figures(plan: NetworkPlan) -> dict[Metric, float]:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from device_agent.contracts import ContractError
+from search.algorithms.factors import Factor
 from search.domain.objective import Constraint, Metric, Objective
 from search.domain.space import Genome, SearchSpace
 from search.pareto import FloatArray, IntArray
@@ -18,6 +19,10 @@ KnownFigures = Callable[[ArrayLike], Mapping[Metric, FloatArray]]
 
 #: One genome for each design: maps genomes (n, variables) to equal designs, equal ones to one (`search.canonical`).
 Canonical = Callable[[ArrayLike], IntArray]
+
+
+#: The tables whose sum is one of the known metrics.
+KnownTables = Callable[[Metric], tuple[Factor, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -35,6 +40,10 @@ class SearchProblem:
     known_metrics: frozenset[Metric] = field(default_factory=frozenset)
     #: None: every genome is a design of its own.
     canonical: Canonical | None = None
+    #: The same figures as sums of tables over few variables each, for methods that optimise over them exactly.
+    tables: KnownTables | None = None
+    #: Tables that add up to an estimate of what pruning costs in loss (`search.reconstruction`); empty without one.
+    errors: tuple[Factor, ...] = ()
 
     @property
     def metrics(self) -> tuple[Metric, ...]:

@@ -10,17 +10,19 @@ choice for each table, tables agree on shared variables.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csr_array, lil_array
+from scipy.sparse import csr_array
 
-from search.algorithms.factors import EliminationOrder, Factor, elimination_order, evaluate, minimise
+from search.algorithms.factors import Elimination, Factor, elimination_order, evaluate
 from search.domain.space import Genome
 from search.errors import InfeasibleBudget, SearchError
-from search.pareto import FloatArray, non_dominated_mask
+from search.pareto import FloatArray, IntArray, non_dominated_mask
 
 #: Two points closer than this, relative to the range of the front, are one.
 _RELATIVE_TOLERANCE = 1e-9
@@ -48,7 +50,12 @@ class ExactFront:
         self._errors = _merged(errors)
         self._costs = _merged(costs)
         self._num_choices = tuple(num_choices)
-        self._order: EliminationOrder = elimination_order([*self._errors, *self._costs], self._num_choices)
+        order = elimination_order([*self._errors, *self._costs], self._num_choices)
+        scopes = list(dict.fromkeys(f.variables for f in (*self._errors, *self._costs)))
+        self._elimination = Elimination(scopes, self._num_choices, order)
+        by_scope = [{f.variables: f.values for f in factors} for factors in (self._errors, self._costs)]
+        #: (errors, costs) over each scope; None where there is nothing.
+        self._tables = [(by_scope[0].get(scope), by_scope[1].get(scope)) for scope in scopes]
 
     def point(self, genome: Genome) -> ExactPoint:
         row = np.array([genome], dtype=np.int64)
@@ -58,35 +65,30 @@ class ExactFront:
 
     def weighted(self, error_weight: float, cost_weight: float) -> ExactPoint:
         """The genome with the smallest `error_weight * error + cost_weight * cost`."""
-        scaled = [
-            Factor(variables=f.variables, values=weight * f.values)
-            for weight, factors in ((error_weight, self._errors), (cost_weight, self._costs))
-            for f in factors
-        ]
-        return self.point(minimise(scaled, self._num_choices, self._order))
+        return self._weighted([(error_weight, cost_weight)])[0]
 
     def hull(self, max_points: int) -> tuple[ExactPoint, ...]:
         """At most `max_points` corners of the lower convex hull, cheapest first; all, where there are fewer.
 
-        The widest gaps are looked into first.
+        The widest gaps are looked into first, all of a round together.
         """
         left, right = self._ends()
         found = [left, right]
         extent = (max(right.cost - left.cost, 0.0), max(left.error - right.error, 0.0))
         gaps = [(left, right)]
         while gaps and len(found) < max_points and min(extent) > 0:
-            gaps.sort(key=lambda pair: _area(pair, extent))
-            low, high = gaps.pop()
-            # The direction in which both are equally good; whatever is better lies between them.
-            error_weight, cost_weight = high.cost - low.cost, low.error - high.error
-            middle = self.weighted(error_weight, cost_weight)
-            gain = (error_weight * low.error + cost_weight * low.cost) - (
-                error_weight * middle.error + cost_weight * middle.cost
-            )
-            if gain <= _RELATIVE_TOLERANCE * extent[0] * extent[1]:
-                continue
-            found.append(middle)
-            gaps += [(low, middle), (middle, high)]
+            gaps.sort(key=lambda pair: -_area(pair, extent))
+            looked_into, gaps = gaps[: max_points - len(found)], gaps[max_points - len(found) :]
+            # The direction in which both ends are equally good; whatever is better lies between them.
+            weights = [(high.cost - low.cost, low.error - high.error) for low, high in looked_into]
+            middles = self._weighted(weights)
+            for (low, high), (error_weight, cost_weight), middle in zip(looked_into, weights, middles, strict=True):
+                gain = (error_weight * low.error + cost_weight * low.cost) - (
+                    error_weight * middle.error + cost_weight * middle.cost
+                )
+                if gain > _RELATIVE_TOLERANCE * extent[0] * extent[1]:
+                    found.append(middle)
+                    gaps += [(low, middle), (middle, high)]
         points = sorted({p.genome: p for p in found}.values(), key=lambda p: (p.cost, p.error))
         mask = non_dominated_mask([(p.error, p.cost) for p in points])
         return tuple(p for p, on_front in zip(points, mask, strict=True) if on_front)
@@ -103,7 +105,27 @@ class ExactFront:
         cheapest = self._ends()[0]
         if cheapest.cost > max_cost:
             raise InfeasibleBudget(f"no candidate costs at most {max_cost:g}: the smallest cost is {cheapest.cost:.6g}")
-        return self.point(_solve(self._errors, self._costs, self._num_choices, max_cost, time_limit_s))
+        found = best_under(self._errors, [Bound(self._costs, max_cost)], self._num_choices, time_limit_s=time_limit_s)
+        if found is None:
+            raise SearchError(f"the exact search found nothing within {time_limit_s:g} s: allow more")
+        return self.point(found)
+
+    def _weighted(self, weights: Sequence[tuple[float, float]]) -> list[ExactPoint]:
+        pairs = np.array(weights, dtype=np.float64)
+        tables = []
+        for error, cost in self._tables:
+            shape = (-1, *(1,) * (error if error is not None else cost).ndim)  # type: ignore[union-attr]
+            table: FloatArray | float = 0.0
+            for column, values in enumerate((error, cost)):
+                if values is not None:
+                    table = table + pairs[:, column].reshape(shape) * values
+            tables.append(np.asarray(table))
+        genomes = self._elimination.minimise(tables)
+        errors, costs = evaluate(self._errors, genomes), evaluate(self._costs, genomes)
+        return [
+            ExactPoint(genome=tuple(int(g) for g in genome), error=float(error), cost=float(cost))
+            for genome, error, cost in zip(genomes, errors, costs, strict=True)
+        ]
 
     def _ends(self) -> tuple[ExactPoint, ExactPoint]:
         """The cheapest point and the one with the smallest error, each the best of its equals as far as floats tell."""
@@ -130,57 +152,74 @@ def _merged(factors: Sequence[Factor]) -> tuple[Factor, ...]:
     return tuple(Factor(variables=variables, values=values) for variables, values in sums.items())
 
 
-def _solve(
-    errors: Sequence[Factor],
-    costs: Sequence[Factor],
-    num_choices: Sequence[int],
-    max_cost: float,
-    time_limit_s: float,
-) -> Genome:
-    """min sum(error) subject to sum(cost) <= max_cost, one cell of each table, cells agreeing on their variables.
+class Bound(NamedTuple):
+    """The sum of `costs` must be at most `max`."""
 
-    Only the choices of variables are integers; with them fixed, the cells follow.
+    costs: Sequence[Factor]
+    max: float
+
+
+def best_under(
+    errors: Sequence[Factor],
+    bounds: Sequence[Bound],
+    num_choices: Sequence[int],
+    *,
+    time_limit_s: float = math.inf,
+    node_limit: int | None = None,
+    relative_gap: float = 0.0,
+) -> Genome | None:
+    """min sum(error) with every bound kept: one cell of each table, cells agreeing on their variables (HiGHS).
+
+    Only the choices of variables are integers; with them fixed, the cells follow. None where nothing keeps the bounds,
+    or nothing was found within the limits. Limits on nodes, unlike those on time, give the same answer everywhere.
     """
-    scopes = {f.variables: [np.zeros(f.values.shape)] * 2 for f in (*errors, *costs)}
-    for which, factors in enumerate((errors, costs)):
+    merged = [_merged(errors), *(_merged(bound.costs) for bound in bounds)]
+    scopes: dict[tuple[int, ...], list[FloatArray]] = {}
+    for which, factors in enumerate(merged):
         for factor in factors:
-            tables = list(scopes[factor.variables])
+            tables = scopes.setdefault(factor.variables, [np.zeros(factor.values.shape)] * len(merged))
             tables[which] = tables[which] + factor.values
-            scopes[factor.variables] = tables
-    _, constant_cost = scopes.pop((), (np.zeros(()), np.zeros(())))
+    constants = scopes.pop((), [np.zeros(())] * len(merged))
     starts = np.concatenate(([0], np.cumsum(num_choices)))
     num_columns = int(starts[-1]) + sum(tables[0].size for tables in scopes.values())
     objective = np.zeros(num_columns)
-    cost_row = np.zeros(num_columns)
-    rows = len(num_choices) + sum(sum(tables[0].shape) for tables in scopes.values())
-    matrix = lil_array((rows + 1, num_columns))
-    bound = np.zeros(rows + 1)
+    cost_rows = np.zeros((len(bounds), num_columns))
+    equations = len(num_choices) + sum(sum(tables[0].shape) for tables in scopes.values())
+    entries: list[tuple[IntArray, IntArray, FloatArray]] = []
+    right = np.zeros(equations)
     for variable in range(len(num_choices)):
-        matrix[variable, starts[variable] : starts[variable + 1]] = 1.0
-        bound[variable] = 1.0
+        columns = np.arange(starts[variable], starts[variable + 1])
+        entries.append((np.full(len(columns), variable), columns, np.ones(len(columns))))
+        right[variable] = 1.0
     row, column = len(num_choices), int(starts[-1])
-    for variables, (error, cost) in scopes.items():
-        cells = np.arange(column, column + error.size).reshape(error.shape)
-        objective[cells] = error
-        cost_row[cells] = cost
+    for variables, tables in scopes.items():
+        cells = np.arange(column, column + tables[0].size).reshape(tables[0].shape)
+        objective[cells] = tables[0]
+        for which in range(len(bounds)):
+            cost_rows[which, cells] = tables[1 + which]
         for axis, variable in enumerate(variables):
             for choice in range(num_choices[variable]):
-                matrix[row, np.take(cells, choice, axis=axis).ravel()] = 1.0
-                matrix[row, starts[variable] + choice] = -1.0
+                columns = np.take(cells, choice, axis=axis).ravel()
+                entries.append((np.full(len(columns), row), columns, np.ones(len(columns))))
+                entries.append((np.array([row]), np.array([starts[variable] + choice]), np.array([-1.0])))
                 row += 1
-        column += error.size
-    matrix[rows, :] = cost_row
-    lower, upper = bound.copy(), bound.copy()
-    lower[rows], upper[rows] = -np.inf, max_cost - float(constant_cost)
+        column += tables[0].size
+    rows, columns, values = (np.concatenate([entry[k] for entry in entries]) for k in range(3))
+    limits = [bound.max - float(constants[1 + which]) for which, bound in enumerate(bounds)]
+    # Rows of costs in units of their bounds: HiGHS judges feasibility by absolute tolerances.
+    scales = np.abs(cost_rows).max(axis=1, initial=0.0)
+    scales[scales <= 0] = 1.0
     integrality = np.zeros(num_columns)
     integrality[: starts[-1]] = 1
-    solved = milp(
-        objective,
-        constraints=LinearConstraint(csr_array(matrix), lower, upper),
-        bounds=Bounds(0.0, 1.0),
-        integrality=integrality,
-        options={"time_limit": time_limit_s, "mip_rel_gap": 0.0},
-    )
+    options: dict[str, float] = {"mip_rel_gap": relative_gap}
+    if math.isfinite(time_limit_s):
+        options["time_limit"] = time_limit_s
+    if node_limit is not None:
+        options["node_limit"] = node_limit
+    constraints = [LinearConstraint(csr_array((values, (rows, columns)), shape=(equations, num_columns)), right, right)]
+    if bounds:
+        constraints.append(LinearConstraint(csr_array(cost_rows / scales[:, None]), -np.inf, np.array(limits) / scales))
+    solved = milp(objective, constraints=constraints, bounds=Bounds(0.0, 1.0), integrality=integrality, options=options)
     if solved.x is None:
-        raise SearchError(f"the exact search found nothing within {time_limit_s:g} s: {solved.message}")
+        return None
     return tuple(int(np.argmax(solved.x[a:b])) for a, b in itertools.pairwise(starts))

@@ -19,6 +19,8 @@ from search.pareto import FloatArray, IntArray
 
 #: Cells of the largest table that elimination may make: 2^24 doubles are 128 MiB.
 MAX_CELLS = 1 << 24
+#: Cells of all tables of one step, where many sums are minimised at once.
+_BATCH_CELLS = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -81,26 +83,74 @@ def elimination_order(factors: Sequence[Factor], num_choices: Sequence[int]) -> 
 
 def minimise(factors: Sequence[Factor], num_choices: Sequence[int], order: EliminationOrder) -> Genome:
     """The genome with the smallest sum; of equal ones, that with the smaller choices of late variables."""
-    remaining = list(factors)
-    decided: list[tuple[int, tuple[int, ...], IntArray]] = []
-    for variable in order.variables:
-        touching = [f for f in remaining if variable in f.variables]
-        remaining = [f for f in remaining if variable not in f.variables]
-        scope = tuple(sorted({variable}.union(*(f.variables for f in touching))))
-        joint = np.zeros([num_choices[v] for v in scope])
-        for factor in touching:
-            joint += _spread(factor, scope)
-        axis = scope.index(variable)
-        rest = (*scope[:axis], *scope[axis + 1 :])
-        decided.append((variable, rest, joint.argmin(axis=axis)))
-        remaining.append(Factor(variables=rest, values=joint.min(axis=axis)))
-    genome = [0] * len(num_choices)
-    for variable, rest, best in reversed(decided):
-        genome[variable] = int(best[tuple(genome[v] for v in rest)])
-    return tuple(genome)
+    elimination = Elimination([f.variables for f in factors], num_choices, order)
+    return tuple(int(g) for g in elimination.minimise([f.values[None] for f in factors])[0])
 
 
-def _spread(factor: Factor, scope: tuple[int, ...]) -> FloatArray:
-    """The values with an axis of length 1 for each variable of `scope` that the factor does not have."""
-    shape = iter(factor.values.shape)
-    return factor.values.reshape([next(shape) if v in factor.variables else 1 for v in scope])
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Step:
+    """The elimination of one variable: the tables that have it, each with its shape in the joint table."""
+
+    variable: int
+    axis: int
+    rest: tuple[int, ...]
+    shape: tuple[int, ...]
+    tables: tuple[tuple[int, tuple[int, ...]], ...]
+
+
+class Elimination:
+    """Minimises sums of tables over the same variables again and again, many sums at once.
+
+    Args:
+        scopes: The variables of each table.
+        num_choices: Choices of each variable.
+        order: From `elimination_order`.
+    """
+
+    def __init__(self, scopes: Sequence[tuple[int, ...]], num_choices: Sequence[int], order: EliminationOrder) -> None:
+        self._num_choices = tuple(num_choices)
+        self._largest_cells = order.largest_cells
+        known: list[tuple[int, ...]] = list(scopes)
+        remaining = list(range(len(scopes)))
+        self._steps: list[_Step] = []
+        for variable in order.variables:
+            touching = [n for n in remaining if variable in known[n]]
+            remaining = [n for n in remaining if variable not in known[n]]
+            scope = tuple(sorted({variable}.union(*(known[n] for n in touching))))
+            axis = scope.index(variable)
+            rest = (*scope[:axis], *scope[axis + 1 :])
+            self._steps.append(
+                _Step(
+                    variable=variable,
+                    axis=axis + 1,
+                    rest=rest,
+                    shape=tuple(num_choices[v] for v in scope),
+                    tables=tuple((n, tuple(num_choices[v] if v in known[n] else 1 for v in scope)) for n in touching),
+                )
+            )
+            known.append(rest)
+            remaining.append(len(known) - 1)
+
+    def minimise(self, tables: Sequence[FloatArray]) -> IntArray:
+        """The genomes (n, v) with the smallest sums of `tables`, each (n, *choices of its scope)."""
+        count = max((len(table) for table in tables), default=1)
+        part = max(1, _BATCH_CELLS // self._largest_cells)
+        found = [
+            self._minimised([t[a : a + part] for t in tables], min(part, count - a)) for a in range(0, count, part)
+        ]
+        return np.concatenate(found)
+
+    def _minimised(self, tables: Sequence[FloatArray], count: int) -> IntArray:
+        known = list(tables)
+        decided: list[tuple[_Step, IntArray]] = []
+        for step in self._steps:
+            joint = np.zeros((count, *step.shape))
+            for number, shape in step.tables:
+                joint += known[number].reshape(-1, *shape)
+            decided.append((step, joint.argmin(axis=step.axis)))
+            known.append(joint.min(axis=step.axis))
+        genomes = np.zeros((count, len(self._num_choices)), dtype=np.int64)
+        rows = np.arange(count)
+        for step, best in reversed(decided):
+            genomes[:, step.variable] = best[(rows, *(genomes[:, v] for v in step.rest))]
+        return genomes

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from device_agent.contracts import ContractError
-from search.algorithms.base import Searcher
+from search.algorithms.base import PopulationSearcher, Searcher
 from search.algorithms.repair import least_violating
 from search.domain.config import Method
 from search.problem import SearchProblem
@@ -18,8 +18,10 @@ def make_searcher(
     population: int,
     seed: int,
     reproduce_reference: bool = False,
+    seed_with: Method | None = None,
 ) -> Searcher:
-    """A new searcher. With `reproduce_reference`, the operators as their authors released them.
+    """A new searcher. With `reproduce_reference`, the operators as their authors released them; with `seed_with`
+    exact, half of the first generation is that of the exact front of estimated errors.
 
     Raises `ContractError` on an unknown method, and where the method cannot work on this problem; `InfeasibleBudget`
     where no genome meets the bounds on known figures.
@@ -35,7 +37,14 @@ def make_searcher(
         )
     if problem.known is not None and any(c.metric in problem.known_metrics for c in problem.constraints):
         least_violating(problem)
-    return makers[name](problem, population, seed)
+    searcher = makers[name](problem, population, seed)
+    if seed_with is None:
+        return searcher
+    from search.algorithms.seeded import SeededSearcher
+
+    if not isinstance(searcher, PopulationSearcher):
+        raise ContractError(f"the method {name.value!r} has no population that {seed_with.value!r} could seed")
+    return SeededSearcher(searcher, problem, population=population, seed=seed)
 
 
 def _make_jcw(problem: SearchProblem, population: int, seed: int) -> Searcher:
@@ -69,11 +78,18 @@ def _make_aacp(problem: SearchProblem, population: int, seed: int) -> Searcher:
     return AacpSearcher(problem, population=population, seed=seed)
 
 
+def _make_exact(problem: SearchProblem, population: int, seed: int) -> Searcher:
+    from search.algorithms.exact_search import ExactSearcher
+
+    return ExactSearcher(problem, population=population, seed=seed)
+
+
 SEARCHERS: dict[Method, Callable[[SearchProblem, int, int], Searcher]] = {
     Method.JCW: _make_jcw,
     Method.AACP: _make_aacp,
     Method.NSGA2: _make_nsga2,
     Method.RANDOM: _make_random,
+    Method.EXACT: _make_exact,
 }
 
 #: Methods of which the released code's own operators can be had.

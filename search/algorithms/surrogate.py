@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from search.algorithms.threads import one_thread
 from search.domain.space import SearchSpace, VariableKind
 from search.pareto import FloatArray, IntArray
 
@@ -25,11 +26,12 @@ _RELATIVE_NOISE = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 class AdditiveSurrogate:
     """Predicts an objective for genomes of one space. `fit` replaces what was learnt before."""
 
-    def __init__(self, space: SearchSpace) -> None:
+    def __init__(self, space: SearchSpace, *, with_mean: bool = True) -> None:
+        """Without `with_mean`, a sum of functions of single variables and nothing else."""
         self._num_choices = np.array(space.num_choices, dtype=np.int64)
         self._offsets = np.concatenate(([0], np.cumsum(self._num_choices)))
         ordered = np.array([v.kind is not VariableKind.SCHEME for v in space.variables])
-        self._ordered = ordered & (self._num_choices > 1)
+        self._ordered = ordered & (self._num_choices > 1) & with_mean
         self._maps = [_feature_map(int(n), bool(o)) for n, o in zip(self._num_choices, ordered, strict=True)]
         self._mean_map = _feature_map(_MEAN_KNOTS, True)
         self._weights: FloatArray = np.zeros(0)
@@ -42,7 +44,10 @@ class AdditiveSurrogate:
     def fit(self, genomes: IntArray, values: FloatArray) -> None:
         """Learn `values` (n,), all finite, of `genomes` (n, v), n >= 2. The noise is chosen by generalised
         cross-validation (G. H. Golub, M. Heath, G. Wahba, Technometrics 21(2), 1979)."""
-        features = self._features(genomes)
+        with one_thread():
+            self._fit(self._features(genomes), values)
+
+    def _fit(self, features: FloatArray, values: FloatArray) -> None:
         self._centre = float(values.mean())
         target = values - self._centre
         count = len(values)
@@ -70,6 +75,11 @@ class AdditiveSurrogate:
         )
         guessed: FloatArray = table[genomes + self._offsets[:-1]].sum(axis=1)
         return guessed + self._mean_features(genomes) @ self._weights[self._offsets[-1] :] + self._centre
+
+    def tables(self) -> list[FloatArray]:
+        """What each variable's choices add, (choices,) each, without what the mean place and the centre add."""
+        parts = zip(self._maps, self._offsets[:-1], self._offsets[1:], strict=True)
+        return [m @ self._weights[a:b] for m, a, b in parts]
 
     def _features(self, genomes: IntArray) -> FloatArray:
         single = np.concatenate([m[genomes[:, v]] for v, m in enumerate(self._maps)], axis=1)

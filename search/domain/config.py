@@ -21,6 +21,7 @@ class Method(StrEnum):
     AACP = "aacp"
     NSGA2 = "nsga2"
     RANDOM = "random"
+    EXACT = "exact"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +166,7 @@ class MethodConfig:
     """The search method. `generations` counts the initial population as the first.
 
     `reproduce_reference` takes the operators as their authors released them, quirks included.
+    With `seed_with: exact`, half of the first population are points of the exact front of estimated layer errors.
     """
 
     name: Method = Method.JCW
@@ -172,10 +174,18 @@ class MethodConfig:
     generations: int = 10
     seed: int = 0
     reproduce_reference: bool = False
+    seed_with: Method | None = None
 
     def __post_init__(self) -> None:
         if self.reproduce_reference and self.name is not Method.JCW:
             raise ContractError(f"reproduce_reference is there for 'jcw', not for {self.name.value!r}: leave it out")
+        if self.seed_with not in (None, Method.EXACT) or (
+            self.seed_with is not None and self.name in (Method.EXACT, Method.RANDOM)
+        ):
+            raise ContractError(
+                f"seed_with {str(self.seed_with)!r} does not go with method {str(self.name)!r}: only 'exact' can seed, "
+                "and only jcw, aacp and nsga2 start from a given population"
+            )
         if self.population < 4 or self.generations < 1:
             raise ContractError(
                 f"population {self.population!r} must be at least 4 and generations {self.generations!r} at least 1"

@@ -41,6 +41,8 @@ LATENCY_TABLE = "latency-table"
 RESULT = "result"
 #: The front as the search found it, before training: equal seeds and latency tables give equal text.
 SEARCHED_FRONT = "searched-front"
+#: The estimated errors of pruned layers (`search.reconstruction`), for methods that use them.
+LAYER_ERRORS = "layer-errors"
 
 
 class ClaimLost(Exception):

@@ -78,6 +78,13 @@ def make_estimator(run: SearchRun, prepared: Prepared) -> AccuracyEstimator | Ge
             schedule_factor=accuracy.schedule_factor,
             batch_size=accuracy.batch_size,
         )
+    return make_one_shot_estimator(run, prepared)
+
+
+def make_one_shot_estimator(run: SearchRun, prepared: Prepared) -> OneShotEstimator:
+    """The unpruned network's weights, pruned and judged on held-out images."""
+    accuracy = run.config.accuracy
+    evaluation = _evenly(prepared.data.split.holdout, accuracy.evaluation_images)
     return OneShotEstimator(
         prepared.model,
         prepared.spec,

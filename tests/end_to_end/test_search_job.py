@@ -18,12 +18,15 @@ from device_agent.formats.packed import read_packed
 from search.domain.config import (
     ChannelsConfig,
     Estimator,
+    Method,
+    MethodConfig,
     Regime,
     SearchConfig,
     SelectionConfig,
     SpaceConfig,
     TrainingConfig,
 )
+from search.domain.objective import Constraint, Metric
 from search.domain.result import SearchResult, result_schema
 from server.cli.local_stack import LocalStack, StackOptions, running_stack
 from server.cli.searches import run_search
@@ -167,3 +170,28 @@ def test_jcw_as_published_runs_through_the_service(
         convolutions = [op for op in plan.ops if op.kernel.op is Op.CONV2D]
         densities = [np.count_nonzero(tensors[f"{op.name}.weight"]) / op.kernel.num_weights for op in convolutions]
         assert densities == pytest.approx([op.kernel.pruning.density for op in convolutions], abs=0.05)
+
+
+def test_exact_and_aacp_keep_all_bounds_together(simulated_stack: LocalStack, tmp_path: Path, console: Console) -> None:
+    config = dataclasses.replace(simulated_search("bounds"), selection=SelectionConfig(candidates=2))
+    free = run(simulated_stack, config, tmp_path / "free", console)
+    dense_ms = free.baseline.latency_ms.native_dense
+    assert dense_ms is not None
+    bounds = (
+        Constraint(metric=Metric.LATENCY_MS, max=0.6 * dense_ms),
+        Constraint(metric=Metric.MACS, max=0.5 * free.baseline.macs),
+        Constraint(metric=Metric.PARAMETERS, max=0.7 * free.baseline.parameters),
+    )
+    for method in (
+        MethodConfig(name=Method.EXACT, population=6, generations=2),
+        MethodConfig(name=Method.AACP, population=6, generations=2, seed_with=Method.EXACT),
+    ):
+        bounded = dataclasses.replace(config, method=method, constraints=bounds, latency_from=free.search.id)
+        result = run(simulated_stack, bounded, tmp_path / method.name.value, console)
+        assert result.search.method == method.name.value
+        assert result.front
+        for point in result.front:
+            assert point.predicted_latency_ms <= bounds[0].max
+            assert point.macs <= bounds[1].max
+            assert point.parameters <= bounds[2].max
+            assert point.accuracy is not None

@@ -12,14 +12,12 @@ import numpy as np
 
 from device_agent.contracts import canonical_json, encode
 from search.algorithms.registry import make_searcher
-from search.canonical import CanonicalForm
 from search.domain.candidate import EvaluatedCandidate, candidate_id
 from search.domain.objective import Metric
 from search.domain.space import SearchSpace
 from search.known_figures import NetworkFigures
 from search.loop import SearchState, front_of, run_search, state_from_json, state_to_json
 from search.pareto import hypervolume
-from search.problem import SearchProblem
 from search.selection import select
 from server.searches.repository import (
     SEARCHED_FRONT,
@@ -34,6 +32,7 @@ from server.searches.repository import (
 )
 from server.states import JobStage
 from server.worker.evaluating import CandidateEvaluator
+from server.worker.problem import make_problem
 from server.worker.run import SearchFailed, SearchRun, write_progress
 from server.worker.stages.preparing import Prepared
 from server.worker.stages.profiling import Profile
@@ -57,14 +56,7 @@ def search(run: SearchRun, prepared: Prepared, profile: Profile) -> None:
     config = run.config
     found = run.load(STAGE)
     figures = NetworkFigures(prepared.spec, prepared.space, profile.model)
-    problem = SearchProblem(
-        space=prepared.space,
-        objectives=config.objectives,
-        constraints=config.constraints,
-        known=figures,
-        known_metrics=NetworkFigures.METRICS,
-        canonical=CanonicalForm(prepared.spec, prepared.space),
-    )
+    problem = make_problem(run, prepared, figures)
     evaluator = CandidateEvaluator(run, prepared, figures)
     state = run_search(
         searcher=make_searcher(
@@ -73,6 +65,7 @@ def search(run: SearchRun, prepared: Prepared, profile: Profile) -> None:
             population=config.method.population,
             seed=config.method.seed,
             reproduce_reference=config.method.reproduce_reference,
+            seed_with=config.method.seed_with,
         ),
         problem=problem,
         evaluate=None if evaluator.scores_generations else evaluator,

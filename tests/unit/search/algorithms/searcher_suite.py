@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike
 
 from device_agent.contracts import ContractError, PruningScheme
 from search.algorithms.base import Searcher
+from search.algorithms.factors import Factor
 from search.algorithms.registry import make_searcher
 from search.domain.candidate import Evaluation
 from search.domain.config import Method
@@ -106,6 +107,17 @@ def known_part(space: SearchSpace = SPACE) -> dict[str, Any]:
         "known": functools.partial(known_figures, space=space),
         "known_metrics": frozenset({Metric.LATENCY_MS, Metric.PARAMETERS}),
     }
+
+
+def known_tables(metric: Metric, space: SearchSpace = SPACE) -> tuple[Factor, ...]:
+    """The landscape's figures are sums over variables: what each choice adds to the first."""
+    first = landscape(space.smallest, space).metrics[metric]
+    tables = [Factor(variables=(), values=np.array(first))]
+    for position, count in enumerate(space.num_choices):
+        genomes = [(*space.smallest[:position], c, *space.smallest[position + 1 :]) for c in range(count)]
+        values = np.array([landscape(g, space).metrics[metric] for g in genomes]) - first
+        tables.append(Factor(variables=(position,), values=values))
+    return tuple(tables)
 
 
 def failing(genomes: Sequence[Genome]) -> list[Evaluation]:

@@ -1,0 +1,119 @@
+"""Estimated errors of candidates as sums of tables, corrected by the losses that candidates truly had.
+
+With error estimates of layers (`search.reconstruction`), the loss is taken as a growing function of their weighted sum:
+loss = floor + exp(a) * (sum_l s_l E_l)^b. The exponent takes what all layers have in common (losses saturate), the
+weights s_l what a layer's estimate is wrong by. Both come from the evaluated candidates, in turns; the weights by ridge
+regression towards 1 on relative errors, none negative. As the function grows, whatever minimises the weighted sum
+minimises the loss.
+
+Without estimates, the sum is learnt: one smooth function for each variable (`surrogate.AdditiveSurrogate`) on the loss
+or on its logarithm, whichever ranks held-out candidates better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy.optimize import nnls
+
+from search.algorithms.factors import Factor, evaluate
+from search.algorithms.surrogate import AdditiveSurrogate
+from search.domain.space import SearchSpace
+from search.pareto import FloatArray, IntArray
+
+#: With fewer evaluated candidates nothing is corrected, and nothing learnt.
+MIN_TOLD = 8
+#: Relative noise of a candidate's error around the weighted sum, and by how much weights stray from 1.
+_RELATIVE_NOISE = 0.2
+_WEIGHT_SIGMA = 0.5
+_ROUNDS = 3
+_FOLDS = 4
+#: Losses closer to the floor than this part of their range count as that far from it.
+_FLOOR_PART = 0.01
+
+
+class ErrorModel:
+    """`factors` after each `fit`. Needs no fit where estimates were given."""
+
+    def __init__(self, space: SearchSpace, estimates: Sequence[Factor] = ()) -> None:
+        self._space = space
+        self._estimates = tuple(f for f in estimates if f.variables and np.any(f.values != 0))
+        self.weights: FloatArray = np.ones(len(self._estimates))
+        self._learnt: tuple[Factor, ...] = ()
+
+    @property
+    def has_estimates(self) -> bool:
+        return bool(self._estimates)
+
+    @property
+    def is_ready(self) -> bool:
+        return self.has_estimates or bool(self._learnt)
+
+    def factors(self, rng: np.random.Generator | None = None, strength: float = 1.0) -> tuple[Factor, ...]:
+        """The tables as they are believed; with `rng`, each one's weight is drawn around its own."""
+        weights = self.weights if self.has_estimates else np.ones(len(self._learnt))
+        if rng is not None:
+            weights = weights * np.exp(strength * rng.standard_normal(len(weights)))
+        tables = self._estimates or self._learnt
+        return tuple(Factor(variables=f.variables, values=w * f.values) for w, f in zip(weights, tables, strict=True))
+
+    def fit(self, genomes: IntArray, losses: FloatArray) -> None:
+        """Learn from the losses (n,), all finite, of `genomes` (n, v). With fewer than `MIN_TOLD`, nothing."""
+        if len(genomes) < MIN_TOLD:
+            return
+        if self.has_estimates:
+            self.weights = _weights(np.column_stack([evaluate([f], genomes) for f in self._estimates]), losses)
+        else:
+            self._learnt = _learnt_tables(self._space, genomes, losses)
+
+
+def _above_floor(losses: FloatArray) -> FloatArray:
+    """Losses above the smallest one, positive."""
+    extent = float(losses.max() - losses.min())
+    floor = float(losses.min()) - _FLOOR_PART * max(extent, np.finfo(np.float64).tiny)
+    return losses - floor
+
+
+def _weights(shares: FloatArray, losses: FloatArray) -> FloatArray:
+    """The weights (factors,) of the error shares (n, factors)."""
+    weights = np.ones(shares.shape[1])
+    height = np.log(_above_floor(losses))
+    for _ in range(_ROUNDS):
+        total = shares @ weights
+        positive = total > 0
+        if positive.sum() < MIN_TOLD or np.ptp(np.log(total[positive])) <= 0:
+            return weights
+        exponent, constant = np.polyfit(np.log(total[positive]), height[positive], 1)
+        if exponent <= 0:
+            # The estimates say nothing about these candidates: better not to bend them.
+            return np.ones_like(weights)
+        target = np.exp(np.clip((height - constant) / exponent, *np.log(_range_of(total[positive]))))
+        scale = 1.0 / (_RELATIVE_NOISE * target)
+        rows = np.vstack((shares * scale[:, None], np.eye(len(weights)) / _WEIGHT_SIGMA))
+        weights, _ = nnls(rows, np.concatenate((target * scale, np.full(len(weights), 1.0 / _WEIGHT_SIGMA))))
+    return weights
+
+
+def _range_of(total: FloatArray) -> FloatArray:
+    """Targets stay within reach of the sums that were seen."""
+    return np.array([0.5 * total.min(), 2.0 * total.max()])
+
+
+def _learnt_tables(space: SearchSpace, genomes: IntArray, losses: FloatArray) -> tuple[Factor, ...]:
+    heights = [losses, np.log(_above_floor(losses))]
+    target = max(heights, key=lambda values: _held_out_rank_correlation(space, genomes, values))
+    model = AdditiveSurrogate(space, with_mean=False)
+    model.fit(genomes, target)
+    return tuple(Factor(variables=(v,), values=table - table.min()) for v, table in enumerate(model.tables()))
+
+
+def _held_out_rank_correlation(space: SearchSpace, genomes: IntArray, values: FloatArray) -> float:
+    guessed = np.zeros(len(values))
+    fold_of = np.arange(len(values)) % _FOLDS
+    for fold in range(_FOLDS):
+        model = AdditiveSurrogate(space, with_mean=False)
+        model.fit(genomes[fold_of != fold], values[fold_of != fold])
+        guessed[fold_of == fold] = model.predict(genomes[fold_of == fold])
+    ranks = [np.argsort(np.argsort(v, kind="stable"), kind="stable") for v in (guessed, values)]
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])

@@ -1,0 +1,189 @@
+"""What a trained network's layers see and how much their outputs matter, from a calibration set.
+
+The error of a pruned layer is a quadratic form in the second moments of its inputs (Optimal Brain Compression, arXiv
+2208.11580, section 3: ||WX - W'X||^2 depends on X through H = X X^T alone). How much an output's error costs in loss is
+a second-order expansion with the Fisher information (B. Hassibi, D. Stork: Optimal Brain Surgeon, NIPS 1992; the
+empirical Fisher in its place as in WoodFisher, arXiv 2004.14340).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from device_agent.contracts import Op
+from search.algorithms.threads import one_thread
+from search.data.batches import Normalisation, as_tensors, network_input
+from search.data.dataset import ImageData
+from search.domain.network import NetworkSpec
+from search.pareto import FloatArray
+from search.pruning.fuse import FusedModules, fused_modules
+
+#: Input patches of a layer that are looked at, all images together.
+_MAX_PATCHES = 8192
+#: Images in one pass forward and back.
+_BATCH = 64
+
+_WEIGHTED = frozenset({Op.CONV2D, Op.FULLY_CONNECTED})
+
+FloatTensor = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class LayerMoments:
+    """One convolution or linear layer.
+
+    `weight` is (out, in, kh, kw). `root` is (r, in * kh * kw): root^T root is the covariance of the input patches where
+    batch norm follows, which takes means away, and their second moment otherwise. `gain` (out,) is batch norm's factor,
+    None without batch norm. `sensitivity` (out,) is the mean squared gradient of the loss by the layer's output (after
+    batch norm), summed over positions.
+    """
+
+    weight: FloatArray
+    root: FloatArray
+    gain: FloatArray | None
+    sensitivity: FloatArray
+
+
+def layer_moments(
+    model: nn.Module,
+    spec: NetworkSpec,
+    images: ImageData,
+    normalise: Normalisation,
+    *,
+    on_batch: Callable[[], None] = lambda: None,
+) -> dict[str, LayerMoments]:
+    """The moments of every convolution (but the depthwise ones) and linear layer of the plan, by operator.
+
+    The gradient is that of the cross-entropy with labels drawn from the network's own outputs, so that well-fitted
+    images count as well (the Fisher information instead of the empirical one; F. Kunstner, L. Balles, P. Hennig, arXiv
+    1905.12558). Draws are from a fixed seed.
+
+    Args:
+        model: The trained network, in evaluation mode. It is not changed.
+        spec: Its description.
+        images: Calibration images.
+        normalise: As in training.
+        on_batch: Called before each batch; what it raises ends the work.
+    """
+    modules = fused_modules(model, spec.plan.input_shape)
+    ops = {op.name: op.kernel for op in spec.plan.ops if op.kernel.op in _WEIGHTED}
+    patches = max(1, _MAX_PATCHES // len(images))
+    collectors = {name: _Collector(model, modules[name], patches) for name in ops}
+    pixels, _ = as_tensors(images)
+    generator = torch.Generator().manual_seed(0)
+    handles = [handle for collector in collectors.values() for handle in collector.attach()]
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in torch.split(pixels, _BATCH):
+            on_batch()
+            with torch.enable_grad():
+                logits = model(network_input(batch, normalise)).float()
+                labels = torch.multinomial(logits.detach().softmax(1), 1, generator=generator)[:, 0]
+                loss = F.cross_entropy(logits, labels, reduction="sum")
+                outputs = [c.output for c in collectors.values()]
+                gradients = torch.autograd.grad(loss, [o for o in outputs if o is not None])
+            for collector, gradient in zip(collectors.values(), gradients, strict=True):
+                collector.add_gradient(gradient)
+    finally:
+        for handle in handles:
+            handle.remove()
+        model.train(was_training)
+    shapes = {name: (k.out_channels, k.in_channels, k.kernel_h, k.kernel_w) for name, k in ops.items()}
+    with one_thread():
+        return {name: collector.result(shapes[name], len(images)) for name, collector in collectors.items()}
+
+
+class _Collector:
+    """Gathers patches of one layer's inputs, and squared gradients of its outputs."""
+
+    def __init__(self, model: nn.Module, entry: FusedModules, patches: int) -> None:
+        self._layer = model.get_submodule(entry.weights)
+        self._norm = None if entry.norm is None else model.get_submodule(entry.norm)
+        self._num_patches = patches
+        self._inputs: list[FloatTensor] = []
+        self._squares: Tensor | None = None
+        self._rng = np.random.default_rng(0)
+        self.output: Tensor | None = None
+
+    def attach(self) -> list[RemovableHandle]:
+        last = self._layer if self._norm is None else self._norm
+        return [
+            self._layer.register_forward_pre_hook(self._see_input),
+            last.register_forward_hook(self._see_output),
+        ]
+
+    def _see_input(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        x = inputs[0].detach()
+        if isinstance(self._layer, nn.Linear):
+            self._inputs.append(x.reshape(-1, x.shape[-1]).numpy())
+        else:
+            assert isinstance(self._layer, nn.Conv2d)
+            self._inputs.append(_sampled_patches(x, self._layer, self._num_patches, self._rng))
+
+    def _see_output(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        # A later module may change the output in place (ReLU), which gradients by it would not survive.
+        self.output = output if output.requires_grad else output.detach().requires_grad_()
+        return self.output.clone()
+
+    def add_gradient(self, gradient: Tensor) -> None:
+        dims = [d for d in range(gradient.ndim) if d != 1]
+        squares = gradient.square().sum(dims)
+        self._squares = squares if self._squares is None else self._squares + squares
+        self.output = None
+
+    def result(self, shape: tuple[int, int, int, int], num_images: int) -> LayerMoments:
+        weight = self._layer.weight
+        assert isinstance(weight, Tensor)
+        assert self._squares is not None
+        inputs = np.concatenate(self._inputs).astype(np.float64)
+        if self._norm is not None:
+            inputs -= inputs.mean(axis=0)
+        return LayerMoments(
+            weight=weight.detach().numpy().astype(np.float64).reshape(shape),
+            root=_root(inputs / np.sqrt(len(inputs))),
+            gain=None if self._norm is None else _gain(self._norm, shape[0]),
+            sensitivity=self._squares.numpy().astype(np.float64) / num_images,
+        )
+
+
+def _sampled_patches(x: Tensor, layer: nn.Conv2d, count: int, rng: np.random.Generator) -> FloatTensor:
+    """(n * count, in * kh * kw): what the kernel meets at `count` random output positions of each image."""
+    (kh, kw), (sh, sw) = layer.kernel_size, layer.stride
+    assert not isinstance(layer.padding, str)
+    ph, pw = layer.padding
+    padded = F.pad(x, (pw, pw, ph, ph)).contiguous().numpy()
+    heights, widths = (padded.shape[2] - kh) // sh + 1, (padded.shape[3] - kw) // sw + 1
+    count = min(count, heights * widths)
+    rows, columns = np.divmod(
+        np.stack([rng.choice(heights * widths, count, replace=False) for _ in range(len(padded))]), widths
+    )
+    images = np.arange(len(padded))[:, None, None, None]
+    found = padded.transpose(0, 2, 3, 1)[
+        images,
+        (rows * sh)[:, :, None, None] + np.arange(kh)[:, None],
+        (columns * sw)[:, :, None, None] + np.arange(kw),
+    ]
+    return np.ascontiguousarray(found.transpose(0, 1, 4, 2, 3)).reshape(len(padded) * count, -1)
+
+
+def _root(inputs: FloatArray) -> FloatArray:
+    """A matrix with the same Gram matrix as `inputs` (n, d), of at most d rows."""
+    if len(inputs) <= inputs.shape[1]:
+        return inputs
+    values, vectors = np.linalg.eigh(inputs.T @ inputs)
+    root: FloatArray = np.sqrt(np.maximum(values, 0.0))[:, None] * vectors.T
+    return root
+
+
+def _gain(norm: nn.Module, channels: int) -> FloatArray:
+    weight = getattr(norm, "weight", None)
+    return np.ones(channels) if weight is None else weight.detach().numpy().astype(np.float64)

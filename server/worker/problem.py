@@ -1,0 +1,68 @@
+"""The problem of a search as its methods see it: the space, known figures, and error estimates where they are used."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from search.canonical import CanonicalForm
+from search.domain.config import Method
+from search.domain.space import Genome
+from search.known_figures import NetworkFigures
+from search.pareto import FloatArray
+from search.problem import SearchProblem
+from search.reconstruction.estimates import ErrorEstimates, errors_from_json, errors_to_json, estimate_errors
+from server.searches.repository import LAYER_ERRORS, get_document
+from server.states import JobStage
+from server.worker.evaluating import make_one_shot_estimator
+from server.worker.run import SearchFailed, SearchRun
+from server.worker.stages.preparing import Prepared
+
+
+def make_problem(run: SearchRun, prepared: Prepared, figures: NetworkFigures) -> SearchProblem:
+    """What the config states. Errors of layers are estimated once and stored with the search."""
+    config = run.config
+    needs_errors = Method.EXACT in (config.method.name, config.method.seed_with)
+    return SearchProblem(
+        space=prepared.space,
+        objectives=config.objectives,
+        constraints=config.constraints,
+        known=figures,
+        known_metrics=NetworkFigures.METRICS,
+        tables=figures.tables,
+        canonical=CanonicalForm(prepared.spec, prepared.space),
+        errors=_errors(run, prepared).factors if needs_errors else (),
+    )
+
+
+def _errors(run: SearchRun, prepared: Prepared) -> ErrorEstimates:
+    with run.database.read() as session:
+        stored = get_document(session, run.search_id, LAYER_ERRORS)
+    if stored is not None:
+        return errors_from_json(stored)
+    run.message("estimating what pruning each layer costs in loss")
+
+    def losses(genomes: Sequence[Genome]) -> FloatArray:
+        found = make_one_shot_estimator(run, prepared).estimate([prepared.space.decode(g) for g in genomes], run.check)
+        failures = [estimate.failure for estimate in found if estimate.failure is not None]
+        if failures:
+            raise SearchFailed(f"a choice of the space could not be evaluated by itself: {failures[0]}")
+        return np.array([estimate.loss for estimate in found])
+
+    def on_layer(done: int, total: int) -> None:
+        run.check()
+        run.progress(JobStage.SEARCHING, done, total, "layers estimated")
+
+    estimates = estimate_errors(
+        prepared.model,
+        prepared.spec,
+        prepared.space,
+        prepared.data.split.calibration,
+        prepared.data.normalise,
+        losses,
+        on_layer=on_layer,
+    )
+    run.put_document(LAYER_ERRORS, errors_to_json(estimates))
+    # What is read back is rounded: a search that is resumed must see the same.
+    return errors_from_json(errors_to_json(estimates))
