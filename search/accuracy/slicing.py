@@ -35,7 +35,8 @@ class _Layer:
 class SlicedNetwork:
     """A network whose weights are shared by all of its pruned forms.
 
-    A form has the first channels of each group, weight[:out, :in], as in JCW's released code (there is no ranking).
+    A form has the first channels of each group, weight[:out, :in], as in JCW's released code (there is no ranking), and
+    the blocks that were not removed.
     `select` makes `form` one of them; running it sends gradients to `model`'s parameters. Its batch norm uses the
     statistics of each batch. Nothing is copied.
 
@@ -49,18 +50,25 @@ class SlicedNetwork:
         self.model = copy.deepcopy(model)
         self._layers = _layers(self.model, spec)
         self.form = copy.deepcopy(self.model).train()
-        for name, module in self.form.named_modules():
+        # By name, also while a block is out.
+        self._parts = dict(self.form.named_modules())
+        for name, module in self._parts.items():
             _share_parameters(module, self.model.get_submodule(name))
 
     def select(self, decisions: Decisions, *, with_masks: bool) -> None:
         """Become the form that `decisions` say; with `with_masks`, zeros where live norms are smallest."""
+        removed = self._spec.removed_ops(decisions.removed_blocks)
+        for block in self._spec.blocks:
+            parent, _, attribute = block.name.rpartition(".")
+            is_removed = block.name in decisions.removed_blocks
+            self._parts[parent]._modules[attribute] = nn.Identity() if is_removed else self._parts[block.name]
         for name, layer in self._layers.items():
             outputs = None if layer.outputs is None else decisions.channels.get(layer.outputs)
             inputs = None if layer.inputs is None else decisions.channels.get(layer.inputs)
             self._slice(name, layer, outputs, None if inputs is None else inputs * layer.inputs_per_channel)
         for name, pruning in decisions.pruning.items() if with_masks else ():
-            if pruning.scheme is not PruningScheme.DENSE:
-                module = self.form.get_submodule(name)
+            if pruning.scheme is not PruningScheme.DENSE and name not in removed:
+                module = self._parts[name]
                 weight = module.weight
                 assert isinstance(weight, Tensor)
                 # A constant factor: the gradient of a masked weight is zero, as in the released code.
@@ -68,10 +76,15 @@ class SlicedNetwork:
 
     def kept(self, decisions: Decisions) -> dict[str, IndexArray]:
         """The channels of each group that the form of `decisions` has, for `remove_channels` on `model`."""
-        return {name: np.arange(count, dtype=np.int64) for name, count in decisions.channels.items()}
+        removed = self._spec.removed_ops(decisions.removed_blocks)
+        return {
+            name: np.arange(count, dtype=np.int64)
+            for name, count in decisions.channels.items()
+            if any(member.op not in removed for member in self._spec.group(name).members)
+        }
 
     def _slice(self, name: str, layer: _Layer, outputs: int | None, inputs: int | None) -> None:
-        whole, module = self.model.get_submodule(name), self.form.get_submodule(name)
+        whole, module = self.model.get_submodule(name), self._parts[name]
         weight = whole.weight
         assert isinstance(weight, Tensor)
         _set(module, "weight", weight[:outputs, :inputs])
@@ -81,7 +94,7 @@ class SlicedNetwork:
         if isinstance(module, nn.Conv2d) and isinstance(whole, nn.Conv2d) and whole.groups > 1:
             module.groups = whole.groups if outputs is None else outputs
         if layer.norm is not None:
-            whole_norm, norm = self.model.get_submodule(layer.norm), self.form.get_submodule(layer.norm)
+            whole_norm, norm = self.model.get_submodule(layer.norm), self._parts[layer.norm]
             for parameter in ("weight", "bias"):
                 values = getattr(whole_norm, parameter)
                 if values is not None:

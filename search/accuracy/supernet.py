@@ -10,6 +10,7 @@ Deviations from the released code, and why:
 - Batch norm is adapted on fixed images without augmentation, so that equal networks get equal statistics.
 - Statistics of batch norm are not kept during training: they are replaced before each evaluation, so they have no
   effect on scores in the released code either.
+- Blocks may be removed and resolutions differ as well: a form without a block goes through its shortcut.
 - A ResNet's widths need not be tied by hand: every group that was proved on the network is sliced.
 """
 
@@ -23,20 +24,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from device_agent.contracts import ContractError, PruningScheme
+from device_agent.contracts import PruningScheme
 from search.accuracy.estimator import OnCandidate, estimate_or_failure, nothing
 from search.accuracy.slicing import SlicedNetwork, live_mask
 from search.data.batches import as_tensors, augment, network_input
 from search.data.dataset import ImageData
 from search.data.loading import LoadedData
 from search.domain.network import NetworkSpec
-from search.domain.space import Decisions, SearchSpace, VariableKind
+from search.domain.space import Decisions
 from search.errors import SearchError
 from search.evaluation import AccuracyEstimate, evaluate, logits_of, recalibrate_batch_norm
 from search.lowering import lower
 from search.models.zoo import initialise_weights
 from search.pruning.apply import PrunedModel
 from search.pruning.channels import remove_channels
+from search.pruning.depth import remove_blocks
 from search.training.schedule import LearningRate
 
 CNS_EPOCHS = 10
@@ -47,7 +49,6 @@ PUBLISHED_BATCH_SIZE = 256
 _RATE = 0.1
 _MOMENTUM = 0.9
 _WEIGHT_DECAY = 4e-5
-_SUPPORTED = frozenset({VariableKind.CHANNELS, VariableKind.DENSITY, VariableKind.SCHEME, VariableKind.RESOLUTION})
 
 
 class SupernetEstimator:
@@ -56,7 +57,6 @@ class SupernetEstimator:
     Args:
         model: The unpruned network, for its structure; its weights are not used.
         spec: Its description.
-        space: The space of the candidates, to refuse what weights cannot be shared over.
         data: Training and calibration images.
         evaluation: Images for accuracy and loss; none of the test set, and none that is trained on.
         seed: All randomness follows from it and the generation's number.
@@ -68,7 +68,6 @@ class SupernetEstimator:
         self,
         model: nn.Module,
         spec: NetworkSpec,
-        space: SearchSpace,
         data: LoadedData,
         evaluation: ImageData,
         *,
@@ -76,7 +75,6 @@ class SupernetEstimator:
         schedule_factor: float,
         batch_size: int,
     ) -> None:
-        check_space(space)
         self._spec = spec
         self._data = data
         self._evaluation = evaluation
@@ -169,25 +167,16 @@ class SupernetEstimator:
     def extracted(self, decisions: Decisions) -> PrunedModel:
         """The candidate as a network of its own, with the shared weights as they are now."""
         kept = self._network.kept(decisions)
-        model = remove_channels(self._network.model, self._spec, kept)
+        removed = self._spec.removed_ops(decisions.removed_blocks)
+        model = remove_blocks(remove_channels(self._network.model, self._spec, kept), decisions.removed_blocks)
         masks = {
             name: live_mask(model.get_parameter(f"{name}.weight").detach(), pruning)
             for name, pruning in decisions.pruning.items()
-            if pruning.scheme is not PruningScheme.DENSE
+            if pruning.scheme is not PruningScheme.DENSE and name not in removed
         }
         pruned = PrunedModel(model=model.eval(), masks=masks, kept=kept, resolution=decisions.resolution)
         pruned.apply_masks()
         return pruned
-
-
-def check_space(space: SearchSpace) -> None:
-    """Raise `ContractError` where weights cannot be shared over what the space decides."""
-    unsupported = sorted({v.kind.value for v in space.variables if v.kind not in _SUPPORTED})
-    if unsupported:
-        raise ContractError(
-            f"the supernet cannot share weights over {', '.join(unsupported)}: use accuracy.estimator one_shot, or "
-            "leave it out of the space"
-        )
 
 
 def _sgd(model: nn.Module) -> torch.optim.SGD:

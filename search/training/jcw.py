@@ -128,7 +128,8 @@ def train_jcw(
         return SgdRun(pruned, data, phase, seed, regulariser=regulariser, watcher=named, phase=name).finish()
 
     trained = run("regular", thin, phases.regular, seeds[0], None)
-    pruning = {n: p for n, p in decisions.pruning.items() if p.scheme is not PruningScheme.DENSE}
+    removed = spec.removed_ops(decisions.removed_blocks)
+    pruning = {n: p for n, p in decisions.pruning.items() if p.scheme is not PruningScheme.DENSE and n not in removed}
     if pruning:
         steps = round(phases.admm.epochs * (len(data.split.train) // phases.admm.batch_size))
         admm = Admm(pruning, period_steps=max(1, round(steps / ADMM_EPOCHS)))

@@ -71,7 +71,6 @@ def make_estimator(run: SearchRun, prepared: Prepared) -> AccuracyEstimator | Ge
         return SupernetEstimator(
             prepared.model,
             prepared.spec,
-            prepared.space,
             prepared.data,
             evaluation,
             seed=run.config.method.seed,

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from search.accuracy.supernet import check_space
 from search.data.loading import LoadedData, load_data
 from search.domain.architectures import ARCHITECTURES
-from search.domain.config import DatasetConfig, Estimator
+from search.domain.config import DatasetConfig
 from search.domain.network import NetworkSpec
 from search.domain.objective import Metric
 from search.domain.space import Decisions, Genome, SearchSpace
@@ -73,8 +72,6 @@ def prepare(run: SearchRun) -> Prepared:
         digest = _weights(run, model, data)
         baseline_accuracy = evaluate(model, data.split.test, data.normalise).accuracy
     space = build_space(spec, config.space)
-    if config.accuracy.estimator is Estimator.SUPERNET:
-        check_space(space)
     if found is None:
         check_resolutions(model, spec, space)
         _check_budget_before_measuring(run, spec, space)

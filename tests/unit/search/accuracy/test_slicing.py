@@ -15,6 +15,7 @@ from search.accuracy.slicing import SlicedNetwork, live_mask
 from search.domain.network import NetworkSpec
 from search.domain.space import Decisions
 from search.pruning.channels import remove_channels
+from search.pruning.depth import remove_blocks
 from search.pruning.masks import mask_for
 from search.pruning.trace import trace_network
 from tests.unit.search.pruning.pruning_networks import Mixed, randomise, traced
@@ -30,9 +31,12 @@ def network(name: str) -> tuple[nn.Module, NetworkSpec]:
 
 
 def smaller(spec: NetworkSpec, seed: int) -> Decisions:
-    """Random widths of every group."""
+    """Random widths of every group, and every other block removed."""
     generator = np.random.default_rng(seed)
-    return Decisions(channels={g.name: int(generator.integers(1, g.channels + 1)) for g in spec.groups})
+    return Decisions(
+        channels={g.name: int(generator.integers(1, g.channels + 1)) for g in spec.groups},
+        removed_blocks=tuple(sorted(block.name for block in spec.blocks[seed % 2 :: 2])),
+    )
 
 
 @pytest.mark.parametrize("name", ["small_cnn", "resnet20", "mixed"])
@@ -43,9 +47,11 @@ def test_a_form_computes_what_the_pruned_network_does(name: str) -> None:
     x = torch.randn(4, *spec.plan.input_shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
     assert spec.groups
+    assert spec.blocks or name in ("small_cnn", "mixed")
     # The whole network comes last: what was made small must grow again.
     for decisions in (smaller(spec, 1), smaller(spec, 2), Decisions()):
         alone = remove_channels(model, spec, sliced.kept(decisions)).train()
+        alone = remove_blocks(alone, decisions.removed_blocks)
         for dropout in [m for m in (*alone.modules(), *sliced.form.modules()) if isinstance(m, nn.Dropout)]:
             dropout.p = 0.0
         sliced.select(decisions, with_masks=False)

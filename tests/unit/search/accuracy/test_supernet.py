@@ -9,19 +9,14 @@ from scipy.stats import kendalltau
 from torch import nn
 
 from device_agent.contracts import ContractError, PruningScheme, WeightPruning
-from search.accuracy.supernet import SupernetEstimator, check_space
+from search.accuracy.supernet import SupernetEstimator
 from search.data.loading import LoadedData, load_data
 from search.domain.config import DatasetConfig
 from search.domain.network import NetworkSpec
-from search.domain.space import Decisions, SchemeChoice, SearchSpace, Variable, VariableKind
+from search.domain.space import Decisions
 from search.models.zoo import build_model
 from search.pruning.fold import to_plan_tensors
 from search.pruning.trace import trace_network
-
-SPACE = SearchSpace(
-    variables=(Variable(kind=VariableKind.CHANNELS, target="conv4", choices=(8, 64)),),
-    default_scheme=SchemeChoice(scheme=PruningScheme.GROUP, block_filters=4),
-)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +31,7 @@ def traced_cnn() -> tuple[nn.Module, NetworkSpec]:
 
 
 def estimator(cnn: tuple[nn.Module, NetworkSpec], data: LoadedData, seed: int = 0, factor: float = 0.1):
-    return SupernetEstimator(*cnn, SPACE, data, data.split.holdout, seed=seed, schedule_factor=factor, batch_size=64)
+    return SupernetEstimator(*cnn, data, data.split.holdout, seed=seed, schedule_factor=factor, batch_size=64)
 
 
 def candidate(width: float, density: float) -> Decisions:
@@ -109,9 +104,3 @@ def test_decisions_that_do_not_fit_are_refused_at_once(
 ) -> None:
     with pytest.raises(ContractError, match="no pruning group 'conv9'"):
         estimator(traced_cnn, data).estimate_generation([Decisions(channels={"conv9": 4})], 0)
-
-
-def test_what_weights_cannot_be_shared_over_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("search.accuracy.supernet._SUPPORTED", frozenset({VariableKind.DENSITY}))
-    with pytest.raises(ContractError, match="cannot share weights over channels"):
-        check_space(SPACE)
