@@ -22,7 +22,7 @@ from search.pruning.masks import mask_for
 from search.pruning.trace import trace_network
 from search.training.admm import Admm
 from search.training.finetuning import train_from_scratch
-from search.training.jcw import jcw_phases, train_jcw
+from search.training.jcw import admm_penalty, jcw_phases, train_jcw
 from search.training.sgd import EpochReport, SgdRun, SgdSettings, Watcher
 
 GROUP = WeightPruning(scheme=PruningScheme.GROUP, density=0.3, block_filters=4)
@@ -113,6 +113,12 @@ def test_the_published_schedule() -> None:
     assert [p.epochs for p in (short.regular, short.admm, short.fine_tuning)] == [12, 6, 6]
     assert short.regular.learning_rate.peak == pytest.approx(0.064)
     assert short.fine_tuning.learning_rate.peak == pytest.approx(0.00125)
+
+
+def test_the_published_penalty_is_raised_where_steps_are_few() -> None:
+    imagenet_steps = 60 * (1_281_167 // 512)
+    assert admm_penalty(0.005, imagenet_steps) == 0.01
+    assert admm_penalty(0.000625, 48) == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize(("weights", "accuracy"), [(InitialWeights.INHERITED, 0.7), (InitialWeights.FRESH, 0.4)])
