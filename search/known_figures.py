@@ -13,7 +13,7 @@ from search.algorithms.factors import Factor
 from search.domain.network import NetworkSpec
 from search.domain.objective import Metric
 from search.domain.space import SearchSpace
-from search.genome_costs import GenomeCosts
+from search.genome_costs import CostTable, GenomeCosts
 from search.latency.network import NetworkLatencyModel
 from search.pareto import FloatArray
 
@@ -43,6 +43,11 @@ class NetworkFigures:
                 "model_bytes": lambda kernel: float(weight_bytes(kernel)),
             },
         )
+
+    def latency_tables(self) -> tuple[CostTable, ...]:
+        """The latency of each operator in ns over the choices of its own variables, before the correction to a whole
+        network."""
+        return self._costs.tables("latency_ns")
 
     def __call__(self, genomes: ArrayLike) -> Mapping[Metric, FloatArray]:
         latency_ns, macs, parameters, model_bytes = self._costs.sums(genomes).T

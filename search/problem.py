@@ -12,6 +12,7 @@ from device_agent.contracts import ContractError
 from search.algorithms.factors import Factor
 from search.domain.objective import Constraint, Metric, Objective
 from search.domain.space import Genome, SearchSpace
+from search.mapping import MappingInput
 from search.pareto import FloatArray, IntArray
 
 #: Figures of genomes (n, variables) that cost nothing to know: an array (n,) for each metric, always the same ones.
@@ -44,6 +45,8 @@ class SearchProblem:
     tables: KnownTables | None = None
     #: Tables that add up to an estimate of what pruning costs in loss (`search.reconstruction`); empty without one.
     errors: tuple[Factor, ...] = ()
+    #: Layers with their latency tables, and pruning rates, where a search has them.
+    mapping: MappingInput | None = None
 
     @property
     def metrics(self) -> tuple[Metric, ...]:

@@ -72,7 +72,7 @@ class Assistance:
             [genome_code(tuple(int(g) for g in row), self._num_choices) not in self._told for row in pool], dtype=bool
         )
         pool, figures, excess = pool[new], figures[new], excess[new]
-        proposed: IntArray = pool[_spread_over_fronts(figures, excess, count)]
+        proposed: IntArray = pool[spread_over_fronts(figures, excess, count)]
         return proposed
 
     def to_json(self) -> SearcherState:
@@ -117,7 +117,7 @@ def _best(rng: np.random.Generator, figures: FloatArray, excess: FloatArray, cou
     return np.sort(np.lexsort((rng.random(len(ranks)), ranks))[:count])
 
 
-def _spread_over_fronts(figures: FloatArray, excess: FloatArray, count: int) -> IntArray:
+def spread_over_fronts(figures: FloatArray, excess: FloatArray, count: int) -> IntArray:
     """At most `count` rows, front after front; of a front that is too long, evenly along its first objective."""
     chosen: list[int] = []
     ranks = non_domination_rank(figures, excess)

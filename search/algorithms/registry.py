@@ -84,12 +84,26 @@ def _make_exact(problem: SearchProblem, population: int, seed: int) -> Searcher:
     return ExactSearcher(problem, population=population, seed=seed)
 
 
+def _make_rule_mapping(problem: SearchProblem, population: int, seed: int) -> Searcher:
+    from search.algorithms.rule_mapping import RuleMappingSearcher
+
+    return RuleMappingSearcher(problem, population=population, seed=seed)
+
+
+def _make_policy_gradient(problem: SearchProblem, population: int, seed: int) -> Searcher:
+    from search.algorithms.policy_gradient import PolicyGradientSearcher
+
+    return PolicyGradientSearcher(problem, population=population, seed=seed)
+
+
 SEARCHERS: dict[Method, Callable[[SearchProblem, int, int], Searcher]] = {
     Method.JCW: _make_jcw,
     Method.AACP: _make_aacp,
     Method.NSGA2: _make_nsga2,
     Method.RANDOM: _make_random,
     Method.EXACT: _make_exact,
+    Method.RULE_MAPPING: _make_rule_mapping,
+    Method.POLICY_GRADIENT: _make_policy_gradient,
 }
 
 #: Methods of which the released code's own operators can be had.

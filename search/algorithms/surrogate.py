@@ -9,6 +9,8 @@ networks that are pruned everywhere lose more than the sum of their layers.
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from search.algorithms.threads import one_thread
@@ -98,6 +100,7 @@ class AdditiveSurrogate:
         return mixed
 
 
+@functools.cache
 def _feature_map(num_choices: int, ordered: bool) -> FloatArray:
     """Features (choices, choices) of each choice, whose inner products are the prior covariances."""
     if not ordered or num_choices == 1:

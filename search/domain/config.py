@@ -22,6 +22,8 @@ class Method(StrEnum):
     NSGA2 = "nsga2"
     RANDOM = "random"
     EXACT = "exact"
+    RULE_MAPPING = "rule_mapping"
+    POLICY_GRADIENT = "policy_gradient"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,6 +293,51 @@ class TrainingConfig:
                 )
 
 
+class RateSource(StrEnum):
+    """Where the pruning rates of layers come from."""
+
+    #: The network is trained with reweighted group regularisation first.
+    REWEIGHTED = "reweighted"
+    #: The trained network's weights as they are: cheap, and worse.
+    MAGNITUDE = "magnitude"
+
+
+class DataDifficulty(StrEnum):
+    """What the rules of `rule_mapping` do to 3x3 convolutions."""
+
+    #: Punched blocks, as for CIFAR-10.
+    EASY = "easy"
+    #: Patterns, as for ImageNet.
+    HARD = "hard"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MappingConfig:
+    """What `rule_mapping` and `policy_gradient` look for before they search (Gong et al., arXiv 2111.11581).
+
+    `epochs`, `learning_rate` and `strength` are of the regularised training that `rates: reweighted` needs; `targets`
+    are parts of the multiply-accumulates, a vector of rates each. `betas` are what a finer block may cost beyond
+    whole-matrix pruning. The rules take `data` as easy by default: patterns keep at most 4 of 9 weights, which needs
+    long retraining.
+    """
+
+    rates: RateSource = RateSource.REWEIGHTED
+    epochs: float = 4.0
+    learning_rate: float = 0.01
+    strength: float = 1e-4
+    targets: tuple[float, ...] = (0.1, 0.2, 0.3, 0.45, 0.6, 0.8)
+    betas: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3)
+    data: DataDifficulty = DataDifficulty.EASY
+
+    def __post_init__(self) -> None:
+        if not self.epochs > 0 or not self.learning_rate > 0 or not self.strength > 0:
+            raise ContractError("mapping.epochs, mapping.learning_rate and mapping.strength must be positive")
+        if not self.targets or not all(0.0 < t <= 1.0 for t in self.targets):
+            raise ContractError(f"mapping.targets {self.targets} must be a list of numbers in (0, 1]")
+        if not self.betas or not all(0.0 <= b <= 10.0 for b in self.betas):
+            raise ContractError(f"mapping.betas {self.betas} must be a list of numbers in 0..10")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelectionConfig:
     """Which part of the front is trained, exported and verified: `candidates` points spread over its latency range.
@@ -354,6 +401,7 @@ class SearchConfig:
     measuring: MeasuringConfig = field(default_factory=MeasuringConfig)
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    mapping: MappingConfig | None = None
 
     def __post_init__(self) -> None:
         if not self.name or len(self.name) > 200:
@@ -369,6 +417,13 @@ class SearchConfig:
                 f"{self.method.name.value!r} has none: use {', '.join(m.value for m in _POPULATION_METHODS)}, or the "
                 "estimator 'one_shot'"
             )
+        if self.mapping is not None and self.method.name not in (Method.RULE_MAPPING, Method.POLICY_GRADIENT):
+            raise ContractError(
+                f"mapping is for the methods rule_mapping and policy_gradient, not for {self.method.name.value}: leave "
+                "it out, or change method.name"
+            )
+        if self.method.name is Method.RULE_MAPPING and self.space.weights is None:
+            raise ContractError("the method rule_mapping chooses how weights are pruned: give space.weights")
 
     def _check_reference(self) -> None:
         """Refuse what JCW's published operators do not know."""

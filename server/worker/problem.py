@@ -16,6 +16,7 @@ from search.reconstruction.estimates import ErrorEstimates, errors_from_json, er
 from server.searches.repository import LAYER_ERRORS, get_document
 from server.states import JobStage
 from server.worker.evaluating import make_one_shot_estimator
+from server.worker.mapping import mapping_input
 from server.worker.run import SearchFailed, SearchRun
 from server.worker.stages.preparing import Prepared
 
@@ -33,6 +34,7 @@ def make_problem(run: SearchRun, prepared: Prepared, figures: NetworkFigures) ->
         tables=figures.tables,
         canonical=CanonicalForm(prepared.spec, prepared.space),
         errors=_errors(run, prepared).factors if needs_errors else (),
+        mapping=mapping_input(run, prepared, figures),
     )
 
 

@@ -127,6 +127,10 @@ def test_exact_keeps_several_bounds() -> None:
     assert max(f[b.metric] / b.max for f in figures for b in bounds) > 0.98
 
 
+class TestPolicyGradient(_Known, EvolutionarySuite):
+    METHOD = Method.POLICY_GRADIENT
+
+
 class TestAssistedJcw(_Known, TestJcw):
     def test_beats_the_operators_alone_over_five_seeds(self) -> None:
         for seed in range(5):
