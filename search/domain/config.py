@@ -433,6 +433,8 @@ class SearchConfig:
             problems.append(f"no constraints, but there are {bounds}")
         if self.space.weights is not None and len(self.space.weights.schemes) > 1:
             problems.append(f"one scheme, but there are {', '.join(self.space.weights.schemes)}")
+        if self.method.seed_with is not None:
+            problems.append(f"no seeds, but there is seed_with {self.method.seed_with.value!r}")
         if len(self.objectives) != 2 or Metric.LATENCY_MS not in {o.metric for o in self.objectives}:
             metrics = ", ".join(o.metric.value for o in self.objectives)
             problems.append(f"two objectives, of which one is latency_ms, but there are {metrics}")

@@ -36,6 +36,10 @@ def config(**changes: Any) -> dict[str, Any]:
             "know one scheme, but there are group:4x1, unstructured",
         ),
         (
+            {"method": {"reproduce_reference": True, "seed_with": "exact"}},
+            "know no seeds, but there is seed_with 'exact'",
+        ),
+        (
             {
                 "method": {"reproduce_reference": True},
                 "objectives": [{"metric": "loss"}, {"metric": "latency_ms"}, {"metric": "macs"}],
