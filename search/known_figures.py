@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from device_agent.contracts import NetworkPlan
+from device_agent.contracts import ContractError, KernelSpec, NetworkPlan
 from device_agent.formats.packed import weight_bytes
 from search.algorithms.factors import Factor
 from search.domain.network import NetworkSpec
-from search.domain.objective import Metric
+from search.domain.objective import LatencyOverDevices, Metric
 from search.domain.space import SearchSpace
 from search.genome_costs import CostTable, GenomeCosts
+from search.latency.fleet import FleetLatencyModel, over_devices
 from search.latency.network import NetworkLatencyModel
 from search.pareto import FloatArray
 
@@ -22,22 +24,32 @@ PLAN_METRICS = frozenset({Metric.MACS, Metric.PARAMETERS, Metric.MODEL_BYTES})
 
 _NS_PER_MS = 1e6
 
+#: The name of the device where a search has only one, and nothing tells it apart.
+_ONLY_DEVICE = ""
+
 
 class NetworkFigures:
     """What a genome alone decides: a `KnownFigures` of `METRICS`. Tables fill up as genomes are asked for.
 
-    Raises `KernelNotMeasured`, when called, where a genome leads outside of the latency table.
+    With a `FleetLatencyModel`, `latency_ms` is that over its devices, and `latencies_ms` gives each one's.
+
+    Raises `KernelNotMeasured`, when called, where a genome leads outside of a latency table.
     """
 
     METRICS = PLAN_METRICS | {Metric.LATENCY_MS}
 
-    def __init__(self, spec: NetworkSpec, space: SearchSpace, latency: NetworkLatencyModel) -> None:
-        self._latency = latency
+    def __init__(self, spec: NetworkSpec, space: SearchSpace, latency: NetworkLatencyModel | FleetLatencyModel) -> None:
+        if isinstance(latency, NetworkLatencyModel):
+            latency = FleetLatencyModel({_ONLY_DEVICE: latency}, LatencyOverDevices.MAX)
+        self._fleet = latency
+        models = latency.models.values()
+        self._scales = np.array([model.correction.scale for model in models])
+        self._offsets_ns = np.array([model.correction.offset_ns for model in models])
         self._costs = GenomeCosts(
             spec,
             space,
             {
-                "latency_ns": lambda kernel: latency.predictor.predict(kernel).latency_ns,
+                **{_column(name): functools.partial(_kernel_ns, m) for name, m in latency.models.items()},
                 "macs": lambda kernel: float(kernel.macs),
                 "parameters": lambda kernel: float(kernel.parameters),
                 "model_bytes": lambda kernel: float(weight_bytes(kernel)),
@@ -46,13 +58,22 @@ class NetworkFigures:
 
     def latency_tables(self) -> tuple[CostTable, ...]:
         """The latency of each operator in ns over the choices of its own variables, before the correction to a whole
-        network."""
-        return self._costs.tables("latency_ns")
+        network. Of several devices, each cell is over the devices: for choices within a layer, not to be added up.
+        """
+        by_device = [self._costs.tables(_column(device)) for device in self._fleet.devices]
+        return tuple(
+            CostTable(
+                operator=own[0].operator,
+                variables=own[0].variables,
+                values=over_devices(np.stack([t.values for t in own], axis=-1), self._fleet.over),
+            )
+            for own in zip(*by_device, strict=True)
+        )
 
     def __call__(self, genomes: ArrayLike) -> Mapping[Metric, FloatArray]:
-        latency_ns, macs, parameters, model_bytes = self._costs.sums(genomes).T
-        correction = self._latency.correction
-        latency_ms = (correction.scale * latency_ns + correction.offset_ns) / _NS_PER_MS
+        sums = self._costs.sums(genomes)
+        macs, parameters, model_bytes = sums[:, len(self._scales) :].T
+        latency_ms = over_devices(self._corrected_ms(sums), self._fleet.over)
         return {
             Metric.LATENCY_MS: latency_ms,
             Metric.MACS: macs,
@@ -60,18 +81,53 @@ class NetworkFigures:
             Metric.MODEL_BYTES: model_bytes,
         }
 
+    def latencies_ms(self, genomes: ArrayLike) -> Mapping[str, FloatArray]:
+        """The latency (n,) of `genomes` on each device: a `KnownLatencies`."""
+        latencies = self._corrected_ms(self._costs.sums(genomes))
+        return dict(zip(self._fleet.devices, latencies.T, strict=True))
+
     def tables(self, metric: Metric) -> tuple[Factor, ...]:
         """Tables that add up to one of `METRICS`: one for each operator, and what does not vary.
 
         Every cell is computed, so this takes seconds for a large space; later calls are quick.
+
+        Raises `ContractError` for the latency of several devices where it is no such sum.
         """
-        name = "latency_ns" if metric is Metric.LATENCY_MS else metric.value
-        scale, offset = 1.0, 0.0
-        if metric is Metric.LATENCY_MS:
-            correction = self._latency.correction
-            scale, offset = correction.scale / _NS_PER_MS, correction.offset_ns / _NS_PER_MS
-        found = [Factor(variables=t.variables, values=scale * t.values) for t in self._costs.tables(name)]
+        if metric is not Metric.LATENCY_MS:
+            return tuple(Factor(variables=t.variables, values=t.values) for t in self._costs.tables(metric.value))
+        devices = self._fleet.devices
+        if len(devices) == 1:
+            return self.device_tables(devices[0])
+        if self._fleet.over is not LatencyOverDevices.MEAN:
+            raise ContractError(
+                f"the {self._fleet.over.value!r} of latencies over {len(devices)} devices is no sum over layers: set "
+                "latency_over_devices to 'mean' and bound the devices by constraints, or use another method"
+            )
+        return tuple(
+            Factor(variables=factor.variables, values=factor.values / len(devices))
+            for device in devices
+            for factor in self.device_tables(device)
+        )
+
+    def device_tables(self, device: str) -> tuple[Factor, ...]:
+        """Tables that add up to the latency in ms on one device."""
+        place = self._fleet.devices.index(device)
+        scale, offset = float(self._scales[place]) / _NS_PER_MS, float(self._offsets_ns[place]) / _NS_PER_MS
+        found = [Factor(variables=t.variables, values=scale * t.values) for t in self._costs.tables(_column(device))]
         return (*found, Factor(variables=(), values=np.array(offset)))
+
+    def _corrected_ms(self, sums: FloatArray) -> FloatArray:
+        """Latencies (n, devices) of the sums over kernels."""
+        latencies: FloatArray = (self._scales * sums[:, : len(self._scales)] + self._offsets_ns) / _NS_PER_MS
+        return latencies
+
+
+def _column(device: str) -> str:
+    return f"latency_ns {device}"
+
+
+def _kernel_ns(model: NetworkLatencyModel, kernel: KernelSpec) -> float:
+    return model.predictor.predict(kernel).latency_ns
 
 
 def plan_figures(plan: NetworkPlan) -> dict[Metric, float]:

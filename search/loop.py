@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -139,9 +140,16 @@ def objective_matrix(evaluations: Sequence[Evaluation], objectives: Sequence[Obj
     return np.array(rows, dtype=np.float64).reshape(len(evaluations), len(objectives))
 
 
-def total_violation(metrics: Mapping[Metric, float], constraints: Sequence[Constraint]) -> float:
-    """The sum of the relative excesses over all bounds; NaN where a bounded figure is undefined."""
-    values = [(c, metrics[c.metric]) for c in constraints]
+def total_violation(
+    metrics: Mapping[Metric, float],
+    constraints: Sequence[Constraint],
+    latencies_ms: Mapping[str, float] = MappingProxyType({}),
+) -> float:
+    """The sum of the relative excesses over all bounds; NaN where a bounded figure is undefined.
+
+    `latencies_ms` has the latency on each device that a bound names.
+    """
+    values = [(c, metrics[c.metric] if c.device is None else latencies_ms[c.device]) for c in constraints]
     return float(sum(math.nan if math.isnan(value) else bound.violation(value) for bound, value in values))
 
 
@@ -158,6 +166,7 @@ def state_to_json(state: SearchState) -> dict[str, Any]:
                 "violation": _finite(item.evaluation.violation),
                 **({} if item.evaluation.failure is None else {"failure": item.evaluation.failure}),
                 **({} if item.evaluation.generation is None else {"scored_in": item.evaluation.generation}),
+                **({"latencies_ms": dict(item.evaluation.latencies_ms)} if item.evaluation.latencies_ms else {}),
             }
             for item in state.archive
         ],
@@ -178,6 +187,7 @@ def state_from_json(data: Mapping[str, Any]) -> SearchState:
                         violation=_number(row["violation"]),
                         failure=row.get("failure"),
                         generation=None if row.get("scored_in") is None else int(row["scored_in"]),
+                        latencies_ms={str(d): float(ms) for d, ms in row.get("latencies_ms", {}).items()},
                     ),
                 )
                 for row in data["archive"]

@@ -21,6 +21,8 @@ KnownFigures = Callable[[ArrayLike], Mapping[Metric, FloatArray]]
 #: One genome for each design: maps genomes (n, variables) to equal designs, equal ones to one (`search.canonical`).
 Canonical = Callable[[ArrayLike], IntArray]
 
+#: Latencies in ms of genomes (n, variables) by device, an array (n,) each.
+KnownLatencies = Callable[[ArrayLike], Mapping[str, FloatArray]]
 
 #: The tables whose sum is one of the known metrics.
 KnownTables = Callable[[Metric], tuple[Factor, ...]]
@@ -47,6 +49,9 @@ class SearchProblem:
     errors: tuple[Factor, ...] = ()
     #: Layers with their latency tables, and pruning rates, where a search has them.
     mapping: MappingInput | None = None
+    #: Latencies by device, where constraints name devices; and each device's as a sum of tables.
+    known_latencies: KnownLatencies | None = None
+    device_tables: Callable[[str], tuple[Factor, ...]] | None = None
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
@@ -78,12 +83,30 @@ class SearchProblem:
             return tuple(genomes)
         return tuple(tuple(int(g) for g in row) for row in self.canonical(genomes))
 
+    @property
+    def known_constraints(self) -> tuple[Constraint, ...]:
+        """The constraints on what is known of a genome alone."""
+        return tuple(c for c in self.constraints if self._is_known(c))
+
+    def known_bounded(self, genomes: IntArray) -> list[tuple[Constraint, FloatArray]]:
+        """The known constraints, each with the figure (n,) that it bounds."""
+        bounds = self.known_constraints
+        figures = self.known(genomes) if self.known is not None and any(c.device is None for c in bounds) else {}
+        by_device = (
+            self.known_latencies(genomes)
+            if self.known_latencies is not None and any(c.device is not None for c in bounds)
+            else {}
+        )
+        return [(c, figures[c.metric] if c.device is None else by_device[c.device]) for c in bounds]
+
     def known_violations(self, genomes: IntArray) -> FloatArray:
         """The sum of relative excesses (n,) over the constraints on known figures."""
         excess = np.zeros(len(genomes))
-        bounds = [c for c in self.constraints if c.metric in self.known_metrics]
-        if bounds and self.known is not None:
-            figures = self.known(genomes)
-            for bound in bounds:
-                excess += np.maximum(0.0, figures[bound.metric] / bound.max - 1.0)
+        for bound, values in self.known_bounded(genomes):
+            excess += np.maximum(0.0, values / bound.max - 1.0)
         return excess
+
+    def _is_known(self, constraint: Constraint) -> bool:
+        if constraint.device is not None:
+            return self.known_latencies is not None
+        return self.known is not None and constraint.metric in self.known_metrics

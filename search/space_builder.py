@@ -125,7 +125,7 @@ def check_budget(
         smallest = smallest_value(space, functools.partial(_metric, measure, constraint.metric))
         if constraint.violation(smallest) > 0:
             raise InfeasibleBudget(
-                f"no candidate reaches {constraint.metric} <= {constraint.max:g}: the smallest found in this space is "
+                f"no candidate reaches {constraint.subject} <= {constraint.max:g}: the smallest found in this space is "
                 f"{smallest:.6g}. Raise the bound, or allow smaller channel counts (space.channels.min_ratio) or "
                 f"densities (space.weights.densities), removed blocks (space.depth) or resolutions (space.resolution)"
             )

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import urlencode
 
 import httpx
 
@@ -72,6 +73,10 @@ class KerfClient:
     def search_part(self, search_id: str, part: str) -> Any:
         """`part` is one of candidates, front, searched-front, result, config, latency-table."""
         return self._json("GET", f"/v1/searches/{search_id}/{part}")
+
+    def latency_table(self, search_id: str, device_id: str) -> Any:
+        """The latency table of one of a search's devices."""
+        return self._json("GET", f"/v1/searches/{search_id}/latency-table?{urlencode({'device': device_id})}")
 
     def search_action(self, search_id: str, verb: str) -> dict[str, Any]:
         """`verb` is cancel, pause or resume."""

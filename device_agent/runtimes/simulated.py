@@ -6,7 +6,9 @@ noise; outputs are computed for real. Every measurement from here says SIMULATED
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from device_agent.contracts.device import RuntimeInfo
 from device_agent.contracts.kernel import KernelSpec, Op, PruningScheme
@@ -22,10 +24,25 @@ from device_agent.synthesis import synthesize_weights
 #: Part of every simulated measurement's key: raise it with any change of the formula.
 SIMULATION_VERSION = "1"
 
-#: A middling phone core: 16 multiply-accumulates and 8 bytes a nanosecond, 1.5 us to start an operator.
-MACS_PER_NS = 16.0
-BYTES_PER_NS = 8.0
-OPERATOR_OVERHEAD_NS = 1500.0
+#: Chooses one of `CORES`, so that a fleet can be simulated; without it, DEFAULT_CORE.
+CORE_VARIABLE = "KERF_SIMULATED_CORE"
+DEFAULT_CORE = "phone"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulatedCore:
+    """What the formula knows of a core. `overhead_ns` is the time to start an operator."""
+
+    macs_per_ns: float
+    bytes_per_ns: float
+    overhead_ns: float
+
+
+#: The board multiplies slowly but starts operators fast, so that neither core is the slower one for all networks.
+CORES = {
+    "phone": SimulatedCore(macs_per_ns=16.0, bytes_per_ns=8.0, overhead_ns=1500.0),
+    "board": SimulatedCore(macs_per_ns=6.0, bytes_per_ns=4.0, overhead_ns=300.0),
+}
 
 #: Whole networks cost a little more than the sum of their kernels, as on real devices.
 NETWORK_FACTOR = 1.05
@@ -67,10 +84,21 @@ class SimulatedExecutable:
 
 
 class SimulatedRuntime:
-    """Kernels cost what `kernel_latency_ns` says, networks what `network_latency_ns` says."""
+    """Kernels cost what `kernel_latency_ns` says, networks what `network_latency_ns` says.
+
+    The core is one of `CORES`, named by the environment. Raises `RuntimeUnavailable` for any other name.
+    """
+
+    def __init__(self) -> None:
+        self._name = os.environ.get(CORE_VARIABLE) or DEFAULT_CORE
+        if self._name not in CORES:
+            raise RuntimeUnavailable(f"{CORE_VARIABLE}={self._name!r} is not one of {', '.join(CORES)}")
+        self._core = CORES[self._name]
 
     def info(self) -> RuntimeInfo:
-        return RuntimeInfo(name="simulated", version=SIMULATION_VERSION, isa="simulated")
+        # The version is part of every measurement's key: cores must differ in it.
+        version = SIMULATION_VERSION if self._name == DEFAULT_CORE else f"{SIMULATION_VERSION}-{self._name}"
+        return RuntimeInfo(name="simulated", version=version, isa="simulated")
 
     def load_kernel(self, kernel: KernelSpec, threads: int) -> SimulatedExecutable:
         _check_threads(threads)
@@ -84,7 +112,7 @@ class SimulatedRuntime:
                 return run_kernel(kernel, tensors, [*inputs, residual]).reshape(-1)
             return run_kernel(kernel, tensors, inputs, residual).reshape(-1)
 
-        latency_ns = kernel_latency_ns(kernel)
+        latency_ns = kernel_latency_ns(kernel, core=self._core)
         return SimulatedExecutable(run, latency_ns=latency_ns, op_latencies_ns=(), mode=_mode(kernel))
 
     def load_network(
@@ -101,13 +129,15 @@ class SimulatedRuntime:
         execute = _network_executor(data, network_format, input_shape)
         return SimulatedExecutable(
             execute,
-            latency_ns=network_latency_ns(plan, skips_zeros=skips_zeros),
-            op_latencies_ns=tuple(kernel_latency_ns(k, skips_zeros=skips_zeros) for k in plan.kernels),
+            latency_ns=network_latency_ns(plan, skips_zeros=skips_zeros, core=self._core),
+            op_latencies_ns=tuple(kernel_latency_ns(k, skips_zeros=skips_zeros, core=self._core) for k in plan.kernels),
             mode="sparse" if skips_zeros and any(_mode(k) == "sparse" for k in plan.kernels) else "dense",
         )
 
 
-def kernel_latency_ns(kernel: KernelSpec, *, skips_zeros: bool = True) -> float:
+def kernel_latency_ns(
+    kernel: KernelSpec, *, skips_zeros: bool = True, core: SimulatedCore = CORES[DEFAULT_CORE]
+) -> float:
     """Overhead + arithmetic / rate + traffic / bandwidth. Without `skips_zeros`, zeros are multiplied like others."""
     sparse = skips_zeros and kernel.pruning.scheme is not PruningScheme.DENSE
     efficiency = 1.0
@@ -120,12 +150,14 @@ def kernel_latency_ns(kernel: KernelSpec, *, skips_zeros: bool = True) -> float:
     inputs = kernel.in_channels * kernel.input_h * kernel.input_w * (2 if kernel.op is Op.ADD else 1)
     outputs = kernel.out_channels * kernel.output_h * kernel.output_w * (2 if kernel.residual else 1)
     traffic_bytes = 4 * (inputs + outputs + weights)
-    return OPERATOR_OVERHEAD_NS + arithmetic / (MACS_PER_NS * efficiency) + traffic_bytes / BYTES_PER_NS
+    return core.overhead_ns + arithmetic / (core.macs_per_ns * efficiency) + traffic_bytes / core.bytes_per_ns
 
 
-def network_latency_ns(plan: NetworkPlan, *, skips_zeros: bool = True) -> float:
+def network_latency_ns(
+    plan: NetworkPlan, *, skips_zeros: bool = True, core: SimulatedCore = CORES[DEFAULT_CORE]
+) -> float:
     """The sum over the plan's kernels under a fixed affine map."""
-    total = sum(kernel_latency_ns(kernel, skips_zeros=skips_zeros) for kernel in plan.kernels)
+    total = sum(kernel_latency_ns(kernel, skips_zeros=skips_zeros, core=core) for kernel in plan.kernels)
     return NETWORK_FACTOR * total + NETWORK_OVERHEAD_NS
 
 

@@ -263,7 +263,7 @@ def _select(island: _Island, trial: _Trial, told: _Member) -> None:
 
 def _islands(problem: SearchProblem, population: int) -> list[_Island]:
     """One island under the given constraints, or, without any, several with bounds evenly over the latencies."""
-    if any(c.metric in problem.known_metrics for c in problem.constraints):
+    if problem.known_constraints:
         return [_Island(size=population, max_latency_ms=np.inf)]
     known = problem.require_known([Metric.LATENCY_MS], AacpSearcher.METHOD)
     ends = known(np.array([problem.space.smallest, problem.space.unpruned]))[Metric.LATENCY_MS]

@@ -26,7 +26,7 @@ from search.algorithms.exact import Bound, ExactFront, best_under
 from search.algorithms.factors import Factor
 from search.algorithms.history import History, check_told
 from search.algorithms.sampling import draw_at_level, draw_new, genome_code, genome_of_code, initial_genomes
-from search.domain.objective import Metric
+from search.domain.objective import Constraint, Metric
 from search.domain.space import Genome, VariableKind
 from search.pareto import FloatArray, IntArray
 from search.problem import SearchProblem
@@ -77,7 +77,7 @@ class ExactSearcher:
         self._num_choices = np.array(problem.space.num_choices, dtype=np.int64)
         self._ordered = np.array([v.kind is not VariableKind.SCHEME for v in problem.space.variables])
         others = [m for m in problem.metrics if m in problem.known_metrics and m is not Metric.LATENCY_MS]
-        bounded = [c.metric for c in problem.constraints if c.metric in problem.known_metrics]
+        bounded = [c.metric for c in problem.known_constraints if c.device is None]
         wanted = dict.fromkeys((Metric.LATENCY_MS, *others, *bounded))
         self._costs: dict[Metric, tuple[Factor, ...]] = {metric: problem.tables(metric) for metric in wanted}
         #: Figures that are traded against the error: more than one where there are bounds or objectives on them.
@@ -176,7 +176,7 @@ class ExactSearcher:
 
     def _on_bounds(self, rng: np.random.Generator, errors: Sequence[Factor]) -> list[Genome]:
         """The best that keeps all bounds, and the best that keeps them with less latency."""
-        bounds = [Bound(self._costs[c.metric], c.max) for c in self._problem.constraints if c.metric in self._costs]
+        bounds = [Bound(self._bounded(c), c.max) for c in self._problem.known_constraints]
         if not bounds:
             return []
         latency = self._costs[Metric.LATENCY_MS]
@@ -195,6 +195,13 @@ class ExactSearcher:
             if found is not None:
                 points.append(found)
         return points
+
+    def _bounded(self, constraint: Constraint) -> tuple[Factor, ...]:
+        """Tables of what is bounded: a row of the programme for each bound, and so for each device."""
+        if constraint.device is None:
+            return self._costs[constraint.metric]
+        assert self._problem.device_tables is not None
+        return self._problem.device_tables(constraint.device)
 
     def _front(self, errors: Sequence[Factor]) -> ExactFront:
         return ExactFront(errors, self._costs[Metric.LATENCY_MS], self._space.num_choices)

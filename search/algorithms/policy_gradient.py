@@ -82,7 +82,7 @@ class PolicyGradientSearcher:
             features_of(self._steps, problem.mapping), places, allowed, np.random.default_rng([seed, 0, _FIRST_WEIGHTS])
         )
         ends = self._known(np.array([problem.space.smallest, problem.space.unpruned]))[Metric.LATENCY_MS]
-        bounds = [c.max for c in problem.constraints if c.metric is Metric.LATENCY_MS]
+        bounds = [c.max for c in problem.constraints if c.metric is Metric.LATENCY_MS and c.device is None]
         self._fastest, self._slowest = float(ends.min()), float(ends.max())
         highest = max(self._fastest, min([self._slowest, *bounds]))
         self._target_ms = np.linspace(self._fastest, highest, _NUM_TARGETS + 1)[1:]

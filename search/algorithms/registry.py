@@ -35,7 +35,7 @@ def make_searcher(
         raise ContractError(
             f"reproduce_reference is there for {', '.join(REFERENCES)}, not for {name.value!r}: leave it out"
         )
-    if problem.known is not None and any(c.metric in problem.known_metrics for c in problem.constraints):
+    if problem.known_constraints:
         least_violating(problem)
     searcher = makers[name](problem, population, seed)
     if seed_with is None:

@@ -154,12 +154,10 @@ def least_violating(problem: SearchProblem) -> Genome:
 
 
 def _why(problem: SearchProblem, best: IntArray) -> str:
-    assert problem.known is not None
-    figures: dict[Metric, FloatArray] = dict(problem.known(best[None]))
     broken = [
-        f"{c.metric} <= {c.max:g} (the smallest found is {float(figures[c.metric][0]):.6g})"
-        for c in problem.constraints
-        if c.metric in problem.known_metrics and not math.isclose(c.violation(float(figures[c.metric][0])), 0.0)
+        f"{c.subject} <= {c.max:g} (the smallest found is {float(values[0]):.6g})"
+        for c, values in problem.known_bounded(best[None])
+        if not math.isclose(c.violation(float(values[0])), 0.0)
     ]
     return (
         f"no candidate meets {' and '.join(broken)}: raise the bound, or allow smaller channel counts "

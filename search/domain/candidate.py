@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from device_agent.contracts import content_id
 from search.domain.objective import Metric
@@ -27,6 +27,8 @@ def candidate_id(candidate: Candidate) -> str:
 class Evaluation:
     """The figures of one candidate. `violation` sums the relative excess over all constraints; 0 is feasible.
 
+    `latencies_ms` has the latency on each device where there are several: `latency_ms` is then made of them.
+
     `failure` says why the candidate could not be evaluated: then figures may be NaN or missing, and it is on no front.
     `generation` is that in which it was scored last, where scores of different generations do not compare.
     """
@@ -35,6 +37,7 @@ class Evaluation:
     violation: float = 0.0
     failure: str | None = None
     generation: int | None = None
+    latencies_ms: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

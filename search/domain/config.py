@@ -10,7 +10,7 @@ from typing import Any, get_args, get_type_hints
 
 from device_agent.contracts import ContractError, MeasuringSetup, PruningScheme, decode
 from search.domain.architectures import ARCHITECTURES
-from search.domain.objective import Constraint, Metric, Objective
+from search.domain.objective import Constraint, LatencyOverDevices, Metric, Objective
 from search.domain.space import SchemeChoice
 
 
@@ -385,6 +385,9 @@ class MeasuringConfig:
 class SearchConfig:
     """A search job. `device` names a device (its id or name); None takes the only suitable one.
 
+    `devices` names several instead: one front whose networks are good on all of them. `latency_ms` is then what
+    `latency_over_devices` makes of their latencies, and a constraint may name one of them.
+
     `latency_from` names an earlier search whose latency table is taken as it is, so that no kernel is measured.
     """
 
@@ -393,6 +396,8 @@ class SearchConfig:
     dataset: DatasetConfig
     space: SpaceConfig
     device: str | None = None
+    devices: tuple[str, ...] = ()
+    latency_over_devices: LatencyOverDevices = LatencyOverDevices.MAX
     latency_from: str | None = None
     method: MethodConfig = field(default_factory=MethodConfig)
     objectives: tuple[Objective, ...] = (Objective(metric=Metric.LOSS), Objective(metric=Metric.LATENCY_MS))
@@ -424,6 +429,34 @@ class SearchConfig:
             )
         if self.method.name is Method.RULE_MAPPING and self.space.weights is None:
             raise ContractError("the method rule_mapping chooses how weights are pruned: give space.weights")
+        self._check_devices()
+
+    def _check_devices(self) -> None:
+        if self.device is not None and self.devices:
+            raise ContractError(
+                f"device {self.device!r} and devices {', '.join(self.devices)} are both given: keep one"
+            )
+        twice = [name for i, name in enumerate(self.devices) if name in self.devices[:i]]
+        if twice:
+            raise ContractError(f"devices has {twice[0]!r} twice: name each device once")
+        if self.latency_over_devices is not LatencyOverDevices.MAX and len(self.devices) < 2:
+            raise ContractError(
+                f"latency_over_devices {self.latency_over_devices.value!r} needs two or more 'devices': leave it out"
+            )
+        adds_up = len(self.devices) < 2 or self.latency_over_devices is LatencyOverDevices.MEAN
+        if Method.EXACT in (self.method.name, self.method.seed_with) and not adds_up:
+            raise ContractError(
+                f"the method 'exact' adds up latencies of layers, which the {self.latency_over_devices.value!r} over "
+                "several devices is not: set latency_over_devices to 'mean' and bound single devices by constraints, "
+                "or use another method"
+            )
+        named = self.devices or (() if self.device is None else (self.device,))
+        for constraint in self.constraints:
+            if constraint.device is not None and constraint.device not in named:
+                known = f"this search is for {', '.join(named)}" if named else "'device' and 'devices' name none"
+                raise ContractError(
+                    f"a constraint is on device {constraint.device!r}, but {known}: name it as it is named there"
+                )
 
     def _check_reference(self) -> None:
         """Refuse what JCW's published operators do not know."""

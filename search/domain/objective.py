@@ -23,6 +23,16 @@ class Metric(StrEnum):
     MODEL_BYTES = "model_bytes"
 
 
+class LatencyOverDevices(StrEnum):
+    """What `latency_ms` means in a search over several devices."""
+
+    #: That of the slowest device.
+    MAX = "max"
+    MEAN = "mean"
+    #: A change by a factor counts equally on every device, however fast it is.
+    GEOMETRIC_MEAN = "geometric_mean"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Objective:
     """A figure to minimise."""
@@ -32,14 +42,25 @@ class Objective:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Constraint:
-    """An upper bound, inclusive."""
+    """An upper bound, inclusive. With `device`, on the latency of that device alone."""
 
     metric: Metric
     max: float
+    device: str | None = None
 
     def __post_init__(self) -> None:
+        if self.device is not None and self.metric is not Metric.LATENCY_MS:
+            raise ContractError(
+                f"{self.metric} is the same on every device: leave out the device {self.device!r}, or bound "
+                f"{Metric.LATENCY_MS}"
+            )
         if not self.max > 0:
             raise ContractError(f"the bound {self.max!r} on {self.metric} must be positive")
+
+    @property
+    def subject(self) -> str:
+        """What is bounded, in words."""
+        return self.metric.value if self.device is None else f"{self.metric.value} on {self.device}"
 
     def violation(self, value: float) -> float:
         """How far `value` is above the bound, relative to the bound; 0 where it holds."""

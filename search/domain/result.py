@@ -11,8 +11,8 @@ from typing import Any
 
 from device_agent.contracts import Source, Verdict
 
-#: Version of the form of result.json. 1: first version.
-RESULT_VERSION = 1
+#: Version of the form of result.json. 1: first version. 2: figures of each device, in `devices`.
+RESULT_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,14 +58,40 @@ class BaselineLatency:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceBaseline:
+    """The unpruned network on one device."""
+
+    device_id: str
+    latency_ms: BaselineLatency
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Baseline:
-    """The unpruned network. `accuracy` is on the test set."""
+    """The unpruned network. `accuracy` is on the test set. `latency_ms` is over the devices, as the search's
+    `latency_over_devices` says; None there where one device did not measure it.
+    """
 
     accuracy: float
     latency_ms: BaselineLatency
     macs: int
     parameters: int
     model_bytes: int | None = None
+    devices: tuple[DeviceBaseline, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceFigures:
+    """A candidate on one device; the fields mean what they do in `FrontPoint`."""
+
+    device_id: str
+    predicted_latency_ms: float
+    measured_latency_ms: float | None
+    uncorrected_latency_ms: float | None
+    latency_ci95_ms: tuple[float, float] | None
+    verdict: Verdict | None
+    verdict_reasons: tuple[str, ...]
+    output_max_abs_error: float | None
+    failure: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,6 +103,9 @@ class FrontPoint:
     the whole during profiling, by the reference kernel that is interleaved in every measurement;
     `uncorrected_latency_ms` is the median as it was read. `output_max_abs_error` compares its outputs with torch's on
     the same inputs. None where a step has not been reached or failed (`failure` says why).
+
+    In a search over several devices, latencies and the ends of the interval are over the devices, as its
+    `latency_over_devices` says, the verdict is the worst and the error the largest. `devices` has those of each.
     """
 
     candidate_id: str
@@ -97,14 +126,18 @@ class FrontPoint:
     failure: str | None = None
     #: Weights and biases in the packed file, as far as shapes and pruning decide; None in results of earlier versions.
     model_bytes: int | None = None
+    devices: tuple[DeviceFigures, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchResult:
+    """`device` is the first of `devices`. In results of version 1, which knew one device, all `devices` are empty."""
+
     search: SearchSummary
     device: DeviceSummary
     baseline: Baseline
     front: tuple[FrontPoint, ...]
+    devices: tuple[DeviceSummary, ...] = ()
     version: int = RESULT_VERSION
 
 

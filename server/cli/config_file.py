@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,14 @@ def load_config(path: Path) -> SearchConfig:
 
 
 def with_overrides(
-    config: SearchConfig, *, method: str | None, seed: int | None, latency_from: str | None, device: str | None
+    config: SearchConfig,
+    *,
+    method: str | None,
+    seed: int | None,
+    latency_from: str | None,
+    devices: Sequence[str] = (),
 ) -> SearchConfig:
-    """The config with what the command line says instead. Raises `ConfigFileError` on an unknown method."""
+    """The config with what the command line says instead. Raises `ConfigFileError` where that does not fit it."""
     chosen = config.method
     if method is not None:
         try:
@@ -45,12 +50,19 @@ def with_overrides(
             raise ConfigFileError(f"unknown method {method!r}; known are {known}") from None
     if seed is not None:
         chosen = replace(chosen, seed=seed)
-    return replace(
+    changed = replace(
         config,
         method=chosen,
         latency_from=latency_from if latency_from is not None else config.latency_from,
-        device=device if device is not None else config.device,
     )
+    if not devices:
+        return changed
+    try:
+        if len(devices) == 1:
+            return replace(changed, device=devices[0], devices=())
+        return replace(changed, device=None, devices=tuple(devices))
+    except ContractError as error:
+        raise ConfigFileError(f"--device {' --device '.join(devices)}: {error}") from None
 
 
 def check_files(config: SearchConfig, data_dir: Path | None) -> Mapping[str, Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from device_agent.contracts import decode
-from search.domain.result import SearchResult
+from search.domain.result import BaselineLatency, DeviceFigures, FrontPoint, SearchResult
 from server.client import KerfClient
 
 RESULT_FILE = "result.json"
@@ -29,6 +30,8 @@ def write_output(client: KerfClient, search_id: str, output: Path) -> SearchResu
     result = decode(SearchResult, raw)
     _write_json(output / "front.json", client.search_part(search_id, "searched-front"))
     _write_json(output / "latency-table.json", client.search_part(search_id, "latency-table"))
+    for device in result.devices[1:]:
+        _write_json(output / f"latency-table.{device.id}.json", client.latency_table(search_id, device.id))
     config = client.search_part(search_id, "config")
     (output / "config.resolved.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     for point in result.front:
@@ -42,41 +45,72 @@ def write_output(client: KerfClient, search_id: str, output: Path) -> SearchResu
 
 
 def print_front(result: SearchResult, console: Console) -> None:
-    """The front as a table, fastest first, with the dense networks above it."""
+    """The front as a table, fastest first, with the dense networks above it; then one table for each of several
+    devices.
+    """
     base = result.baseline
+    devices = result.devices or (result.device,)
+    told = ", ".join(f"{device.name} ({device.cpu_model}, {device.source.value})" for device in devices)
     console.print(
         f"\n[bold]{result.search.name}[/bold]: {result.search.method}, seed {result.search.seed}, "
-        f"{result.search.evaluations} candidates estimated, on {result.device.name} ({result.device.cpu_model}, "
-        f"{result.device.source.value})"
+        f"{result.search.evaluations} candidates estimated, on {told}"
     )
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("candidate", "accuracy %", "estimate %", "measured ms", "95 % CI", "predicted", "error %"):
-        table.add_column(title, justify="left" if title == "candidate" else "right", no_wrap=True)
-    table.add_column("x TFLite", justify="right", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
-    table.add_column("max |error|", justify="right", no_wrap=True)
-    tflite = base.latency_ms.tflite_dense
-    dense = [("dense, TFLite", tflite), ("dense, native", base.latency_ms.native_dense)]
-    if base.latency_ms.ncnn_dense is not None:
-        dense.append(("dense, ncnn", base.latency_ms.ncnn_dense))
-    for label, latency in dense:
-        speed_up = f"{tflite / latency:.2f}" if tflite and latency else ""
+    several = len(devices) > 1
+    if several:
+        over = str(result.search.settings.get("latency_over_devices", "max")).replace("_", " ")
+        console.print(f"latency over the {len(devices)} devices: {over}")
+    table = _table(("candidate", "accuracy %", "estimate %"))
+    for label, latency, speed_up in _dense(base.latency_ms):
         table.add_row(label, f"{100 * base.accuracy:.2f}", "", _number(latency), "", "", "", speed_up, "", "")
     for point in result.front:
-        measured, interval = point.measured_latency_ms, point.latency_ci95_ms
         table.add_row(
             point.candidate_id[:10],
             "" if point.accuracy is None else f"{100 * point.accuracy:.2f}",
             "" if point.accuracy_estimate is None else f"{100 * point.accuracy_estimate:.2f}",
-            _number(measured),
-            "" if interval is None else f"{interval[0]:.4f}-{interval[1]:.4f}",
-            _number(point.predicted_latency_ms),
-            "" if measured is None else f"{100 * (point.predicted_latency_ms / measured - 1):+.1f}",
-            "" if measured is None or tflite is None else f"{tflite / measured:.2f}",
-            point.failure or (point.verdict.value if point.verdict else ""),
-            "" if point.output_max_abs_error is None else f"{point.output_max_abs_error:.1e}",
+            *_latency_cells(point, base.latency_ms),
         )
     console.print(table)
+    for place, device in enumerate(devices if several else ()):
+        own = base.devices[place].latency_ms
+        console.print(f"\non [bold]{device.name}[/bold]")
+        table = _table(("candidate",))
+        for label, latency, speed_up in _dense(own):
+            table.add_row(label, _number(latency), "", "", "", speed_up, "", "")
+        for point in result.front:
+            table.add_row(point.candidate_id[:10], *_latency_cells(point.devices[place], own))
+        console.print(table)
+
+
+def _table(leading: Sequence[str]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in (*leading, "measured ms", "95 % CI", "predicted", "error %", "x TFLite"):
+        table.add_column(title, justify="left" if title == "candidate" else "right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("max |error|", justify="right", no_wrap=True)
+    return table
+
+
+def _dense(latency: BaselineLatency) -> list[tuple[str, float | None, str]]:
+    """Label, latency and speed-up of the dense network in each runtime."""
+    tflite = latency.tflite_dense
+    dense = [("dense, TFLite", tflite), ("dense, native", latency.native_dense)]
+    if latency.ncnn_dense is not None:
+        dense.append(("dense, ncnn", latency.ncnn_dense))
+    return [(label, ms, f"{tflite / ms:.2f}" if tflite and ms else "") for label, ms in dense]
+
+
+def _latency_cells(found: FrontPoint | DeviceFigures, base: BaselineLatency) -> tuple[str, ...]:
+    """The columns from the measured latency on."""
+    measured, interval, tflite = found.measured_latency_ms, found.latency_ci95_ms, base.tflite_dense
+    return (
+        _number(measured),
+        "" if interval is None else f"{interval[0]:.4f}-{interval[1]:.4f}",
+        _number(found.predicted_latency_ms),
+        "" if measured is None else f"{100 * (found.predicted_latency_ms / measured - 1):+.1f}",
+        "" if measured is None or tflite is None else f"{tflite / measured:.2f}",
+        found.failure or (found.verdict.value if found.verdict else ""),
+        "" if found.output_max_abs_error is None else f"{found.output_max_abs_error:.1e}",
+    )
 
 
 def _number(value: float | None) -> str:

@@ -44,7 +44,10 @@ def run(
     state: StateOption = None,
     method: Annotated[str | None, typer.Option(help="Instead of the config's method.", show_default=False)] = None,
     seed: Annotated[int | None, typer.Option(help="Instead of the config's seed.", show_default=False)] = None,
-    device: Annotated[str | None, typer.Option(help="Instead of the config's device.", show_default=False)] = None,
+    device: Annotated[
+        list[str] | None,
+        typer.Option(help="Instead of the config's device; given more than once, for all of them.", show_default=False),
+    ] = None,
     latency_from: Annotated[
         str | None, typer.Option(help="Take the latency table of this earlier search.", show_default=False)
     ] = None,
@@ -54,7 +57,9 @@ def run(
 
     Without --server it starts a server, a worker and an agent on this machine and stops them afterwards.
     """
-    chosen = with_overrides(load_config(config), method=method, seed=seed, latency_from=latency_from, device=device)
+    chosen = with_overrides(
+        load_config(config), method=method, seed=seed, latency_from=latency_from, devices=device or ()
+    )
     paths = check_files(chosen, data)
     console = make_console()
     if server is not None:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from device_agent.contracts import Verdict, VerdictReason
-from search.domain.objective import Metric
+from search.domain.objective import LatencyOverDevices, Metric
+from search.latency.fleet import over_devices
 from server.dashboard.formats import LatencyUnit, latency_unit
-from server.dashboard.pages import FileLink, FrontRow, SpeedUp
-from server.dashboard.wording import VERDICT_LABELS, reason_texts
-from server.models import CandidateRow
+from server.dashboard.pages import DeviceFigures, DeviceLink, FileLink, FrontRow, SpeedUp
+from server.dashboard.wording import VERDICT_LABELS, StateLabel, reason_texts
+from server.models import CandidateRow, SearchRow
+from server.searches.queries import device_ids, get_search
 from server.searches.repository import RESULT, get_document, load_checkpoint
 from server.states import JobStage
 
@@ -25,34 +27,56 @@ MAX_CLOUD_POINTS = 5000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Baseline:
-    """The unpruned network; None where it is not measured yet."""
+    """The unpruned network; None where it is not measured yet. `by_device` is there where there are several."""
 
     accuracy: float | None = None
     tflite_ms: float | None = None
     native_ms: float | None = None
     ncnn_ms: float | None = None
+    by_device: Mapping[str, Baseline] = field(default_factory=dict)
 
 
-def baseline_of(session: Session, search_id: str) -> Baseline:
+def baseline_of(session: Session, search: SearchRow) -> Baseline:
     """The unpruned network's figures, as far as the search has come: from its result, else from its checkpoints."""
-    text = get_document(session, search_id, RESULT)
+    text = get_document(session, search.id, RESULT)
     if text is not None:
         data = json.loads(text)["baseline"]
-        latency = data["latency_ms"]
-        return Baseline(
-            accuracy=data["accuracy"],
-            tflite_ms=latency["tflite_dense"],
-            native_ms=latency["native_dense"],
-            ncnn_ms=latency.get("ncnn_dense"),
-        )
-    prepared = _checkpoint(session, search_id, JobStage.PREPARING)
-    profile = _checkpoint(session, search_id, JobStage.PROFILING)
+        own = {found["device_id"]: _of_result(found) for found in data.get("devices", ())}
+        return replace(_of_result(data), accuracy=data["accuracy"], by_device=own if len(own) > 1 else {})
+    prepared = _checkpoint(session, search.id, JobStage.PREPARING)
+    profile = _checkpoint(session, search.id, JobStage.PROFILING)
+    first, *others = device_ids(search)
+    by_device = {first: _of_profile(profile)}
+    by_device |= {device: _of_profile(profile.get("others", {}).get(device, {})) for device in others}
+    over = LatencyOverDevices(search.config.get("latency_over_devices", LatencyOverDevices.MAX))
+    found = list(by_device.values())
     return Baseline(
         accuracy=prepared.get("baseline_accuracy"),
-        tflite_ms=_ns_to_ms(profile.get("tflite_dense_ns")),
-        native_ms=_ns_to_ms(profile.get("native_dense_ns")),
-        ncnn_ms=_ns_to_ms(profile.get("ncnn_dense_ns")),
+        tflite_ms=_over([b.tflite_ms for b in found], over),
+        native_ms=_over([b.native_ms for b in found], over),
+        ncnn_ms=_over([b.ncnn_ms for b in found], over),
+        by_device=by_device if others else {},
     )
+
+
+def _of_result(data: Mapping[str, Any]) -> Baseline:
+    latency = data["latency_ms"]
+    return Baseline(
+        tflite_ms=latency["tflite_dense"], native_ms=latency["native_dense"], ncnn_ms=latency.get("ncnn_dense")
+    )
+
+
+def _of_profile(data: Mapping[str, Any]) -> Baseline:
+    return Baseline(
+        tflite_ms=_ns_to_ms(data.get("tflite_dense_ns")),
+        native_ms=_ns_to_ms(data.get("native_dense_ns")),
+        ncnn_ms=_ns_to_ms(data.get("ncnn_dense_ns")),
+    )
+
+
+def _over(latencies: Sequence[float | None], over: LatencyOverDevices) -> float | None:
+    known = [latency for latency in latencies if latency is not None]
+    return float(over_devices(known, over)) if len(known) == len(latencies) else None
 
 
 def _checkpoint(session: Session, search_id: str, stage: JobStage) -> dict[str, Any]:
@@ -65,12 +89,16 @@ def _ns_to_ms(value_ns: float | None) -> float | None:
     return None if value_ns is None else value_ns / 1e6
 
 
-def front_rows(session: Session, search_id: str, baseline: Baseline) -> tuple[FrontRow, ...]:
-    """The front and what was selected from it, by predicted latency."""
+def front_rows(
+    session: Session, search_id: str, baseline: Baseline, devices: Sequence[DeviceLink] = ()
+) -> tuple[FrontRow, ...]:
+    """The front and what was selected from it, by predicted latency; with each one's figures where several `devices`
+    are given.
+    """
     query = select(CandidateRow).where(
         CandidateRow.search_id == search_id, or_(CandidateRow.on_front, CandidateRow.selected)
     )
-    rows = [_front_row(row, baseline) for row in session.scalars(query)]
+    rows = [_front_row(row, baseline, devices) for row in session.scalars(query)]
     return tuple(sorted(rows, key=lambda row: (row.predicted_latency_ms, row.candidate_id)))
 
 
@@ -81,7 +109,7 @@ def unit_of(baseline: Baseline, front: Sequence[FrontRow]) -> LatencyUnit:
 
 def chart_data(session: Session, search_id: str) -> dict[str, Any]:
     """What the chart draws. Latencies in ms, to be shown in `unit`; accuracies as parts of 1."""
-    baseline = baseline_of(session, search_id)
+    baseline = baseline_of(session, get_search(session, search_id))
     front = front_rows(session, search_id, baseline)
     points = [_point(row) for row in front]
     unit = unit_of(baseline, front)
@@ -120,30 +148,72 @@ def _cloud(session: Session, search_id: str) -> list[tuple[float, float]]:
     return points[::step]
 
 
-def _front_row(row: CandidateRow, baseline: Baseline) -> FrontRow:
+def _front_row(row: CandidateRow, baseline: Baseline, devices: Sequence[DeviceLink]) -> FrontRow:
     metrics = row.metrics
     trained, exported, verified = (
         row.results.get(stage.value, {}) for stage in (JobStage.TRAINING, JobStage.EXPORTING, JobStage.VERIFYING)
     )
     predicted = float(metrics[Metric.LATENCY_MS])
-    measured = verified.get("measured_latency_ms")
-    interval = verified.get("latency_ci95_ms")
-    verdict = verified.get("verdict")
+    found = _Verified.of(verified)
     return FrontRow(
         candidate_id=row.candidate_id,
         selected=row.selected,
         predicted_latency_ms=predicted,
-        measured_latency_ms=measured,
-        latency_ci95_ms=None if interval is None else (interval[0], interval[1]),
-        speed_up=_speed_up(baseline, predicted, measured),
+        measured_latency_ms=found.measured_latency_ms,
+        latency_ci95_ms=found.latency_ci95_ms,
+        speed_up=_speed_up(baseline, predicted, found.measured_latency_ms),
         accuracy_estimate=1.0 - float(metrics[Metric.ERROR]) if Metric.ERROR in metrics else None,
         accuracy=trained.get("accuracy"),
         macs=int(metrics[Metric.MACS]) if Metric.MACS in metrics else None,
-        verdict=None if verdict is None else VERDICT_LABELS[Verdict(verdict)],
-        reasons=reason_texts(tuple(VerdictReason(r) for r in verified.get("verdict_reasons", ()))),
-        output_max_abs_error=verified.get("output_max_abs_error"),
-        failure=str(verified.get("failure") or ""),
+        verdict=found.verdict,
+        reasons=found.reasons,
+        output_max_abs_error=found.output_max_abs_error,
+        failure=found.failure,
         files=_files(exported.get("files", {})),
+        devices=tuple(_on_device(row, device, baseline) for device in devices) if len(devices) > 1 else (),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Verified:
+    """What VERIFYING stored, of one device or over several."""
+
+    measured_latency_ms: float | None
+    latency_ci95_ms: tuple[float, float] | None
+    verdict: StateLabel | None
+    reasons: tuple[str, ...]
+    output_max_abs_error: float | None
+    failure: str
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> _Verified:
+        interval = data.get("latency_ci95_ms")
+        verdict = data.get("verdict")
+        return cls(
+            measured_latency_ms=data.get("measured_latency_ms"),
+            latency_ci95_ms=None if interval is None else (interval[0], interval[1]),
+            verdict=None if verdict is None else VERDICT_LABELS[Verdict(verdict)],
+            reasons=reason_texts(tuple(VerdictReason(r) for r in data.get("verdict_reasons", ()))),
+            output_max_abs_error=data.get("output_max_abs_error"),
+            failure=str(data.get("failure") or ""),
+        )
+
+
+def _on_device(row: CandidateRow, device: DeviceLink, baseline: Baseline) -> DeviceFigures:
+    searched, verified = (row.results.get(stage.value, {}) for stage in (JobStage.SEARCHING, JobStage.VERIFYING))
+    predicted = searched.get("latencies_ms", {}).get(device.device_id)
+    found = _Verified.of(verified.get("devices", {}).get(device.device_id, {}))
+    own = baseline.by_device.get(device.device_id, Baseline())
+    return DeviceFigures(
+        device=device,
+        predicted_latency_ms=predicted,
+        measured_latency_ms=found.measured_latency_ms,
+        latency_ci95_ms=found.latency_ci95_ms,
+        speed_up=None if predicted is None else _speed_up(own, predicted, found.measured_latency_ms),
+        verdict=found.verdict,
+        reasons=found.reasons,
+        output_max_abs_error=found.output_max_abs_error,
+        failure=found.failure,
     )
 
 

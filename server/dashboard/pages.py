@@ -130,8 +130,32 @@ class SpeedUp:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceLink:
+    device_id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceFigures:
+    """A candidate on one of several devices. None where a stage has not come to it."""
+
+    device: DeviceLink
+    predicted_latency_ms: float | None
+    measured_latency_ms: float | None
+    latency_ci95_ms: tuple[float, float] | None
+    speed_up: SpeedUp | None
+    verdict: StateLabel | None
+    reasons: tuple[str, ...]
+    output_max_abs_error: float | None
+    failure: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FrontRow:
-    """One candidate of the front. None where a stage has not come to it."""
+    """One candidate of the front. None where a stage has not come to it.
+
+    Latencies are over the devices of the search; `devices` has those of each, where there are several.
+    """
 
     candidate_id: str
     selected: bool
@@ -147,6 +171,7 @@ class FrontRow:
     output_max_abs_error: float | None
     failure: str
     files: tuple[FileLink, ...]
+    devices: tuple[DeviceFigures, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,7 +184,8 @@ class EventView:
 class SearchPage:
     """`chosen` are the candidates that go through training and verification; `hidden` counts those not listed.
 
-    `objectives` names what the front is taken over, and `source` where its latencies come from.
+    `objectives` names what the front is taken over, and `source` where its latencies come from. `over_devices` says in
+    words what one latency over several devices is; "" for a single one.
     """
 
     search_id: str
@@ -167,8 +193,8 @@ class SearchPage:
     architecture: str
     method: str
     seed: int
-    device_id: str
-    device_name: str
+    devices: tuple[DeviceLink, ...]
+    over_devices: str
     source: str
     state: StateLabel
     is_over: bool

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import ScalarSelect, func, select
 from sqlalchemy.orm import Session
 
 from device_agent.contracts import DeviceProfile, ReportStatus, Source, decode
+from search.domain.objective import LatencyOverDevices
 from server.dashboard import pages
 from server.dashboard.formats import LatencyUnit, count, latency, percent, span
 from server.dashboard.front import Baseline, baseline_of, front_rows, unit_of
-from server.dashboard.pages import EventView, FrontRow, Progress, SearchPage, StageView, Tile
+from server.dashboard.pages import DeviceLink, EventView, FrontRow, Progress, SearchPage, StageView, Tile
 from server.dashboard.wording import JOB_LABELS, STAGE_LABELS
 from server.models import CandidateRow, DeviceRow, EventRow, MeasurementRow, SearchRow, SearchTaskRow
-from server.searches.queries import get_search
+from server.searches.queries import device_ids, get_search
 from server.states import JobStage, JobState
 
 #: Rows of the front's table, and the latest events: what a reader looks through.
@@ -35,25 +36,32 @@ def search_rows(session: Session, now: float, *, limit: int) -> tuple[pages.Sear
         .order_by(SearchRow.id.desc())
         .limit(limit)
     )
+    found = session.execute(query).all()
+    names = _device_names(session, {device_id for row, *_ in found for device_id in device_ids(row)})
     return tuple(
         pages.SearchRow(
             search_id=row.id,
             name=row.name,
             architecture=row.config["model"]["architecture"],
             method=row.config["method"]["name"],
-            device_name=device.name,
+            device_name=", ".join(names[device_id] for device_id in device_ids(row)),
             source=_source_of(device, measured),
             state=JOB_LABELS[row.state],
             progress=_progress(row, with_stage=True),
             error=row.error or "",
             age_s=now - (row.started_at or row.created_at),
         )
-        for row, device, measured in session.execute(query)
+        for row, device, measured in found
     )
 
 
+def _device_names(session: Session, identities: Collection[str]) -> dict[str, str]:
+    query = select(DeviceRow.id, DeviceRow.name).where(DeviceRow.id.in_(identities))
+    return {row.id: row.name for row in session.execute(query)}
+
+
 def _measured_source() -> ScalarSelect[Source]:
-    """Where a search's latencies come from. They are all of one source."""
+    """Where a search's latencies come from. They are all of one source, on all its devices."""
     return (
         select(MeasurementRow.source)
         .join(SearchTaskRow, SearchTaskRow.task_id == MeasurementRow.task_id)
@@ -77,8 +85,10 @@ def search_page(session: Session, search_id: str, now: float) -> SearchPage:
         .join(SearchRow, SearchRow.device_id == DeviceRow.id)
         .where(SearchRow.id == search_id)
     ).one()
-    baseline = baseline_of(session, search_id)
-    front = front_rows(session, search_id, baseline)
+    names = _device_names(session, device_ids(row))
+    devices = tuple(DeviceLink(device_id=device_id, name=names[device_id]) for device_id in device_ids(row))
+    baseline = baseline_of(session, row)
+    front = front_rows(session, search_id, baseline, devices)
     unit = unit_of(baseline, front)
     chosen = tuple(point for point in front if point.selected)
     others = tuple(point for point in front if not point.selected)
@@ -91,8 +101,8 @@ def search_page(session: Session, search_id: str, now: float) -> SearchPage:
         architecture=row.config["model"]["architecture"],
         method=row.config["method"]["name"],
         seed=row.config["method"]["seed"],
-        device_id=row.device_id,
-        device_name=device.name,
+        devices=devices,
+        over_devices=_over_words(row, len(devices)),
         source=_source_of(device, measured),
         state=JOB_LABELS[row.state],
         is_over=row.state.is_terminal,
@@ -158,6 +168,17 @@ def _stages(session: Session, row: SearchRow, now: float) -> tuple[StageView, ..
             status = "current"
         views.append(StageView(label=STAGE_LABELS[stage], status=status, note=lasted))
     return tuple(views)
+
+
+def _over_words(row: SearchRow, num_devices: int) -> str:
+    if num_devices == 1:
+        return ""
+    over = LatencyOverDevices(row.config.get("latency_over_devices", LatencyOverDevices.MAX))
+    return {
+        LatencyOverDevices.MAX: "that of the slowest device",
+        LatencyOverDevices.MEAN: "the mean over the devices",
+        LatencyOverDevices.GEOMETRIC_MEAN: "the geometric mean over the devices",
+    }[over]
 
 
 def _objective_words(metric: str) -> str:

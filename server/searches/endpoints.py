@@ -11,7 +11,7 @@ from server.context import ContextDep, Reader, SearchWriter
 from server.errors import NotFound
 from server.models import CandidateRow
 from server.searches import queries, service
-from server.searches.repository import LATENCY_TABLE, RESOLVED_CONFIG, RESULT, SEARCHED_FRONT
+from server.searches.repository import LATENCY_TABLE, RESOLVED_CONFIG, RESULT, SEARCHED_FRONT, device_document
 from server.searches.schemas import CandidateView, SearchView, candidate_view, search_view
 from server.states import JobState
 from server.wire import (
@@ -129,9 +129,18 @@ def get_config(search_id: str, request: Request, context: ContextDep, principal:
 
 
 @router.get("/{search_id}/latency-table")
-def get_latency_table(search_id: str, request: Request, context: ContextDep, principal: Reader) -> Response:
-    """The latency table that the search used, byte for byte."""
-    return _document(search_id, LATENCY_TABLE, request, context)
+def get_latency_table(
+    search_id: str, request: Request, context: ContextDep, principal: Reader, device: str | None = None
+) -> Response:
+    """The latency table that the search used, byte for byte: of the device with the id `device`, else of its first."""
+    name = LATENCY_TABLE
+    if device is not None:
+        with context.database.read() as session:
+            known = queries.device_ids(queries.get_search(session, search_id))
+        if device not in known:
+            raise NotFound(f"search {search_id!r} has no device {device!r}: it has {', '.join(known)}")
+        name = device_document(LATENCY_TABLE, device, known)
+    return _document(search_id, name, request, context)
 
 
 @router.get("/{search_id}/searched-front")

@@ -43,6 +43,11 @@ def get_search(session: Session, search_id: str, *, lock: bool = False) -> Searc
     return row
 
 
+def device_ids(row: SearchRow) -> tuple[str, ...]:
+    """The devices of a search, in the order of its config."""
+    return tuple(row.config.get("devices") or (row.device_id,))
+
+
 def list_searches(
     session: Session, *, before: str | None, limit: int, state: JobState | None = None
 ) -> Sequence[SearchRow]:

@@ -27,7 +27,7 @@ from sqlalchemy.orm import Session
 from device_agent.contracts import encode
 from search.domain.config import SearchConfig, parse_config
 from server.columns import now_s
-from server.models import CandidateRow, CheckpointRow, DocumentRow, EventRow, SearchRow
+from server.models import CandidateRow, CheckpointRow, DeviceRow, DocumentRow, EventRow, SearchRow
 from server.searches.tasks import cancel_unwanted_tasks
 from server.states import JOB_TRANSITIONS, JobStage, JobState, sources
 from server.upsert import upsert
@@ -37,12 +37,18 @@ KEPT_CHECKPOINTS = 2
 
 #: Documents that the API serves.
 RESOLVED_CONFIG = "config"
+#: Of the first device of a search; see `device_document` for those of the others.
 LATENCY_TABLE = "latency-table"
 RESULT = "result"
 #: The front as the search found it, before training: equal seeds and latency tables give equal text.
 SEARCHED_FRONT = "searched-front"
 #: The estimated errors of pruned layers (`search.reconstruction`), for methods that use them.
 LAYER_ERRORS = "layer-errors"
+
+
+def device_document(name: str, device_id: str, device_ids: Sequence[str]) -> str:
+    """The name of a document that a search has for each of its devices `device_ids`: bare for the first."""
+    return name if device_id == device_ids[0] else f"{name}.{device_id}"
 
 
 class ClaimLost(Exception):
@@ -59,13 +65,21 @@ class JobSignal(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobClaim:
-    """A job in the hands of one worker. `epoch` is its fence; `stage` is where an earlier worker left off."""
+    """A job in the hands of one worker. `epoch` is its fence; `stage` is where an earlier worker left off.
+
+    `device_id` is the only device, or the first of several.
+    """
 
     search_id: str
     epoch: int
     device_id: str
     stage: JobStage
     config: SearchConfig
+
+    @property
+    def device_ids(self) -> tuple[str, ...]:
+        """All devices of the search, in the order of its config."""
+        return self.config.devices or (self.device_id,)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,6 +155,13 @@ def claim_runnable_job(
     return JobClaim(
         search_id=row.id, epoch=row.epoch, device_id=row.device_id, stage=row.stage, config=parse_config(row.config)
     )
+
+
+def device_names(session: Session, device_ids: Sequence[str]) -> dict[str, str]:
+    """The names of devices by their ids, in the order of `device_ids`."""
+    query = select(DeviceRow.id, DeviceRow.name).where(DeviceRow.id.in_(device_ids))
+    names = {row.id: row.name for row in session.execute(query)}
+    return {device_id: names[device_id] for device_id in device_ids}
 
 
 def heartbeat(session: Session, claim: JobClaim) -> JobSignal:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from server.models import CandidateRow, EventRow, SearchRow
+from server.searches.queries import device_ids
 from server.states import JobStage, JobState
 from server.wire import iso
 
@@ -18,7 +19,9 @@ class SearchView:
     state: JobState
     stage: JobStage
     progress: Mapping[str, Any]
+    #: The only device, or the first of several.
     device_id: str
+    device_ids: tuple[str, ...]
     error: str | None
     created_at: str | None
     started_at: str | None
@@ -61,6 +64,7 @@ def search_view(row: SearchRow) -> SearchView:
         stage=row.stage,
         progress=row.progress,
         device_id=row.device_id,
+        device_ids=device_ids(row),
         error=row.error,
         created_at=iso(row.created_at),
         started_at=iso(row.started_at),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import replace
 
 from sqlalchemy import select
@@ -11,6 +12,7 @@ from sqlalchemy.orm import Session
 from device_agent.contracts import (
     TFLITE_SPARSE_RUNTIME,
     ContractError,
+    DeviceProfile,
     RuntimeInfo,
     canonical_json,
     decode,
@@ -23,7 +25,7 @@ from server.context import Context
 from server.errors import NotFound, Unprocessable
 from server.models import DeviceRow, SearchRow
 from server.searches import queries
-from server.searches.repository import LATENCY_TABLE
+from server.searches.repository import LATENCY_TABLE, device_document
 from server.wire import unprocessable
 
 MAX_KEY_CHARS = 200
@@ -51,14 +53,14 @@ def create_search(
                 return queries.get_search(session, earlier), False
     with context.database.write() as session:
         _check_artifacts(context, session, config)
-        device_id = _choose_device(session, config)
+        devices = _choose_devices(session, config)
         _check_runtime(config)
-        _check_latency_from(session, config, device_id)
+        _check_latency_from(session, config, devices)
         row = queries.insert_search(
             session,
             name=config.name,
-            device_id=device_id,
-            config=encode(replace(config, device=device_id)),
+            device_id=devices[0].id,
+            config=encode(_with_identities(config, devices)),
             created_by=principal,
         )
         if idempotency_key is None:
@@ -90,23 +92,42 @@ def _check_artifacts(context: Context, session: Session, config: SearchConfig) -
             raise _refused(field, f"no artifact {sha256} is stored: upload it to /v1/artifacts/sha256/{sha256} first")
 
 
-def _choose_device(session: Session, config: SearchConfig) -> str:
-    """The device that the config names by id or name, or the only one that can do it."""
+def _choose_devices(session: Session, config: SearchConfig) -> tuple[DeviceRow, ...]:
+    """The devices that the config names by id or name, or the only one that can do it."""
     runtime = config.measuring.networks.runtime
     if config.device is not None:
-        found = session.scalars(
-            select(DeviceRow).where((DeviceRow.id == config.device) | (DeviceRow.name == config.device))
-        ).all()
-        if not found:
-            known = ", ".join(session.scalars(select(DeviceRow.name).order_by(DeviceRow.id).limit(20))) or "none"
-            raise _refused("config.device", f"there is no device {config.device!r}; enrolled are: {known}")
-        device = found[0]
-        if not device.enabled:
-            raise _refused("config.device", f"device {device.name!r} is disabled: enable it, or name another one")
-        reason = _why_unusable(device, runtime)
-        if reason is not None:
-            raise _refused("config.measuring.networks.runtime", f"device {device.name!r} {reason}")
-        return device.id
+        return (_named_device(session, config.device, runtime, "config.device"),)
+    if not config.devices:
+        return (_only_device(session, runtime),)
+    found = tuple(_named_device(session, name, runtime, "config.devices") for name in config.devices)
+    for i, device in enumerate(found):
+        if device in found[:i]:
+            first = config.devices[found.index(device)]
+            raise _refused(
+                "config.devices", f"{first!r} and {config.devices[i]!r} are one device: name each device once"
+            )
+    sources = {device.name: decode(DeviceProfile, device.profile).source for device in found}
+    if len(set(sources.values())) > 1:
+        told = ", ".join(f"{name!r} is {source.value}" for name, source in sources.items())
+        raise _refused("config.devices", f"{told}: one search never joins them in one figure; name devices of one kind")
+    return found
+
+
+def _named_device(session: Session, name: str, runtime: str, field: str) -> DeviceRow:
+    found = session.scalars(select(DeviceRow).where((DeviceRow.id == name) | (DeviceRow.name == name))).all()
+    if not found:
+        known = ", ".join(session.scalars(select(DeviceRow.name).order_by(DeviceRow.id).limit(20))) or "none"
+        raise _refused(field, f"there is no device {name!r}; enrolled are: {known}")
+    device = found[0]
+    if not device.enabled:
+        raise _refused(field, f"device {device.name!r} is disabled: enable it, or name another one")
+    reason = _why_unusable(device, runtime)
+    if reason is not None:
+        raise _refused("config.measuring.networks.runtime", f"device {device.name!r} {reason}")
+    return device
+
+
+def _only_device(session: Session, runtime: str) -> DeviceRow:
     enabled = session.scalars(select(DeviceRow).where(DeviceRow.enabled).order_by(DeviceRow.id)).all()
     suitable = [device for device in enabled if _why_unusable(device, runtime) is None]
     if not suitable:
@@ -118,7 +139,17 @@ def _choose_device(session: Session, config: SearchConfig) -> str:
     if len(suitable) > 1:
         names = ", ".join(repr(d.name) for d in suitable[:20])
         raise _refused("config.device", f"{len(suitable)} devices could do this ({names}): name one in 'device'")
-    return suitable[0].id
+    return suitable[0]
+
+
+def _with_identities(config: SearchConfig, devices: Sequence[DeviceRow]) -> SearchConfig:
+    """The config with devices by their ids, which no later device can take over: `device` for one, else `devices`."""
+    named = config.devices or (config.device,)
+    identities = {name: device.id for name, device in zip(named, devices, strict=True)}
+    constraints = tuple(c if c.device is None else replace(c, device=identities[c.device]) for c in config.constraints)
+    if len(devices) == 1:
+        return replace(config, device=devices[0].id, devices=(), constraints=constraints)
+    return replace(config, devices=tuple(device.id for device in devices), constraints=constraints)
 
 
 def _why_unusable(device: DeviceRow, runtime: str) -> str | None:
@@ -136,8 +167,8 @@ def _check_runtime(config: SearchConfig) -> None:
         )
 
 
-def _check_latency_from(session: Session, config: SearchConfig, device_id: str) -> None:
-    """The search whose latency table is to be used must be there, of the same device, and have one."""
+def _check_latency_from(session: Session, config: SearchConfig, devices: Sequence[DeviceRow]) -> None:
+    """The search whose latency tables are to be used must be there, and have one of each device."""
     if config.latency_from is None:
         return
     field = "config.latency_from"
@@ -145,10 +176,17 @@ def _check_latency_from(session: Session, config: SearchConfig, device_id: str) 
         source = queries.get_search(session, config.latency_from)
     except NotFound as error:
         raise _refused(field, error.detail) from None
-    if source.device_id != device_id:
-        raise _refused(field, f"search {source.id} measured on device {source.device_id}, not on {device_id}")
-    if queries.find_document(session, source.id, LATENCY_TABLE) is None:
-        raise _refused(field, f"search {source.id} is {source.state.value} and has no latency table yet")
+    measured_on = queries.device_ids(source)
+    for device in devices:
+        if device.id not in measured_on:
+            raise _refused(
+                field,
+                f"search {source.id} measured on device {', '.join(measured_on)}, not on {device.name!r} "
+                f"({device.id}): name a search on all devices of this one, or leave latency_from out",
+            )
+        name = device_document(LATENCY_TABLE, device.id, measured_on)
+        if queries.find_document(session, source.id, name) is None:
+            raise _refused(field, f"search {source.id} is {source.state.value} and has no latency table yet")
 
 
 def _refused(field: str, message: str) -> Unprocessable:

@@ -51,6 +51,7 @@ class CandidateEvaluator:
     def _completed(self, genomes: Sequence[Genome], estimates: Sequence[AccuracyEstimate]) -> list[Evaluation]:
         """The estimates, and all that the genomes alone decide."""
         known = self._figures(genomes)
+        by_device = self._figures.latencies_ms(genomes)
         evaluations = []
         for row, estimate in enumerate(estimates):
             metrics = {
@@ -58,8 +59,16 @@ class CandidateEvaluator:
                 Metric.LOSS: estimate.loss,
                 **{metric: float(values[row]) for metric, values in known.items()},
             }
-            violation = total_violation(metrics, self._run.config.constraints)
-            evaluations.append(Evaluation(metrics=metrics, violation=violation, failure=estimate.failure))
+            latencies_ms = {device: float(values[row]) for device, values in by_device.items()}
+            violation = total_violation(metrics, self._run.config.constraints, latencies_ms)
+            evaluations.append(
+                Evaluation(
+                    metrics=metrics,
+                    violation=violation,
+                    failure=estimate.failure,
+                    latencies_ms=latencies_ms if len(latencies_ms) > 1 else {},
+                )
+            )
         return evaluations
 
 

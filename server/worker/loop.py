@@ -104,7 +104,7 @@ def _serve(
             bound.warning("search_lost", reason=str(error))
         except _USER_ERRORS as error:
             bound.warning("search_failed", reason=str(error))
-            _fail(run, str(error))
+            _fail(run, run.named(str(error)))
         except OperationalError as error:
             # The database is away, not the search wrong: its claim goes stale and is taken up again.
             bound.warning("search_interrupted", error=str(error.orig))

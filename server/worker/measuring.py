@@ -1,11 +1,14 @@
-"""Asking the device for measurements and waiting for them, as one unit of a stage."""
+"""Asking devices for measurements and waiting for them, as one unit of a stage."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from device_agent.contracts import KernelTask, MeasurementFailure, Source, Verdict, kernel_id
+from server.fleet.devices import DeviceState, device_state
+from server.fleet.repository import get_device
 from server.latency.repository import Task
 from server.latency.source import MeasurementSummary, SqlLatencySource
 from server.states import JobStage
@@ -16,41 +19,57 @@ POLL_INTERVAL_S = 0.25
 #: How many failures an error lists; the rest are in GET /v1/measurements.
 _SHOWN_FAILURES = 3
 
+#: What the user can do about a device that does no work.
+_REMEDY = {DeviceState.OFFLINE: "start its agent", DeviceState.DISABLED: "enable it"}
+
 Outcome = MeasurementSummary | MeasurementFailure
 
 
-def measure(
-    run: SearchRun, stage: JobStage, tasks: Sequence[Task], note: str, *, source: Source | None = None
-) -> list[tuple[str, Outcome]]:
-    """Have `tasks` measured on the job's device; one (task id, outcome) for each, in their order.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """What one device is asked for. All its measurements have one source, which is `source` where that is given."""
+
+    device_id: str
+    tasks: Sequence[Task]
+    source: Source | None = None
+
+
+def measure(run: SearchRun, stage: JobStage, orders: Sequence[Order], note: str) -> list[list[tuple[str, Outcome]]]:
+    """Have all `orders` measured, all devices at the same time; one (task id, outcome) a task, in their order.
 
     A REJECTED measurement is taken once more before it is returned as it is. Tasks that a pause or a crash left behind
-    are found again. All measurements have one source, which is `source` where that is given. Raises `RunInterrupted`
-    while waiting, and `SearchFailed` where the device turned from a real into an emulated one or back.
+    are found again. Raises `RunInterrupted` while waiting, and `SearchFailed` where a device turned from a real into an
+    emulated one or back.
     """
     latencies = SqlLatencySource(run.database)
-    ids = latencies.request(run.claim.device_id, tasks, run.search_id)
-    outcomes = _wait(run, latencies, stage, ids, note)
-    rejected = [i for i, task_id in enumerate(ids) if _is_rejected(outcomes[task_id])]
-    if rejected:
-        again = latencies.request(run.claim.device_id, [tasks[i] for i in rejected], run.search_id, force=True)
-        outcomes |= _wait(run, latencies, stage, again, f"{note}, {len(rejected)} of them again")
-        for i, task_id in zip(rejected, again, strict=True):
-            ids[i] = task_id
-    check_one_source((outcomes[task_id] for task_id in ids), source)
-    return [(task_id, outcomes[task_id]) for task_id in ids]
+    ids = [latencies.request(order.device_id, order.tasks, run.search_id) for order in orders]
+    outcomes = _wait(run, latencies, stage, orders, ids, note)
+    rejected = [[i for i, task_id in enumerate(own) if _is_rejected(outcomes[task_id])] for own in ids]
+    if any(rejected):
+        again = [
+            latencies.request(order.device_id, [order.tasks[i] for i in places], run.search_id, force=True)
+            for order, places in zip(orders, rejected, strict=True)
+        ]
+        outcomes |= _wait(run, latencies, stage, orders, again, f"{note}, {sum(map(len, rejected))} of them again")
+        for own, places, repeated in zip(ids, rejected, again, strict=True):
+            for i, task_id in zip(places, repeated, strict=True):
+                own[i] = task_id
+    for order, own in zip(orders, ids, strict=True):
+        name = run.device_names[order.device_id]
+        check_one_source(name, (outcomes[task_id] for task_id in own), order.source)
+    return [[(task_id, outcomes[task_id]) for task_id in own] for own in ids]
 
 
-def check_one_source(outcomes: Iterable[Outcome], source: Source | None) -> None:
-    """Raise `SearchFailed` unless all measurements have the same source, and that is `source` if given."""
+def check_one_source(device: str, outcomes: Iterable[Outcome], source: Source | None) -> None:
+    """Raise `SearchFailed` unless all measurements of a device have one source, and that is `source` if given."""
     found = {outcome.source for outcome in outcomes if isinstance(outcome, MeasurementSummary)}
     if source is not None:
         found.add(source)
     if len(found) > 1:
         names = " and ".join(sorted(found))
         raise SearchFailed(
-            f"the device gave both {names} latencies to this search, which never mix: submit the search again on the "
-            "device as it is now"
+            f"the device {device!r} gave both {names} latencies to this search, which never mix: submit the search "
+            "again on the device as it is now"
         )
 
 
@@ -77,19 +96,48 @@ def describe(task: Task) -> str:
 
 
 def _wait(
-    run: SearchRun, source: SqlLatencySource, stage: JobStage, ids: Sequence[str], note: str
+    run: SearchRun,
+    source: SqlLatencySource,
+    stage: JobStage,
+    orders: Sequence[Order],
+    ids: Sequence[Sequence[str]],
+    note: str,
 ) -> dict[str, Outcome]:
+    """Wait for the tasks `ids` of each order. Who waits is told which devices it is for, if they are away."""
+    told: set[str] = set()
     while True:
-        progress = source.progress(ids)
-        run.progress(stage, progress.done, progress.total, note)
-        if progress.is_complete:
+        progress = [source.progress(own) for own in ids]
+        is_open = [order.device_id for order, p in zip(orders, progress, strict=True) if not p.is_complete]
+        away = absent_devices(run, is_open)
+        for name, state in away.items():
+            if name not in told:
+                run.message(
+                    f"waiting for the device {name!r}, which is {state}: {_REMEDY[state]}, or cancel the search"
+                )
+        told = set(away)
+        waits = "".join(f"; waits for {name!r}, which is {state}" for name, state in away.items())
+        run.progress(stage, sum(p.done for p in progress), sum(p.total for p in progress), f"{note}{waits}")
+        if not is_open:
             break
         run.wait(POLL_INTERVAL_S)
-    outcomes = source.results(ids)
-    missing = [task_id for task_id in ids if task_id not in outcomes]
+    every = [task_id for own in ids for task_id in own]
+    outcomes = source.results(every)
+    missing = [task_id for task_id in every if task_id not in outcomes]
     if missing:
         raise SearchFailed(f"{len(missing)} measuring tasks were cancelled under the search: submit it again")
     return outcomes
+
+
+def absent_devices(run: SearchRun, device_ids: Sequence[str]) -> dict[str, DeviceState]:
+    """Those of the devices that do no work now, by name."""
+    found: dict[str, DeviceState] = {}
+    with run.database.read() as session:
+        for device_id in device_ids:
+            status = get_device(session, device_id)
+            state = device_state(status, run.settings.heartbeat_interval_s)
+            if state is not DeviceState.ONLINE:
+                found[status.row.name] = state
+    return found
 
 
 def _is_rejected(outcome: Outcome) -> bool:

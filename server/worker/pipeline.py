@@ -22,7 +22,7 @@ from server.worker.stages.verifying import verify
 
 def run_stages(run: SearchRun) -> None:
     """Carry the job from where it stands to its end. Raises what the stages raise."""
-    resolved = replace(run.config, device=run.claim.device_id)
+    resolved = run.config if run.config.devices else replace(run.config, device=run.claim.device_id)
     run.put_document(RESOLVED_CONFIG, json.dumps(encode(resolved)))
     prepared = prepare(run)
     run.check()
@@ -36,8 +36,8 @@ def run_stages(run: SearchRun) -> None:
     run.check()
     verify(run, prepared, profiled, load_front(run))
     with run.database.read() as session:
-        device = _device(session, run.claim.device_id)
-    store_result(run, prepared, profiled, load_front(run), device)
+        devices = {device_id: _device(session, device_id) for device_id in run.claim.device_ids}
+    store_result(run, prepared, profiled, load_front(run), devices)
     with run.database.write() as session:
         complete_job(session, run.claim)
 

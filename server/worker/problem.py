@@ -32,6 +32,8 @@ def make_problem(run: SearchRun, prepared: Prepared, figures: NetworkFigures) ->
         known=figures,
         known_metrics=NetworkFigures.METRICS,
         tables=figures.tables,
+        known_latencies=figures.latencies_ms,
+        device_tables=figures.device_tables,
         canonical=CanonicalForm(prepared.spec, prepared.space),
         errors=_errors(run, prepared).factors if needs_errors else (),
         mapping=mapping_input(run, prepared, figures),

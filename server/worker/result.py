@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 import jsonschema
 
@@ -11,6 +13,8 @@ from search.domain.objective import Metric
 from search.domain.result import (
     Baseline,
     BaselineLatency,
+    DeviceBaseline,
+    DeviceFigures,
     DeviceSummary,
     FrontPoint,
     SearchResult,
@@ -22,19 +26,19 @@ from search.known_figures import plan_figures
 from search.lowering import lower
 from server.searches.repository import RESULT, CandidateRecord
 from server.states import JobStage
+from server.worker.latencies import DenseLatency, DeviceLatencies, Profile
 from server.worker.run import SearchRun
 from server.worker.stages.preparing import Prepared
-from server.worker.stages.profiling import Profile
 from server.worker.stages.searching import Front
 
 
 def store_result(
-    run: SearchRun, prepared: Prepared, profile: Profile, front: Front, device: tuple[str, DeviceProfile]
+    run: SearchRun, prepared: Prepared, profile: Profile, front: Front, devices: Mapping[str, tuple[str, DeviceProfile]]
 ) -> SearchResult:
     """Build, check against the schema, and store the result of a search whose stages are all done."""
     config = run.config
     dense = lower(prepared.spec, Decisions())
-    name, hardware = device
+    summaries = tuple(_device(d, *devices[d.device_id]) for d in profile.devices)
     points = sorted(
         (_point(prepared, profile, c) for c in front.selected),
         key=lambda p: (p.measured_latency_ms or p.predicted_latency_ms, p.candidate_id),
@@ -50,24 +54,13 @@ def store_result(
             seconds=run.stage_seconds(),
             latency_from=config.latency_from,
         ),
-        device=DeviceSummary(
-            id=run.claim.device_id,
-            name=name,
-            cpu_model=hardware.cpu_model,
-            runtime=profile.table.runtime,
-            runtime_version=profile.table.runtime_version,
-            isa=profile.summary.isa,
-            threads=profile.summary.threads,
-            source=profile.table.source,
-            kernels=len(profile.table.kernels),
-            kernels_reused=profile.summary.kernels_reused,
-        ),
+        device=summaries[0],
+        devices=summaries,
         baseline=Baseline(
             accuracy=prepared.baseline_accuracy,
-            latency_ms=BaselineLatency(
-                tflite_dense=_ms(profile.summary.tflite_dense_ns),
-                native_dense=_ms(profile.summary.native_dense_ns),
-                ncnn_dense=_ms(profile.summary.ncnn_dense_ns),
+            latency_ms=_baseline(profile.dense),
+            devices=tuple(
+                DeviceBaseline(device_id=d.device_id, latency_ms=_baseline(d.dense)) for d in profile.devices
             ),
             macs=dense.macs,
             parameters=dense.parameters,
@@ -81,32 +74,70 @@ def store_result(
     return result
 
 
+def _device(found: DeviceLatencies, name: str, hardware: DeviceProfile) -> DeviceSummary:
+    return DeviceSummary(
+        id=found.device_id,
+        name=name,
+        cpu_model=hardware.cpu_model,
+        runtime=found.table.runtime,
+        runtime_version=found.table.runtime_version,
+        isa=found.summary.isa,
+        threads=found.summary.threads,
+        source=found.table.source,
+        kernels=len(found.table.kernels),
+        kernels_reused=found.summary.kernels_reused,
+    )
+
+
+def _baseline(dense: DenseLatency) -> BaselineLatency:
+    return BaselineLatency(tflite_dense=dense.tflite_ms, native_dense=dense.native_ms, ncnn_dense=dense.ncnn_ms)
+
+
 def _point(prepared: Prepared, profile: Profile, candidate: CandidateRecord) -> FrontPoint:
     decisions = prepared.space.decode(candidate.genome)
     plan = lower(prepared.spec, decisions)
     verified = candidate.results.get(JobStage.VERIFYING.value, {})
-    interval = verified.get("latency_ci95_ms")
-    verdict = verified.get("verdict")
+    by_device = profile.fleet.latencies_ms(plan)
+    over = _figures("", profile.predict_ms(plan), verified)
     error = candidate.metrics.get(Metric.ERROR.value)
     return FrontPoint(
         candidate_id=candidate.candidate_id,
         accuracy_estimate=None if error is None else 1.0 - error,
         accuracy=candidate.results.get(JobStage.TRAINING.value, {}).get("accuracy"),
-        predicted_latency_ms=profile.predict_ms(plan),
+        predicted_latency_ms=over.predicted_latency_ms,
+        measured_latency_ms=over.measured_latency_ms,
+        uncorrected_latency_ms=over.uncorrected_latency_ms,
+        latency_ci95_ms=over.latency_ci95_ms,
+        verdict=over.verdict,
+        verdict_reasons=over.verdict_reasons,
+        output_max_abs_error=over.output_max_abs_error,
+        macs=plan.macs,
+        parameters=plan.parameters,
+        files=candidate.results.get(JobStage.EXPORTING.value, {}).get("files", {}),
+        decisions=encode(decisions),
+        failure=over.failure,
+        model_bytes=int(plan_figures(plan)[Metric.MODEL_BYTES]),
+        devices=tuple(
+            _figures(
+                device, predicted_ms, verified if len(by_device) == 1 else verified.get("devices", {}).get(device, {})
+            )
+            for device, predicted_ms in by_device.items()
+        ),
+    )
+
+
+def _figures(device_id: str, predicted_ms: float, verified: Mapping[str, Any]) -> DeviceFigures:
+    """What VERIFYING stored, or nothing of it yet."""
+    interval = verified.get("latency_ci95_ms")
+    verdict = verified.get("verdict")
+    return DeviceFigures(
+        device_id=device_id,
+        predicted_latency_ms=predicted_ms,
         measured_latency_ms=verified.get("measured_latency_ms"),
         uncorrected_latency_ms=verified.get("uncorrected_latency_ms"),
         latency_ci95_ms=None if interval is None else (interval[0], interval[1]),
         verdict=None if verdict is None else Verdict(verdict),
         verdict_reasons=tuple(verified.get("verdict_reasons", ())),
         output_max_abs_error=verified.get("output_max_abs_error"),
-        macs=plan.macs,
-        parameters=plan.parameters,
-        files=candidate.results.get(JobStage.EXPORTING.value, {}).get("files", {}),
-        decisions=encode(decisions),
         failure=verified.get("failure"),
-        model_bytes=int(plan_figures(plan)[Metric.MODEL_BYTES]),
     )
-
-
-def _ms(nanoseconds: float | None) -> float | None:
-    return None if nanoseconds is None else nanoseconds / 1e6

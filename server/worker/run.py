@@ -45,6 +45,8 @@ class SearchRun:
     #: The error of the heartbeat, if the claim was lost.
     lost: threading.Event
     _last_progress_s: float = field(default=0.0)
+    _last_progress: Mapping[str, Any] = field(default_factory=dict)
+    _device_names: dict[str, str] = field(default_factory=dict)
 
     @property
     def search_id(self) -> str:
@@ -60,6 +62,20 @@ class SearchRun:
         path = self.settings.data_dir / "work" / self.search_id
         path.mkdir(parents=True, exist_ok=True)
         return path
+
+    @property
+    def device_names(self) -> Mapping[str, str]:
+        """The names of the search's devices by their ids, in the order of the config."""
+        if not self._device_names:
+            with self.database.read() as session:
+                self._device_names = repository.device_names(session, self.claim.device_ids)
+        return self._device_names
+
+    def named(self, text: str) -> str:
+        """`text` with the ids of the search's devices replaced by their names."""
+        for device_id, name in self.device_names.items():
+            text = text.replace(device_id, repr(name))
+        return text
 
     def check(self) -> None:
         """Raise `RunInterrupted` or `ClaimLost` where the run must stop. Called between units of work."""
@@ -93,12 +109,17 @@ class SearchRun:
             repository.set_stage(session, self.claim, stage)
 
     def progress(self, stage: JobStage, done: int, total: int, note: str = "") -> None:
-        """Tell how far a stage is; the last of a stage is always told, others at most every half second."""
+        """Tell how far a stage is; the last of a stage is always told, others at most every half second.
+
+        What was told last is not told again: a search may wait for a device for days.
+        """
         now_s = time.monotonic()
         if done < total and now_s - self._last_progress_s < PROGRESS_INTERVAL_S:
             return
-        self._last_progress_s = now_s
         data = {"stage": stage.value, "done": done, "total": total, "note": note}
+        if data == self._last_progress:
+            return
+        self._last_progress_s, self._last_progress = now_s, data
         with self.database.write() as session:
             write_progress(session, self.claim, data)
 

@@ -1,8 +1,9 @@
-"""PROFILING: the latency table of the search, measured on its device, and the model fitted on it."""
+"""PROFILING: the latency table of each device of the search, measured there, and the model fitted on it."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,28 +17,34 @@ from device_agent.contracts import (
     MeasurementFailure,
     MeasuringSetup,
     NetworkFormat,
-    NetworkPlan,
     NetworkTask,
     Verdict,
-    decode,
-    encode,
     setup_id,
 )
-from search.domain.objective import Constraint, Metric
+from search.domain.objective import Metric
 from search.domain.space import Decisions, Genome
 from search.latency.card import model_card
 from search.latency.drift import at_usual_speed, usual_references
 from search.latency.knots import knots_for
-from search.latency.network import NetworkLatencyModel, fit_network_model
 from search.latency.table import LatencyTable, dump_table, kernel_latency, load_table, network_latency
 from search.lowering import lower
 from search.space_builder import check_budget
 from server.errors import ApiError
 from server.latency.repository import device_source, runtime_key
 from server.latency.source import MeasurementSummary, SqlLatencySource
-from server.searches.repository import LATENCY_TABLE, get_document, load_checkpoint
+from server.searches.queries import device_ids as device_ids_of
+from server.searches.queries import get_search
+from server.searches.repository import LATENCY_TABLE, device_document, get_document, load_checkpoint
 from server.states import JobStage
-from server.worker.measuring import Outcome, describe, measure, require_success
+from server.worker.latencies import (
+    DeviceLatencies,
+    Profile,
+    ProfileSummary,
+    fitted,
+    summaries_from_json,
+    summaries_to_json,
+)
+from server.worker.measuring import Order, Outcome, describe, measure, require_success
 from server.worker.networks import (
     NATIVE_RUNTIME,
     NCNN_RUNTIME,
@@ -62,113 +69,136 @@ _ASKED = 0
 _FINISHED = 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProfileSummary:
-    """What a finished profile says about the device and the dense networks. Latencies in ns.
-
-    `usual_references` holds the time of each reference kernel, by name, at the speed to which all latencies of the
-    search are brought (`search.latency.drift`).
-    """
-
-    isa: str
-    threads: int
-    kernels_reused: int
-    tflite_dense_ns: float | None
-    native_dense_ns: float | None
-    usual_references: Mapping[str, float]
-    ncnn_dense_ns: float | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Profile:
-    """Latencies of the search's device."""
-
-    table: LatencyTable
-    model: NetworkLatencyModel
-    summary: ProfileSummary
-
-    def predict_ms(self, plan: NetworkPlan) -> float:
-        """The whole network's latency in ms. Raises `KernelNotMeasured` outside of the table."""
-        return self.model.predict(plan).latency_ns / 1e6
-
-
 def profile(run: SearchRun, prepared: Prepared) -> Profile:
-    """Measure what the table needs, or read the finished one back. Raises `SearchFailed` where the device cannot."""
+    """Measure what the tables need, or read the finished ones back. Raises `SearchFailed` where a device cannot."""
+    device_ids = run.claim.device_ids
     found = run.load(STAGE)
     if found is None or found[0] < _FINISHED:
         run.enter(STAGE)
         if run.config.latency_from is not None:
-            table, summary = _taken_over(run, run.config.latency_from)
+            devices = tuple(fitted(d, *_taken_over(run, run.config.latency_from, d)) for d in device_ids)
         else:
-            table, summary = _measured(run, prepared)
-        result = _fitted(table, summary)
+            devices = _measured(run, prepared)
+        _check_same_source(run, devices)
+        result = Profile(devices=devices, over=run.config.latency_over_devices)
         _check_coverage(run, prepared, result)
-        run.put_document(LATENCY_TABLE, dump_table(table))
-        run.put_document(LATENCY_CARD, _card(result))
-        run.save(STAGE, _FINISHED, encode(summary))
+        for device in devices:
+            run.put_document(device_document(LATENCY_TABLE, device.device_id, device_ids), dump_table(device.table))
+            run.put_document(device_document(LATENCY_CARD, device.device_id, device_ids), _card(device))
+        run.save(STAGE, _FINISHED, summaries_to_json([(device.device_id, device.summary) for device in devices]))
         return result
+    summaries = summaries_from_json(found[1], device_ids)
+    tables = []
     with run.database.read() as session:
-        text = get_document(session, run.search_id, LATENCY_TABLE)
-    if text is None:
-        raise SearchFailed("the latency table of this search is gone from the database: submit the search again")
-    return _fitted(load_table(text), decode(ProfileSummary, found[1]))
+        for device_id in device_ids:
+            text = get_document(session, run.search_id, device_document(LATENCY_TABLE, device_id, device_ids))
+            if text is None:
+                raise SearchFailed(
+                    f"the latency table of {device_id} is gone from the database: submit the search again"
+                )
+            tables.append(load_table(text))
+    return Profile(
+        devices=tuple(fitted(d, table, summaries[d]) for d, table in zip(device_ids, tables, strict=True)),
+        over=run.config.latency_over_devices,
+    )
 
 
-def _fitted(table: LatencyTable, summary: ProfileSummary) -> Profile:
-    return Profile(table=table, model=fit_network_model(table), summary=summary)
+def _check_same_source(run: SearchRun, devices: Sequence[DeviceLatencies]) -> None:
+    """Refuse to make one figure of measured and of simulated latencies: devices may have changed since submission."""
+    if len({device.table.source for device in devices}) > 1:
+        told = ", ".join(f"{run.device_names[d.device_id]!r} is {d.table.source.value}" for d in devices)
+        raise SearchFailed(f"{told}: one search never joins them in one figure; name devices of one kind")
 
 
-def _taken_over(run: SearchRun, search_id: str) -> tuple[LatencyTable, ProfileSummary]:
+def _taken_over(run: SearchRun, search_id: str, device_id: str) -> tuple[LatencyTable, ProfileSummary]:
     with run.database.read() as session:
-        text = get_document(session, search_id, LATENCY_TABLE)
+        devices = device_ids_of(get_search(session, search_id))
+        if device_id not in devices:
+            raise SearchFailed(
+                f"search {search_id!r} measured on {', '.join(devices)}, not on {device_id}: name a search on all "
+                "devices of this one, or leave latency_from out"
+            )
+        text = get_document(session, search_id, device_document(LATENCY_TABLE, device_id, devices))
         saved = load_checkpoint(session, search_id, STAGE)
-        source = device_source(session, run.claim.device_id)
+        source = device_source(session, device_id)
     if text is None or saved is None:
         raise SearchFailed(
             f"search {search_id!r} has no latency table: name one that has finished profiling (see `kerf search ls`)"
         )
     table = load_table(text)
     setup = setup_id(run.config.measuring.kernels)
-    if (table.device_id, table.setup_id) != (run.claim.device_id, setup):
+    if (table.device_id, table.setup_id) != (device_id, setup):
         raise SearchFailed(
             f"the latency table of {search_id} was measured on device {table.device_id} with setup {table.setup_id}, "
-            f"but this search is for {run.claim.device_id} with {setup}: use the same device and measuring.kernels"
+            f"but this search is for {device_id} with {setup}: use the same device and measuring.kernels"
         )
     if table.source is not source:
         raise SearchFailed(
             f"the latency table of {search_id} is {table.source.value}, but what its device gives now is "
             f"{source.value}: leave latency_from out to have it profiled as it is"
         )
-    return table, decode(ProfileSummary, json.loads(saved.data))
+    return table, summaries_from_json(json.loads(saved.data), devices)[device_id]
 
 
-def _measured(run: SearchRun, prepared: Prepared) -> tuple[LatencyTable, ProfileSummary]:
-    config = run.config.measuring
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Networks:
+    """The whole networks that every device measures, packed once: the dense one, and pruned ones with their tasks."""
+
+    dense: FoldedNetwork
+    pruned: tuple[FoldedNetwork, ...]
+    pruned_tasks: tuple[NetworkTask, ...]
+
+
+def _measured(run: SearchRun, prepared: Prepared) -> tuple[DeviceLatencies, ...]:
+    """Kernels and whole networks measured on all devices at the same time."""
     kernel_tasks = [
-        KernelTask(kernel=kernel, setup=config.kernels)
-        for kernel in knots_for(prepared.spec, prepared.space, config.max_kernels)
+        KernelTask(kernel=kernel, setup=run.config.measuring.kernels)
+        for kernel in knots_for(prepared.spec, prepared.space, run.config.measuring.max_kernels)
     ]
-    dense = untrained(prepared, Decisions())
-    pruned = [untrained(prepared, prepared.space.decode(g)) for g in calibration_genomes(run, prepared)]
-    baseline_tasks = _baseline_tasks(run, dense)
-    pruned_tasks = [search_task(run, network) for network in pruned]
-    network_tasks = [*baseline_tasks.values(), *pruned_tasks]
-    reused = _num_reused(run, kernel_tasks)
-    outcomes = measure(
-        run,
-        STAGE,
-        [*network_tasks, *kernel_tasks],
-        f"{len(kernel_tasks)} kernels, {len(network_tasks)} networks",
+    pruned = tuple(untrained(prepared, prepared.space.decode(g)) for g in calibration_genomes(run, prepared))
+    networks = _Networks(
+        dense=untrained(prepared, Decisions()),
+        pruned=pruned,
+        pruned_tasks=tuple(search_task(run, network) for network in pruned),
     )
-    require_success("whole networks", network_tasks, outcomes[: len(network_tasks)])
-    networks = [_success(outcome) for _, outcome in outcomes[: len(network_tasks)]]
-    _warn_rejected(run, network_tasks, networks)
-    kernels = _usable(run, kernel_tasks, outcomes[len(network_tasks) :])
-    usual = usual_references(o.statistics for o in [*networks, *(o for _, o in kernels)])
-    baselines = dict(zip(baseline_tasks, networks, strict=False))
+    device_ids = run.claim.device_ids
+    baselines = [_baseline_tasks(run, networks.dense, device_id) for device_id in device_ids]
+    reused = _num_reused(run, kernel_tasks)
+    orders = [
+        Order(device_id=device_id, tasks=[*own.values(), *networks.pruned_tasks, *kernel_tasks])
+        for device_id, own in zip(device_ids, baselines, strict=True)
+    ]
+    num_networks = len(baselines[0]) + len(networks.pruned_tasks)
+    on = f" on {len(device_ids)} devices" if len(device_ids) > 1 else ""
+    outcomes = measure(run, STAGE, orders, f"{len(kernel_tasks)} kernels, {num_networks} networks{on}")
+    return tuple(
+        _device_latencies(run, device_id, networks, own, kernel_tasks, found, num_reused)
+        for device_id, own, found, num_reused in zip(device_ids, baselines, outcomes, reused, strict=True)
+    )
+
+
+def _device_latencies(
+    run: SearchRun,
+    device_id: str,
+    networks: _Networks,
+    baseline_tasks: Mapping[str, NetworkTask],
+    kernel_tasks: Sequence[KernelTask],
+    outcomes: Sequence[tuple[str, Outcome]],
+    kernels_reused: int,
+) -> DeviceLatencies:
+    """The table of one device of what came back from it."""
+    config = run.config.measuring
+    where = f" on {run.device_names[device_id]!r}" if len(run.device_names) > 1 else ""
+    network_tasks = [*baseline_tasks.values(), *networks.pruned_tasks]
+    require_success(f"whole networks{where}", network_tasks, outcomes[: len(network_tasks)])
+    measured = [_success(outcome) for _, outcome in outcomes[: len(network_tasks)]]
+    _warn_rejected(run, network_tasks, measured, where)
+    kernels = _usable(run, kernel_tasks, outcomes[len(network_tasks) :], where)
+    usual = usual_references(o.statistics for o in [*measured, *(o for _, o in kernels)])
+    baselines = dict(zip(baseline_tasks, measured, strict=False))
     own = baselines[_own_baseline(config.networks)]
     table = LatencyTable(
-        device_id=run.claim.device_id,
+        device_id=device_id,
         setup_id=setup_id(config.kernels),
         runtime=own.runtime,
         runtime_version=f"{own.runtime_version}+{own.runtime_sha256[:16]}",
@@ -176,23 +206,25 @@ def _measured(run: SearchRun, prepared: Prepared) -> tuple[LatencyTable, Profile
         kernels=tuple(kernel_latency(t.kernel, at_usual_speed(o.statistics, usual)) for t, o in kernels),
         networks=tuple(
             network_latency(network.plan, at_usual_speed(result.statistics, usual))
-            for network, result in zip([dense, *pruned], [own, *networks[len(baselines) :]], strict=True)
+            for network, result in zip(
+                [networks.dense, *networks.pruned], [own, *measured[len(baselines) :]], strict=True
+            )
             if result.verdict is not Verdict.REJECTED
         ),
     )
     summary = ProfileSummary(
         isa=_isa(run, own),
         threads=config.networks.threads,
-        kernels_reused=reused,
+        kernels_reused=kernels_reused,
         tflite_dense_ns=_usable_median_ns(baselines.get(TFLITE_RUNTIME), usual),
         native_dense_ns=_usable_median_ns(baselines.get(NATIVE_RUNTIME), usual),
         usual_references=usual,
         ncnn_dense_ns=_usable_median_ns(baselines.get(NCNN_RUNTIME), usual),
     )
-    return table, summary
+    return fitted(device_id, table, summary)
 
 
-def _baseline_tasks(run: SearchRun, dense: FoldedNetwork) -> dict[str, NetworkTask]:
+def _baseline_tasks(run: SearchRun, dense: FoldedNetwork, device_id: str) -> dict[str, NetworkTask]:
     """The unpruned network in each runtime that the device has; the search's own is always among them."""
     setup = run.config.measuring.networks
     tasks = {}
@@ -204,7 +236,7 @@ def _baseline_tasks(run: SearchRun, dense: FoldedNetwork) -> dict[str, NetworkTa
         if runtime != _own_baseline(setup):
             try:
                 with run.database.read() as session:
-                    runtime_key(session, run.claim.device_id, in_runtime.runtime)
+                    runtime_key(session, device_id, in_runtime.runtime)
             except ApiError as error:
                 # Few devices have the optional ncnn: no need to tell each time.
                 if runtime != NCNN_RUNTIME:
@@ -238,19 +270,24 @@ def calibration_genomes(run: SearchRun, prepared: Prepared) -> list[Genome]:
     return genomes
 
 
-def _num_reused(run: SearchRun, tasks: Sequence[KernelTask]) -> int:
-    """How many kernels the database knew before this search asked; kept, as a restart could not tell any more."""
+def _num_reused(run: SearchRun, tasks: Sequence[KernelTask]) -> list[int]:
+    """How many kernels the database knew of each device before this search asked; kept, as a restart could not tell
+    any more.
+    """
     found = run.load(STAGE)
     if found is not None:
-        return int(found[1]["kernels_reused"])
+        counts = found[1]["kernels_reused"]
+        return [counts] if isinstance(counts, int) else [int(count) for count in counts]
     source = SqlLatencySource(run.database)
-    reused = source.progress(source.request(run.claim.device_id, tasks, run.search_id)).succeeded
+    reused = [
+        source.progress(source.request(device_id, tasks, run.search_id)).succeeded for device_id in run.claim.device_ids
+    ]
     run.save(STAGE, _ASKED, {"kernels_reused": reused})
     return reused
 
 
 def _usable(
-    run: SearchRun, tasks: Sequence[KernelTask], outcomes: Sequence[tuple[str, Outcome]]
+    run: SearchRun, tasks: Sequence[KernelTask], outcomes: Sequence[tuple[str, Outcome]], where: str
 ) -> list[tuple[KernelTask, MeasurementSummary]]:
     """The kernels that the table may use. Kernels that failed or were rejected are named and left out; whether the
     rest still covers the space is checked afterwards.
@@ -264,19 +301,19 @@ def _usable(
         else:
             usable.append((task, outcome))
     for line in left_out:
-        run.message(f"left out of the latency table: {line}")
+        run.message(f"left out of the latency table{where}: {line}")
     if not usable:
-        raise SearchFailed(f"no kernel could be measured; the first: {left_out[0]}")
+        raise SearchFailed(f"no kernel could be measured{where}; the first: {left_out[0]}")
     return usable
 
 
 def _warn_rejected(
-    run: SearchRun, tasks: Sequence[KernelTask | NetworkTask], measured: Sequence[MeasurementSummary]
+    run: SearchRun, tasks: Sequence[KernelTask | NetworkTask], measured: Sequence[MeasurementSummary], where: str
 ) -> None:
     for task, result in zip(tasks, measured, strict=True):
         if result.verdict is Verdict.REJECTED:
             reasons = ", ".join(r.value for r in result.reasons)
-            run.message(f"{describe(task)} was rejected twice ({reasons}) and is not used")
+            run.message(f"{describe(task)} was rejected twice{where} ({reasons}) and is not used")
 
 
 def _success(outcome: Outcome) -> MeasurementSummary:
@@ -295,19 +332,25 @@ def _isa(run: SearchRun, result: MeasurementSummary) -> str:
 
 
 def _check_coverage(run: SearchRun, prepared: Prepared, result: Profile) -> None:
-    """Every corner of the space must be predictable, and latency bounds within reach, before the search begins."""
+    """Every corner of the space must be predictable on every device, and latency bounds within reach, before the
+    search begins.
+    """
+    fleet = result.fleet
     for genome in (prepared.space.smallest, prepared.space.unpruned):
-        result.predict_ms(lower(prepared.spec, prepared.space.decode(genome)))
+        fleet.latencies_ms(lower(prepared.spec, prepared.space.decode(genome)))
 
-    def latency(genome: Genome) -> dict[Metric, float]:
-        return {Metric.LATENCY_MS: result.predict_ms(lower(prepared.spec, prepared.space.decode(genome)))}
+    def latency(genome: Genome, device: str | None) -> dict[Metric, float]:
+        plan = lower(prepared.spec, prepared.space.decode(genome))
+        model = fleet if device is None else fleet.models[device]
+        return {Metric.LATENCY_MS: model.latency_ms(plan)}
 
-    bounds: list[Constraint] = [c for c in run.config.constraints if c.metric is Metric.LATENCY_MS]
-    check_budget(prepared.space, bounds, latency)
+    for bound in run.config.constraints:
+        if bound.metric is Metric.LATENCY_MS:
+            check_budget(prepared.space, [bound], functools.partial(latency, device=bound.device))
 
 
-def _card(result: Profile) -> str:
+def _card(device: DeviceLatencies) -> str:
     card: dict[str, Any] = dataclasses.asdict(
-        model_card(result.model.predictor, result.model.correction, len(result.table.kernels))
+        model_card(device.model.predictor, device.model.correction, len(device.table.kernels))
     )
     return json.dumps(card, sort_keys=True)

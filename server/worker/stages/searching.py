@@ -32,10 +32,10 @@ from server.searches.repository import (
 )
 from server.states import JobStage
 from server.worker.evaluating import CandidateEvaluator
+from server.worker.latencies import Profile
 from server.worker.problem import make_problem
 from server.worker.run import SearchFailed, SearchRun, write_progress
 from server.worker.stages.preparing import Prepared
-from server.worker.stages.profiling import Profile
 
 STAGE = JobStage.SEARCHING
 
@@ -55,7 +55,7 @@ def search(run: SearchRun, prepared: Prepared, profile: Profile) -> None:
     run.enter(STAGE)
     config = run.config
     found = run.load(STAGE)
-    figures = NetworkFigures(prepared.spec, prepared.space, profile.model)
+    figures = NetworkFigures(prepared.spec, prepared.space, profile.fleet)
     problem = make_problem(run, prepared, figures)
     evaluator = CandidateEvaluator(run, prepared, figures)
     state = run_search(
@@ -76,12 +76,11 @@ def search(run: SearchRun, prepared: Prepared, profile: Profile) -> None:
     )
     front = front_of(state.archive, config.objectives)
     if not front:
-        bounds = ", ".join(f"{c.metric.value} <= {c.max:g}" for c in config.constraints)
+        bounds = ", ".join(f"{c.subject} <= {c.max:g}" for c in config.constraints)
         raise SearchFailed(
             f"none of {len(state.archive)} candidates meets {bounds}: raise a bound, or allow more generations"
         )
-    dense_ns = profile.summary.tflite_dense_ns
-    selected = select(front, config.selection, None if dense_ns is None else dense_ns / 1e6)
+    selected = select(front, config.selection, profile.dense.tflite_ms)
     with run.database.write() as session:
         mark_front(session, run.claim, [_id(c) for c in front])
         mark_selected(session, run.claim, [_id(c) for c in selected])
@@ -151,10 +150,9 @@ class _Recorder:
 
     def _hypervolume(self, front: Sequence[EvaluatedCandidate]) -> float | None:
         """Of (error, latency) against (1, dense latency), as a part of the rectangle; for watching only."""
-        dense_ns = self._profile.summary.native_dense_ns
-        if dense_ns is None or not front:
+        dense_ms = self._profile.dense.native_ms
+        if dense_ms is None or not front:
             return None
-        dense_ms = dense_ns / 1e6
         points = np.array(
             [[c.evaluation.metrics[Metric.ERROR], c.evaluation.metrics[Metric.LATENCY_MS] / dense_ms] for c in front]
         )
@@ -162,16 +160,22 @@ class _Recorder:
 
 
 def _record(item: EvaluatedCandidate, generation: int) -> CandidateRecord:
-    """What the table holds: figures that are defined, and the reason of a failure among the results."""
+    """What the table holds: figures that are defined, and among the results the reason of a failure, and the latency
+    on each of several devices.
+    """
     evaluation = item.evaluation
-    results = {} if evaluation.failure is None else {STAGE.value: {"failure": evaluation.failure}}
+    found: dict[str, Any] = {}
+    if evaluation.failure is not None:
+        found["failure"] = evaluation.failure
+    if evaluation.latencies_ms:
+        found["latencies_ms"] = dict(evaluation.latencies_ms)
     return CandidateRecord(
         candidate_id=_id(item),
         genome=item.candidate.genome,
         metrics={metric.value: value for metric, value in evaluation.metrics.items() if math.isfinite(value)},
         generation=generation,
         violation=evaluation.violation if math.isfinite(evaluation.violation) else 0.0,
-        results=results,
+        results={STAGE.value: found} if found else {},
     )
 
 
@@ -186,7 +190,7 @@ def _failure_events(records: Sequence[CandidateRecord]) -> list[SearchEvent]:
             },
         )
         for record in records
-        if STAGE.value in record.results
+        if "failure" in record.results.get(STAGE.value, {})
     ]
 
 

@@ -1,4 +1,4 @@
-"""VERIFYING: every exported network runs whole on the device: its outputs against torch, its latency as measured."""
+"""VERIFYING: every exported network runs whole on each device: outputs against torch, latency as measured."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from device_agent.contracts import MeasurementFailure, NetworkTask
+from device_agent.contracts import MeasurementFailure, NetworkTask, Verdict
 from device_agent.synthesis import synthesize_input
+from search.domain.objective import LatencyOverDevices
 from search.export import FORMAT_FILES
 from search.latency.drift import at_usual_speed
+from search.latency.fleet import over_devices
 from server.latency.source import SqlLatencySource
 from server.searches.repository import CandidateRecord, set_candidate_result
 from server.states import JobStage
-from server.worker.measuring import Outcome, measure
+from server.worker.latencies import Profile
+from server.worker.measuring import Order, Outcome, measure
 from server.worker.networks import search_format
 from server.worker.run import SearchRun
 from server.worker.stages.preparing import Prepared
-from server.worker.stages.profiling import Profile
 from server.worker.stages.searching import Front
 from server.worker.stages.training import load_trained
 
@@ -29,17 +31,59 @@ STAGE = JobStage.VERIFYING
 #: Inputs on which the outputs are compared: enough to hit saturated and unsaturated activations everywhere.
 NUM_OUTPUTS = 4
 
+#: Verdicts from the best to the worst.
+_SEVERITY = (Verdict.TRUSTED.value, Verdict.NOISY.value, Verdict.REJECTED.value)
+
 
 def verify(run: SearchRun, prepared: Prepared, profile: Profile, front: Front) -> None:
-    """Measure the exported file of each selected candidate and store what came out, failures included."""
+    """Measure the exported file of each selected candidate on every device, all at the same time, and store what came
+    out, failures included.
+    """
     run.enter(STAGE)
     missing = [c for c in front.selected if STAGE.value not in c.results]
+    if not missing:
+        return
     tasks = [_task(run, prepared, candidate) for candidate in missing]
-    outcomes = measure(run, STAGE, tasks, "whole networks", source=profile.table.source) if tasks else []
-    for candidate, (task_id, outcome) in zip(missing, outcomes, strict=True):
-        result = _judged(run, prepared, candidate, profile.summary.usual_references, task_id, outcome)
+    orders = [Order(device_id=d.device_id, tasks=tasks, source=d.table.source) for d in profile.devices]
+    measured = measure(run, STAGE, orders, "whole networks")
+    for candidate, *outcomes in zip(missing, *measured, strict=True):
+        by_device = {
+            device.device_id: _judged(run, prepared, candidate, device.summary.usual_references, *outcome)
+            for device, outcome in zip(profile.devices, outcomes, strict=True)
+        }
+        result = joined(by_device, run.device_names, profile.over)
         with run.database.write() as session:
             set_candidate_result(session, run.claim, candidate.candidate_id, STAGE.value, result)
+
+
+def joined(
+    by_device: Mapping[str, dict[str, Any]], names: Mapping[str, str], over: LatencyOverDevices
+) -> dict[str, Any]:
+    """What was found on the devices as one result: that of the only device, or latencies over the devices, the worst
+    verdict and the largest error, with each device's own result in "devices".
+
+    Where a device failed there is no latency over all of them, but the reasons with the devices' names.
+    """
+    found = list(by_device.values())
+    if len(found) == 1:
+        return found[0]
+    own = {"devices": dict(by_device)}
+    failures = [f"{names[device]!r}: {r['failure']}" for device, r in by_device.items() if "failure" in r]
+    if failures:
+        return {"failure": "; ".join(failures), **own}
+    intervals = [r["latency_ci95_ms"] for r in found]
+    return {
+        "measured_latency_ms": float(over_devices([r["measured_latency_ms"] for r in found], over)),
+        "uncorrected_latency_ms": float(over_devices([r["uncorrected_latency_ms"] for r in found], over)),
+        # All three ways grow with each device's latency, so the ends of the intervals give those of the whole.
+        "latency_ci95_ms": None
+        if None in intervals
+        else [float(end) for end in over_devices(np.array(intervals).T, over)],
+        "verdict": max((r["verdict"] for r in found), key=_SEVERITY.index),
+        "verdict_reasons": list(dict.fromkeys(reason for r in found for reason in r["verdict_reasons"])),
+        "output_max_abs_error": max(r["output_max_abs_error"] for r in found),
+        **own,
+    }
 
 
 def _task(run: SearchRun, prepared: Prepared, candidate: CandidateRecord) -> NetworkTask:

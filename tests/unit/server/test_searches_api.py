@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from server.models import SearchRow
 from server.searches import repository
 from server.searches.repository import CandidateRecord
 from server.states import JobState
-from tests.unit.server.server_lab import ServerLab, search_config, statuses
+from tests.unit.server.server_lab import PROFILE, ServerLab, search_config, statuses
 
 DIGEST = "0" * 64
 
@@ -115,6 +116,57 @@ class TestSubmit:
         lab.post(f"/v1/devices/{first.device_id}:disable", token=lab.admin)
         assert "disabled" in submit(lab, search_config(device="one")).json()["detail"]
         assert submit(lab, search_config()).status_code == 201
+
+    def test_several_devices_are_stored_by_their_ids(self, lab: ServerLab) -> None:
+        phone, board = (lab.agent(device_name=name) for name in ("phone", "pi4"))
+        bound = {"metric": "latency_ms", "max": 4.0, "device": "pi4"}
+        config = search_config(devices=["phone", board.device_id], constraints=[{**bound, "device": board.device_id}])
+        response = submit(lab, config)
+        assert response.status_code == 201, response.text
+        search = response.json()
+        assert search["device_id"] == phone.device_id
+        assert search["device_ids"] == search["config"]["devices"] == [phone.device_id, board.device_id]
+        assert search["config"]["device"] is None
+        named = submit(lab, search_config(devices=["phone", "pi4"], constraints=[bound])).json()
+        assert named["config"]["constraints"][0]["device"] == board.device_id
+        with lab.database.write() as session:
+            claim = repository.claim_runnable_job(session, worker="w", stale_s=60.0)
+        assert claim is not None
+        assert claim.device_ids == (phone.device_id, board.device_id)
+        assert claim.config.constraints[0].device == board.device_id
+
+    def test_one_of_devices_is_that_device(self, lab: ServerLab) -> None:
+        board = lab.agent(device_name="pi4")
+        lab.agent(device_name="phone")
+        search = submit(lab, search_config(devices=["pi4"])).json()
+        assert search["device_ids"] == [board.device_id]
+        assert (search["config"]["device"], search["config"]["devices"]) == (board.device_id, [])
+
+    def test_devices_that_cannot_serve_one_search(self, lab: ServerLab) -> None:
+        phone, board = (lab.agent(device_name=name) for name in ("phone", "pi4"))
+        lab.agent(device_name="emulator", profile=replace(PROFILE, emulated=True))
+        lab.agent(device_name="other", runtimes=(RuntimeInfo(name="tflite", version="1"),))
+        lab.post(f"/v1/devices/{lab.agent(device_name='retired').device_id}:disable", token=lab.admin)
+        for devices, words in (
+            (["phone", "toaster"], "there is no device 'toaster'"),
+            (["phone", "retired"], "'retired' is disabled"),
+            (["phone", "other"], "'other' has no runtime 'native'"),
+            (["phone", "phone"], "devices has 'phone' twice"),
+            (["phone", phone.device_id], f"'phone' and '{phone.device_id}' are one device"),
+            (["phone", "emulator"], "'phone' is measured, 'emulator' is emulated: one search never joins them"),
+        ):
+            response = submit(lab, search_config(devices=devices))
+            assert response.status_code == 422, response.text
+            assert words in response.json()["detail"]
+        assert num_searches(lab) == 0
+        earlier = submit(lab, search_config(device="phone")).json()["id"]
+        with lab.database.write() as session:
+            claim = repository.claim_runnable_job(session, worker="w", stale_s=60.0)
+            assert claim is not None
+            repository.put_document(session, claim, repository.LATENCY_TABLE, "{}")
+        both = submit(lab, search_config(devices=["pi4", "phone"], latency_from=earlier))
+        assert f"not on 'pi4' ({board.device_id})" in both.json()["detail"]
+        assert submit(lab, search_config(devices=["phone"], latency_from=earlier)).status_code == 201
 
     def test_the_latency_table_of_an_earlier_search(self, lab: ServerLab) -> None:
         lab.agent()

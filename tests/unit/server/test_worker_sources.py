@@ -17,9 +17,10 @@ from server.models import DeviceRow
 from server.searches import repository
 from server.searches.repository import LATENCY_TABLE
 from server.states import JobStage
-from server.worker.measuring import check_one_source, measure
+from server.worker.latencies import ProfileSummary
+from server.worker.measuring import Order, check_one_source, measure
 from server.worker.run import SearchFailed, SearchRun
-from server.worker.stages.profiling import ProfileSummary, _taken_over
+from server.worker.stages.profiling import _taken_over
 from tests.samples import flat_statistics
 from tests.unit.server.server_lab import (
     PROFILE,
@@ -73,7 +74,9 @@ def test_measurements_of_one_source_are_returned(lab: ServerLab) -> None:
     agent = lab.agent()
     run = claimed_run(lab, agent)
     tasks, _ = measured(lab, agent, run, (Source.MEASURED, Source.MEASURED))
-    assert len(measure(run, JobStage.PROFILING, tasks, "kernels", source=Source.MEASURED)) == 2
+    order = Order(device_id=agent.device_id, tasks=tasks, source=Source.MEASURED)
+    (found,) = measure(run, JobStage.PROFILING, [order], "kernels")
+    assert len(found) == 2
 
 
 def test_a_device_that_changes_under_a_search_ends_it(lab: ServerLab) -> None:
@@ -81,15 +84,16 @@ def test_a_device_that_changes_under_a_search_ends_it(lab: ServerLab) -> None:
     run = claimed_run(lab, agent)
     _, ids = measured(lab, agent, run, (Source.MEASURED, Source.EMULATED))
     with pytest.raises(SearchFailed, match="both emulated and measured"):
-        check_one_source(lab.source.results(ids).values(), None)
+        check_one_source("board", lab.source.results(ids).values(), None)
 
 
 def test_measurements_of_another_source_than_the_table_are_refused(lab: ServerLab) -> None:
     agent = lab.agent()
     run = claimed_run(lab, agent)
     tasks, _ = measured(lab, agent, run, (Source.EMULATED,))
+    order = Order(device_id=agent.device_id, tasks=tasks, source=Source.MEASURED)
     with pytest.raises(SearchFailed, match="both emulated and measured"):
-        measure(run, JobStage.VERIFYING, tasks, "networks", source=Source.MEASURED)
+        measure(run, JobStage.VERIFYING, [order], "networks")
 
 
 def test_a_table_of_another_source_is_not_taken_over(lab: ServerLab) -> None:
@@ -112,7 +116,7 @@ def test_a_table_of_another_source_is_not_taken_over(lab: ServerLab) -> None:
         repository.save_checkpoint(
             session, run.claim, stage=JobStage.PROFILING, step=1, data=json.dumps(encode(summary))
         )
-    assert _taken_over(run, run.search_id)[0] == table
+    assert _taken_over(run, run.search_id, agent.device_id)[0] == table
     become(lab, agent, emulated=True)
     with pytest.raises(SearchFailed, match="is measured, but what its device gives now is emulated"):
-        _taken_over(run, run.search_id)
+        _taken_over(run, run.search_id, agent.device_id)

@@ -23,7 +23,7 @@ from device_agent.runtimes import (
     probe_runtimes,
 )
 from device_agent.runtimes.reference import output_agrees, run_network
-from device_agent.runtimes.simulated import kernel_latency_ns, network_latency_ns
+from device_agent.runtimes.simulated import CORE_VARIABLE, kernel_latency_ns, network_latency_ns
 from device_agent.synthesis import kernel_inputs, synthesize_input, synthesize_weights
 from tests.unit.device_agent.runtimes.runtime_samples import GROUP, KERNELS, conv, same, small_network
 
@@ -223,6 +223,25 @@ def test_a_tflite_file_without_a_plan_cannot_be_simulated() -> None:
     writer.operator(tflite_graph.BuiltinOperator.RELU, [x], y, none)
     with pytest.raises(UnsupportedTask, match="no plan"):
         make_runtime("simulated").load_network(writer.finish([x], [y]), NetworkFormat.TFLITE, (1, 2, 2), 1)
+
+
+def test_simulated_cores_differ_in_latency_and_in_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide, tiny = conv(64, 64, 16), conv(4, 4, 4)
+    phone = make_runtime("simulated")
+    assert phone.load_kernel(wide, 1).latency_ns == kernel_latency_ns(wide)
+    monkeypatch.setenv(CORE_VARIABLE, "board")
+    board = make_runtime("simulated")
+    assert board.load_kernel(wide, 1).latency_ns > phone.load_kernel(wide, 1).latency_ns
+    assert board.load_kernel(tiny, 1).latency_ns < phone.load_kernel(tiny, 1).latency_ns
+    assert board.info().version != phone.info().version
+    plan, tensors = small_network()
+    networks = [
+        r.load_network(write_packed(plan, tensors), NetworkFormat.PACKED, plan.input_shape, 1) for r in (phone, board)
+    ]
+    assert networks[0].latency_ns != networks[1].latency_ns
+    monkeypatch.setenv(CORE_VARIABLE, "toaster")
+    with pytest.raises(RuntimeUnavailable, match="'toaster' is not one of phone, board"):
+        make_runtime("simulated")
 
 
 def test_packed_outputs_of_a_simulated_network_do_not_need_the_native_library(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,11 +21,11 @@ def test_the_examples_are_valid(path: Path) -> None:
 
 def test_an_override_replaces_only_what_it_names() -> None:
     config = load_config(EXAMPLES / "cifar10-resnet20.yaml")
-    changed = with_overrides(config, method="random", seed=7, latency_from=None, device="board")
+    changed = with_overrides(config, method="random", seed=7, latency_from=None, devices=["board"])
     assert (changed.method.name, changed.method.seed, changed.device) == (Method.RANDOM, 7, "board")
     assert changed.method.population == config.method.population
     with pytest.raises(ConfigFileError, match="'annealing'; known are jcw, aacp, nsga2, random"):
-        with_overrides(config, method="annealing", seed=None, latency_from=None, device=None)
+        with_overrides(config, method="annealing", seed=None, latency_from=None)
 
 
 def test_a_missing_file_is_named_with_its_role(tmp_path: Path) -> None:

@@ -181,14 +181,40 @@ def measure(context: Context, claim: JobClaim, tasks: tuple[KernelTask, ...], *,
             fleet.report(context, claim.device_id, ReportBatch(reports=(report,)))
 
 
-def submit(context: Context, name: str, device_id: str, architecture: str = "resnet20") -> JobClaim:
+def several_devices(context: Context) -> tuple[str, list[str], tuple[str, str]]:
+    """A search over a phone and a Pi 4 in verification; its id, its selected candidates and its devices."""
+    devices = tuple(enrol(context, name, profile("Cortex-A76", 4)) for name in ("fleet-phone", "fleet-pi4"))
+    claim = submit(context, "both", *devices)
+    with context.database.write() as session:
+        data = json.dumps({"tflite_dense_ns": 18e6, "others": {devices[1]: {"tflite_dense_ns": 40e6}}})
+        repository.save_checkpoint(session, claim, stage=JobStage.PROFILING, step=1, data=data)
+    chosen = select(context, claim, search(context, claim, generations=1), 2)
+    for name in chosen:
+        own = {
+            device: {
+                "measured_latency_ms": ms,
+                "verdict": "trusted",
+                "verdict_reasons": [],
+                "output_max_abs_error": 1e-6,
+            }
+            for device, ms in zip(devices, (5.0, 20.0), strict=True)
+        }
+        with context.database.write() as session:
+            predicted = {"latencies_ms": dict(zip(devices, (6.0, 21.0), strict=True))}
+            repository.set_candidate_result(session, claim, name, "searching", predicted)
+            repository.set_candidate_result(session, claim, name, "verifying", {**own[devices[1]], "devices": own})
+    return claim.search_id, chosen, (devices[0], devices[1])
+
+
+def submit(context: Context, name: str, device_id: str, *others: str, architecture: str = "resnet20") -> JobClaim:
     """A search that a worker has just taken."""
     config = SearchConfig(
         name=name,
         model=ModelConfig(architecture=architecture),
         dataset=DatasetConfig(name="digits"),
         space=SpaceConfig(weights=WeightsConfig()),
-        device=device_id,
+        device=None if others else device_id,
+        devices=(device_id, *others) if others else (),
     )
     with context.database.write() as session:
         row = queries.insert_search(
@@ -327,11 +353,11 @@ def seed(context: Context) -> Seeded:
             return Verdict.REJECTED, (VerdictReason.THROTTLED, VerdictReason.FREQUENCY_MOVED)
         return Verdict.TRUSTED, ()
 
-    completed = submit(context, "digits on the simulated board", simulated_id, "small_cnn")
+    completed = submit(context, "digits on the simulated board", simulated_id, architecture="small_cnn")
     measure(context, completed, tasks[:3], source=Source.SIMULATED, judge=lambda _: (Verdict.TRUSTED, ()))
     prepare(context, completed)
     finish(context, completed, select(context, completed, search(context, completed), 8))
-    failed = submit(context, HOSTILE, device_id, "vgg16")
+    failed = submit(context, HOSTILE, device_id, architecture="vgg16")
     with context.database.write() as session:
         reason = "no candidate can meet latency_ms <= 0.1: the smallest reachable value is 0.42. Raise the bound"
         repository.fail_job(session, failed, reason)

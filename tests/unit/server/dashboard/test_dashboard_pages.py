@@ -126,6 +126,25 @@ def test_search_page_when_completed(local: TestClient, context: Context, seeded:
     assert answer.headers["x-content-type-options"] == "nosniff"
 
 
+def test_a_search_over_several_devices_shows_each(local: TestClient, context: Context, seeded: Seeded) -> None:
+    search_id, chosen, devices = seed.several_devices(context)
+    page = local.get(f"/searches/{search_id}").text
+    text = text_of(page)
+    assert "Devices fleet-phone , fleet-pi4" in text
+    assert "Latency is that of the slowest device" in text
+    assert "Unpruned, TFLite 40.0 ms" in text
+    for device_id in devices:
+        assert page.count(f'href="/devices/{device_id}"') == 1 + len(chosen)
+    rows = [text_of(row) for row in re.findall(r"<tr>.*?</tr>", page, re.DOTALL) if "fleet-" in row]
+    assert len(rows) == 2 * len(chosen)
+    assert all("5.00 ms" in row and "3.60×" in row for row in rows if "fleet-phone" in row), rows
+    assert all("20.0 ms" in row and "2.00×" in row for row in rows if "fleet-pi4" in row), rows
+    overview = local.get("/").text
+    assert "fleet-phone, fleet-pi4" in text_of(overview)
+    chart = local.get(f"/searches/{search_id}/front.json").json()
+    assert {point["measured_latency_ms"] for point in chart["verified"]} == {20.0}
+
+
 def test_failed_search_says_why(local: TestClient, seeded: Seeded) -> None:
     page = local.get(f"/searches/{seeded.failed_id}").text
     assert 'role="alert"' in page
