@@ -37,19 +37,23 @@ from search.accuracy.one_shot import OneShotEstimator
 from search.algorithms.registry import make_searcher
 from search.data.loading import load_data
 from search.domain.candidate import EvaluatedCandidate, Evaluation
-from search.domain.config import DatasetConfig, SpaceConfig, WeightsConfig
+from search.domain.config import DatasetConfig, MappingConfig, SpaceConfig, WeightsConfig
 from search.domain.objective import Metric
-from search.domain.space import Decisions, Genome, SearchSpace
+from search.domain.space import Decisions, Genome, SearchSpace, VariableKind
 from search.known_figures import NetworkFigures
 from search.latency.network import fit_network_model
 from search.latency.table import load_table
 from search.loop import run_search
 from search.lowering import lower
+from search.mapping import MappingInput, network_layers
 from search.models.checkpoint import load_checkpoint
 from search.models.zoo import build_model
 from search.problem import SearchProblem
 from search.pruning.trace import trace_network
+from search.rates import threshold_rates
 from search.space_builder import build_space
+from search.training.reweighted import group_scores
+from server.worker.mapping import rated_groups
 
 BUDGETS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 _CALIBRATION_IMAGES = 128
@@ -127,6 +131,15 @@ class Bench:
         channels = CHANNELS if contestant == GROUP_AND_CHANNELS else None
         return build_space(self.spec, SpaceConfig(channels=channels, weights=weights))
 
+    def _mapping(self, space: SearchSpace, figures: NetworkFigures) -> MappingInput:
+        """Rates are those of magnitude: no epochs of training are spent on them here."""
+        macs = {op.name: float(op.kernel.dense_macs) for op in self.spec.plan.ops}
+        smallest = {v.target: float(v.choices[0]) for v in space.variables if v.kind is VariableKind.DENSITY}
+        rates = threshold_rates(
+            group_scores(self.model, rated_groups(space)), macs, MappingConfig().targets, min_density=smallest
+        )
+        return MappingInput(layers=network_layers(self.spec, space, figures.latency_tables()), rates=rates)
+
     def loss(self, decisions: Decisions) -> float:
         key = repr((sorted(decisions.channels.items()), sorted((k, repr(v)) for k, v in decisions.pruning.items())))
         if key not in self._losses:
@@ -145,7 +158,12 @@ class Bench:
         """Everything that a search evaluated."""
         figures = NetworkFigures(self.spec, space, self.latency)
         problem = SearchProblem(
-            space=space, objectives=OBJECTIVES, known=figures, known_metrics=frozenset({Metric.LATENCY_MS})
+            space=space,
+            objectives=OBJECTIVES,
+            known=figures,
+            known_metrics=frozenset({Metric.LATENCY_MS}),
+            tables=figures.tables,
+            mapping=self._mapping(space, figures) if method in ("rule_mapping", "policy_gradient") else None,
         )
 
         def evaluate(genomes: Sequence[Genome]) -> list[Evaluation]:

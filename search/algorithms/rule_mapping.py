@@ -11,7 +11,8 @@ arXiv 2111.11581. inferred: the rules, from secondary descriptions; the paper's 
 5. Rates come from reweighted training.
 
 Each beta with each rate vector is one network; so a front comes out. Ours, and why:
-- `group` and `unstructured` count as punched blocks of N x 1 and 1 x 1, which they are.
+- `group` and `unstructured` count as punched blocks of N x 1 and 1 x 1, which they are. In fully connected layers
+  `group` is block-based pruning of columns alone, and offered beside `block`.
 - The structured layer has its outputs narrowed, interpolated between the widths of the space; where its outputs may not
   be narrowed, its inputs. Where neither may, the largest block of the space stands for it.
 - Where no block is fast enough the layer itself is structured: its group is narrowed to the rate, its weights stay
@@ -39,6 +40,8 @@ from search.pareto import FloatArray
 from search.problem import SearchProblem
 
 _PUNCHED = frozenset({PruningScheme.UNSTRUCTURED, PruningScheme.GROUP, PruningScheme.BLOCK_PUNCHED})
+#: Rows and columns of blocks, and columns alone.
+_BLOCK_BASED = frozenset({PruningScheme.BLOCK, PruningScheme.GROUP})
 #: Draws of variations for each genome that is wanted, and the part of layers that a variation moves.
 _VARIATIONS = 20
 _MOVED_PART = 0.15
@@ -156,8 +159,8 @@ class RuleMappingSearcher:
 
     def _is_offered(self, layer: Layer, scheme: SchemeChoice, schemes: Sequence[SchemeChoice]) -> bool:
         kernel, kinds = layer.kernel, {s.scheme for s in schemes}
-        if kernel.op is Op.FULLY_CONNECTED and PruningScheme.BLOCK in kinds:
-            return scheme.scheme is PruningScheme.BLOCK
+        if kernel.op is Op.FULLY_CONNECTED and kinds & _BLOCK_BASED:
+            return scheme.scheme in _BLOCK_BASED
         is_3x3 = (kernel.kernel_h, kernel.kernel_w) == (3, 3)
         if is_3x3 and self._mapping.patterns_on_3x3 and PruningScheme.PATTERN in kinds:
             return scheme.scheme is PruningScheme.PATTERN

@@ -10,7 +10,6 @@ import pytest
 
 from device_agent.contracts import PruningScheme, encode
 from search.domain.config import (
-    ChannelsConfig,
     MappingConfig,
     Method,
     SearchConfig,
@@ -31,14 +30,14 @@ def mapping_search(method: Method) -> SearchConfig:
     config = simulated_search(f"mapping by {method}")
     weights = WeightsConfig(
         densities=(0.2, 0.5, 1.0),
-        schemes=("group:4x1", "block_punched:8x4", "pattern:4x1/4"),
+        schemes=("group:4x1", "block_punched:8x4"),
         fully_connected=("block:2x8",),
     )
     return dataclasses.replace(
         config,
-        space=SpaceConfig(channels=ChannelsConfig(min_ratio=0.5, multiple_of=8, max_choices=2), weights=weights),
+        space=SpaceConfig(weights=weights),
         method=dataclasses.replace(config.method, name=method),
-        measuring=dataclasses.replace(config.measuring, max_kernels=400),
+        measuring=dataclasses.replace(config.measuring, max_kernels=60),
         model=dataclasses.replace(config.model, train_epochs=2),
         selection=SelectionConfig(candidates=1),
         mapping=MappingConfig(epochs=2, targets=(0.2, 0.4, 0.6), betas=(0.05, 0.3)),

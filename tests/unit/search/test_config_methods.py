@@ -23,6 +23,12 @@ def config(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
+        ({"mapping": {}}, "mapping is for the methods rule_mapping and policy_gradient, not for jcw"),
+        ({"method": {"name": "rule_mapping"}}, "rule_mapping chooses how weights are pruned: give space.weights"),
+        (
+            {"method": {"name": "policy_gradient"}, "mapping": {"targets": [0.5, 1.5]}},
+            r"mapping.targets \(0.5, 1.5\) must be",
+        ),
         ({"method": {"name": "aacp", "reproduce_reference": True}}, "reproduce_reference is there for 'jcw'"),
         (
             {"method": {"reproduce_reference": True}, "constraints": [{"metric": "error", "max": 0.5}]},

@@ -57,7 +57,9 @@ def resnet_problem(
     spec = spec or resnet_spec()
     config = SpaceConfig(
         channels=ChannelsConfig(min_ratio=0.25, multiple_of=4, max_choices=4) if channels else None,
-        weights=WeightsConfig(schemes=schemes, densities=(0.1, 0.2, 0.3, 0.5, 1.0), fully_connected=("block:8x16",)),
+        weights=WeightsConfig(
+            schemes=schemes, densities=(0.1, 0.2, 0.3, 0.5, 1.0), fully_connected=("block:8x16", "group:4x1")
+        ),
     )
     space = build_space(spec, config)
     costs = GenomeCosts(spec, space, {"latency_ns": kernel_ns})

@@ -73,7 +73,8 @@ def test_hard_data_gets_patterns_on_3x3_convolutions() -> None:
 def test_fully_connected_layers_get_rows_and_columns_of_blocks() -> None:
     spec = dataclasses.replace(resnet_spec(), prunable_ops=(*resnet_spec().prunable_ops, "linear"))
     problem = resnet_problem(spec)
-    assert schemes_at(problem, 0.3, 0.5, spec)["linear"] == (PruningScheme.BLOCK, 8)
+    assert schemes_at(problem, 0.3, 0.05, spec)["linear"] == (PruningScheme.BLOCK, 8)
+    assert schemes_at(problem, 0.3, 0.5, spec)["linear"] == (PruningScheme.GROUP, 4)  # columns alone
 
 
 def test_depthwise_convolutions_stay_dense() -> None:
