@@ -6,6 +6,7 @@ from the weights of the one before. inferred: the length of the fine-tuning, equ
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -64,7 +65,7 @@ class FinetunedEstimator:
         self, candidates: Sequence[Decisions], on_candidate: OnCandidate = nothing
     ) -> tuple[AccuracyEstimate, ...]:
         """Accuracy and loss of each candidate after its fine-tuning."""
-        for decisions in self.known[len(self._tuned) :] if len(self._tuned) < len(self.known) else ():
+        for decisions in self.known[len(self._tuned) :]:
             self._one(decisions, on_candidate)
         return tuple(self._one(decisions, on_candidate) for decisions in candidates)
 
@@ -108,7 +109,7 @@ class FinetunedEstimator:
                     best = (distance, other)
         if best is None:
             return self.model
-        ancestor = embed(apply_decisions(self.model, self.spec, Decisions()), self.model, self.spec)
+        ancestor = copy.deepcopy(self.model)
         load_checkpoint(ancestor, self._path(best[1]))
         return ancestor
 
@@ -133,9 +134,7 @@ def _contains(larger: Decisions, smaller: Decisions, spec: NetworkSpec) -> bool:
         p.density >= 1.0 or (name in smaller.pruning and smaller.pruning[name] == p)
         for name, p in larger.pruning.items()
     )
-    sides = larger.resolution is None or (
-        smaller.resolution is not None and smaller.resolution <= larger.resolution
-    )
+    sides = larger.resolution is None or (smaller.resolution is not None and smaller.resolution <= larger.resolution)
     return counts and zeros and sides and set(larger.removed_blocks) <= set(smaller.removed_blocks)
 
 

@@ -1,8 +1,8 @@
 """A network's accuracy over depth, width and resolution as a polynomial of low rank, and its optimum within a budget.
 
 Wang et al. (arXiv 2010.04879) fit a polynomial of accuracy over (depth, width, resolution) whose weight tensor has a
-low-rank substitute, and maximise it under a budget by the Karush-Kuhn-Tucker conditions. Degree, rank and priors are
-not given in what could be read of the paper. inferred: cubic factors of rank 1, that never fall, and the box of what was
+low-rank substitute, and maximise it under a budget by the Karush-Kuhn-Tucker conditions. What could be read of the
+paper does not give degree, rank and priors. inferred: cubic factors of rank 1, that never fall, and the box of what was
 sampled as the region in which the polynomial is trusted.
 """
 
@@ -44,7 +44,8 @@ class AxisModel:
         values: FloatArray = np.ones((len(points), len(self.coefficients[0])))
         for axis, coefficients in enumerate(self.coefficients):
             values = values * (self._basis(points[:, axis], axis) @ coefficients.T)
-        return values.sum(axis=1)
+        total: FloatArray = values.sum(axis=1)
+        return total
 
     def gradient(self, point: FloatArray) -> FloatArray:
         """The partial derivatives (axes,) at `point` (axes,)."""
@@ -163,7 +164,7 @@ def solve_kkt(model: AxisModel, cost: PowerCost, budget: float) -> KktPoint | No
         start,
         jac=lambda u: -np.exp(u) * model.gradient(np.exp(u)),
         bounds=list(zip(low, high, strict=True)),
-        constraints=[{"type": "eq", "fun": lambda u: exponents @ u - target, "jac": lambda u: exponents}],
+        constraints=[{"type": "eq", "fun": lambda u: float(exponents @ u) - target, "jac": lambda u: exponents}],
         method="SLSQP",
         options={"ftol": 1e-15, "maxiter": 500},
     )
@@ -181,8 +182,8 @@ def _conditions(
     rates = x * model.gradient(x) / np.array(cost.exponents)
     width = 1e-6
     at_bound = [
-        "fixed" if h - l <= width else "upper" if h - v <= width else "lower" if v - l <= width else ""
-        for v, l, h in zip(u, low, high, strict=True)
+        "fixed" if top - bottom <= width else "upper" if top - v <= width else "lower" if v - bottom <= width else ""
+        for v, bottom, top in zip(u, low, high, strict=True)
     ]
     inner = [rate for rate, bound in zip(rates, at_bound, strict=True) if not bound]
     if inner:
@@ -193,7 +194,6 @@ def _conditions(
         ceiling = [r for r, b in zip(rates, at_bound, strict=True) if b == "upper"]
         multiplier = float(np.mean([*([max(floor)] if floor else []), *([min(ceiling)] if ceiling else [])] or [0.0]))
     scale = max(abs(multiplier), float(np.abs(rates).max()), 1e-12)
-    gaps = {"": abs, "upper": lambda g: max(0.0, -g), "lower": lambda g: max(0.0, g), "fixed": lambda g: 0.0}
     return KktPoint(
         budget=budget,
         point=tuple(float(v) for v in x),
@@ -201,10 +201,19 @@ def _conditions(
         multiplier=multiplier,
         at_bound=tuple(at_bound),
         residuals=tuple(
-            float(gaps[bound](rate - multiplier)) / scale for rate, bound in zip(rates, at_bound, strict=True)
+            _gap(float(rate) - multiplier, bound) / scale for rate, bound in zip(rates, at_bound, strict=True)
         ),
         cost_residual=abs(math.exp(float(cost.log(x[None])[0])) / budget - 1.0),
     )
+
+
+def _gap(difference: float, bound: str) -> float:
+    """How far an axis at `bound`, whose rate is above the multiplier by `difference`, fails its condition."""
+    if bound == "fixed":
+        return 0.0
+    if bound == "upper":
+        return max(0.0, -difference)
+    return max(0.0, difference) if bound == "lower" else abs(difference)
 
 
 def _best_on_grid(
@@ -225,7 +234,7 @@ def _best_on_grid(
     points = np.concatenate(found)
     if not len(points):
         # The surface meets the box between grid lines only: on the way from its lowest corner to its highest.
-        share = (target - exponents @ low) / max(float(exponents @ (high - low)), 1e-300)
+        share = (target - float(exponents @ low)) / max(float(exponents @ (high - low)), 1e-300)
         points = (low + min(1.0, max(0.0, share)) * (high - low))[None]
     best: FloatArray = points[int(np.argmax(model(np.exp(points))))]
     return best
@@ -270,7 +279,8 @@ def _predicted(bases: Sequence[FloatArray], increments: Sequence[FloatArray]) ->
     product: FloatArray = np.ones((len(bases[0]), len(increments[0])))
     for basis, factor in zip(bases, increments, strict=True):
         product = product * (basis @ factor.T)
-    return product.sum(axis=1)
+    total: FloatArray = product.sum(axis=1)
+    return total
 
 
 def _bernstein(t: FloatArray, degree: int) -> FloatArray:

@@ -32,9 +32,7 @@ class AxisPoints:
         }
         self.blocks, self._widths, self._sides = positions.values()
         self.names = tuple(
-            name
-            for name, found in zip(("depth", "width", "resolution"), positions.values(), strict=True)
-            if found
+            name for name, found in zip(("depth", "width", "resolution"), positions.values(), strict=True) if found
         )
         if not self.names:
             raise ContractError(
@@ -103,7 +101,7 @@ class AxisPoints:
 
 
 def _towards_the_end(steps: Sequence[dict[int, int]]) -> Sequence[dict[int, int]]:
-    """At most `CHAIN_POINTS` of `steps`, evenly, the last among them; not always the first, which is near the origin."""
+    """At most `CHAIN_POINTS` of `steps`, evenly, the last among them; the first is too near the origin to be needed."""
     if len(steps) <= CHAIN_POINTS:
         return steps
     return [steps[round(len(steps) * k / CHAIN_POINTS) - 1] for k in range(1, CHAIN_POINTS + 1)]

@@ -65,3 +65,12 @@ class PopulationSearcher(Searcher, Protocol):
         Called after `ask` and before the `tell` of the same generation. Figures of all other genomes are forgotten.
         """
         ...
+
+
+@runtime_checkable
+class ReportingSearcher(Searcher, Protocol):
+    """A searcher that has more to tell than its front."""
+
+    def report(self) -> tuple[str, ...]:
+        """Lines for the user, when the search has ended."""
+        ...

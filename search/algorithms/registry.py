@@ -96,6 +96,12 @@ def _make_policy_gradient(problem: SearchProblem, population: int, seed: int) ->
     return PolicyGradientSearcher(problem, population=population, seed=seed)
 
 
+def _make_three_dimensions(problem: SearchProblem, population: int, seed: int) -> Searcher:
+    from search.algorithms.three_dimensions import ThreeDimensionsSearcher
+
+    return ThreeDimensionsSearcher(problem, population=population, seed=seed)
+
+
 SEARCHERS: dict[Method, Callable[[SearchProblem, int, int], Searcher]] = {
     Method.JCW: _make_jcw,
     Method.AACP: _make_aacp,
@@ -104,6 +110,7 @@ SEARCHERS: dict[Method, Callable[[SearchProblem, int, int], Searcher]] = {
     Method.EXACT: _make_exact,
     Method.RULE_MAPPING: _make_rule_mapping,
     Method.POLICY_GRADIENT: _make_policy_gradient,
+    Method.THREE_DIMENSIONS: _make_three_dimensions,
 }
 
 #: Methods of which the released code's own operators can be had.

@@ -1,9 +1,9 @@
-"""Pruning in three dimensions (Wang et al., arXiv 2010.04879): chains along depth, width and resolution, a polynomial of
-low rank through them, and the best legal networks within budgets.
+"""Pruning in three dimensions (Wang et al., arXiv 2010.04879): chains along depth, width and resolution, a polynomial
+of low rank through them, and the best legal networks within budgets.
 
 First the unpruned network, the network without each block, and the chains of width and resolution are evaluated; then
-the chain of depth, in the order that the single blocks told; then, in each generation, what the polynomial holds for the
-best network within each of a range of latencies. With every generation the polynomial learns from all that was
+the chain of depth, in the order that the single blocks told; then, in each generation, what the polynomial holds for
+the best network within each of a range of latencies. With every generation the polynomial learns from all that was
 evaluated. Variables of other kinds stay unpruned. The method ends by itself when it has nothing new to propose.
 """
 
@@ -130,7 +130,9 @@ class ThreeDimensionsSearcher:
         lines = []
         for found in self.optima():
             point = ", ".join(f"{a} {x:.2f}" for a, x in zip(found["axes"], found["point"], strict=True))
-            budget = f"{found['budget']:.3g} ms" if found["cost"] == "latency_ms" else f"{found['budget']:.0%} of d w2 r2"
+            budget = (
+                f"{found['budget']:.3g} ms" if found["cost"] == "latency_ms" else f"{found['budget']:.0%} of d w2 r2"
+            )
             residual = max(*found["residuals"], found["cost_residual"])
             lines.append(f"continuous optimum at {budget}: {point} (largest KKT residual {residual:.1g})")
         return tuple(lines)

@@ -24,6 +24,7 @@ class Method(StrEnum):
     EXACT = "exact"
     RULE_MAPPING = "rule_mapping"
     POLICY_GRADIENT = "policy_gradient"
+    THREE_DIMENSIONS = "three_dimensions"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,6 +202,8 @@ class Estimator(StrEnum):
     ONE_SHOT = "one_shot"
     #: JCW's: a network with shared weights, trained for each generation and discarded.
     SUPERNET = "supernet"
+    #: A short fine-tuning of each candidate, from the weights of the nearest one that was tuned before.
+    FINETUNED = "finetuned"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,10 +212,12 @@ class AccuracyConfig:
     `evaluation_images`, both from the training set and apart from each other.
 
     `supernet` trains 10 and 20 epochs for each generation, times `schedule_factor`, in batches of `batch_size`.
+    `finetuned` trains each candidate for `finetune_epochs`, in batches of `training.batch_size`.
     """
 
     estimator: Estimator = Estimator.ONE_SHOT
     schedule_factor: float = 1.0
+    finetune_epochs: float = 1.0
     calibration_images: int = 512
     evaluation_images: int = 1000
     batch_size: int = 256
@@ -220,6 +225,13 @@ class AccuracyConfig:
     def __post_init__(self) -> None:
         if min(self.calibration_images, self.evaluation_images, self.batch_size) < 1:
             raise ContractError("calibration_images, evaluation_images and batch_size must be at least 1")
+        if not self.finetune_epochs > 0:
+            raise ContractError(f"finetune_epochs {self.finetune_epochs!r} must be positive")
+        if self.estimator is not Estimator.FINETUNED and self.finetune_epochs != 1.0:
+            raise ContractError(
+                f"accuracy.finetune_epochs belongs to the estimator 'finetuned', not to {self.estimator.value!r}: "
+                "leave it out"
+            )
         if not 0.0 < self.schedule_factor <= 1.0:
             raise ContractError(f"schedule_factor {self.schedule_factor!r} is not in (0, 1]")
         if self.estimator is not Estimator.SUPERNET and self.schedule_factor != 1.0:
@@ -416,6 +428,16 @@ class SearchConfig:
             raise ContractError("objectives must be at least two different metrics, for example loss and latency_ms")
         if self.method.reproduce_reference:
             self._check_reference()
+        if self.method.name is Method.THREE_DIMENSIONS:
+            if self.space.depth is None and self.space.channels is None and self.space.resolution is None:
+                raise ContractError(
+                    "the method 'three_dimensions' searches depth, width and resolution: open space.depth, "
+                    "space.channels or space.resolution"
+                )
+            if not {Metric.LOSS, Metric.ERROR} & set(metrics):
+                raise ContractError(
+                    "the method 'three_dimensions' fits the accuracy of networks: add the objective loss"
+                )
         if self.accuracy.estimator is Estimator.SUPERNET and self.method.name not in _POPULATION_METHODS:
             raise ContractError(
                 f"accuracy.estimator 'supernet' scores survivors again in each generation, and the method "

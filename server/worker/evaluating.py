@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from search.accuracy.estimator import AccuracyEstimator, GenerationEstimator
+from search.accuracy.finetuned import FinetunedEstimator
 from search.accuracy.one_shot import OneShotEstimator
 from search.accuracy.supernet import SupernetEstimator
 from search.data.dataset import ImageData
 from search.domain.candidate import Evaluation
-from search.domain.config import Estimator
+from search.domain.config import Estimator, TrainingConfig
 from search.domain.objective import Metric
 from search.domain.space import Decisions, Genome
 from search.evaluation import AccuracyEstimate
@@ -24,11 +25,14 @@ from server.worker.stages.preparing import Prepared
 class CandidateEvaluator:
     """Figures of new genomes: accuracy as the config wants it estimated, and all that the genome alone decides."""
 
-    def __init__(self, run: SearchRun, prepared: Prepared, figures: NetworkFigures) -> None:
+    def __init__(
+        self, run: SearchRun, prepared: Prepared, figures: NetworkFigures, known: Sequence[Genome] = ()
+    ) -> None:
+        """`known` are the candidates of earlier generations, in their order, which some estimators build on."""
         self._run = run
         self._prepared = prepared
         self._figures = figures
-        self._estimator = make_estimator(run, prepared)
+        self._estimator = make_estimator(run, prepared, [prepared.space.decode(genome) for genome in known])
 
     @property
     def scores_generations(self) -> bool:
@@ -72,7 +76,9 @@ class CandidateEvaluator:
         return evaluations
 
 
-def make_estimator(run: SearchRun, prepared: Prepared) -> AccuracyEstimator | GenerationEstimator:
+def make_estimator(
+    run: SearchRun, prepared: Prepared, known: Sequence[Decisions] = ()
+) -> AccuracyEstimator | GenerationEstimator:
     """The estimator that the search's config asks for."""
     accuracy = run.config.accuracy
     evaluation = _evenly(prepared.data.split.holdout, accuracy.evaluation_images)
@@ -85,6 +91,17 @@ def make_estimator(run: SearchRun, prepared: Prepared) -> AccuracyEstimator | Ge
             seed=run.config.method.seed,
             schedule_factor=accuracy.schedule_factor,
             batch_size=accuracy.batch_size,
+        )
+    if accuracy.estimator is Estimator.FINETUNED:
+        return FinetunedEstimator(
+            model=prepared.model,
+            spec=prepared.spec,
+            data=prepared.data,
+            evaluation=evaluation,
+            settings=TrainingConfig(epochs=accuracy.finetune_epochs, batch_size=run.config.training.batch_size),
+            seed=run.config.method.seed,
+            folder=run.work_dir / "finetuned",
+            known=known,
         )
     return make_one_shot_estimator(run, prepared)
 

@@ -42,7 +42,7 @@ def test_every_config_key_is_documented() -> None:
             "name": "n",
             "model": {"architecture": "small_cnn"},
             "dataset": {"name": "digits"},
-            "space": {"channels": {}, "weights": {}},
+            "space": {"channels": {}, "weights": {}, "depth": {}, "resolution": {}},
         }
     )
     assert [name for name in leaves(config, "") if f"{name}`" not in CONFIGURATION] == []

@@ -16,6 +16,8 @@ from device_agent.formats.packed import read_packed
 from search.domain.config import (
     ChannelsConfig,
     DepthConfig,
+    Estimator,
+    Method,
     ModelConfig,
     ResolutionConfig,
     SearchConfig,
@@ -92,3 +94,22 @@ def test_all_dimensions_in_one_search(simulated_stack: LocalStack, tmp_path: Pat
 def test_one_dimension_alone(simulated_stack: LocalStack, tmp_path: Path, space: SpaceConfig) -> None:
     result = run(simulated_stack, small_resnet_search("one", space), tmp_path)
     check_files(result, tmp_path)
+
+
+def test_three_dimensions_with_chains_of_fine_tuning(simulated_stack: LocalStack, tmp_path: Path) -> None:
+    config = small_resnet_search(
+        "three dimensions",
+        SpaceConfig(
+            channels=ChannelsConfig(min_ratio=0.5, multiple_of=8), depth=DepthConfig(), resolution=ResolutionConfig()
+        ),
+    )
+    config = dataclasses.replace(
+        config,
+        method=dataclasses.replace(config.method, name=Method.THREE_DIMENSIONS, population=8, generations=4),
+        accuracy=dataclasses.replace(config.accuracy, estimator=Estimator.FINETUNED, finetune_epochs=0.5),
+    )
+    result = run(simulated_stack, config, tmp_path)
+    check_files(result, tmp_path)
+    with simulated_stack.client() as client:
+        messages = [e["data"].get("text", "") for e in client.events(result.search.id) if e["kind"] == "message"]
+    assert [m for m in messages if "continuous optimum" in m and "KKT residual" in m]

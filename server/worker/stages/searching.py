@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from device_agent.contracts import canonical_json, encode
+from search.algorithms.base import ReportingSearcher
 from search.algorithms.registry import make_searcher
 from search.domain.candidate import EvaluatedCandidate, candidate_id
 from search.domain.objective import Metric
@@ -57,21 +58,24 @@ def search(run: SearchRun, prepared: Prepared, profile: Profile) -> None:
     found = run.load(STAGE)
     figures = NetworkFigures(prepared.spec, prepared.space, profile.fleet)
     problem = make_problem(run, prepared, figures)
-    evaluator = CandidateEvaluator(run, prepared, figures)
+    stored = None if found is None else state_from_json(found[1])
+    known = [] if stored is None else [item.candidate.genome for item in stored.archive]
+    evaluator = CandidateEvaluator(run, prepared, figures, known)
+    searcher = make_searcher(
+        config.method.name,
+        problem,
+        population=config.method.population,
+        seed=config.method.seed,
+        reproduce_reference=config.method.reproduce_reference,
+        seed_with=config.method.seed_with,
+    )
     state = run_search(
-        searcher=make_searcher(
-            config.method.name,
-            problem,
-            population=config.method.population,
-            seed=config.method.seed,
-            reproduce_reference=config.method.reproduce_reference,
-            seed_with=config.method.seed_with,
-        ),
+        searcher=searcher,
         problem=problem,
         evaluate=None if evaluator.scores_generations else evaluator,
         score_generation=evaluator.score_generation if evaluator.scores_generations else None,
         generations=config.method.generations,
-        state=None if found is None else state_from_json(found[1]),
+        state=stored,
         on_generation=_Recorder(run, prepared, profile, known=0 if found is None else found[0]),
     )
     front = front_of(state.archive, config.objectives)
@@ -80,6 +84,9 @@ def search(run: SearchRun, prepared: Prepared, profile: Profile) -> None:
         raise SearchFailed(
             f"none of {len(state.archive)} candidates meets {bounds}: raise a bound, or allow more generations"
         )
+    if isinstance(searcher, ReportingSearcher):
+        for line in searcher.report():
+            run.message(line)
     selected = select(front, config.selection, profile.dense.tflite_ms)
     with run.database.write() as session:
         mark_front(session, run.claim, [_id(c) for c in front])
