@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -12,12 +12,13 @@ from device_agent.contracts import ContractError, KernelSpec, NetworkPlan
 from device_agent.formats.packed import weight_bytes
 from search.algorithms.factors import Factor
 from search.domain.network import NetworkSpec
-from search.domain.objective import LatencyOverDevices, Metric
+from search.domain.objective import Constraint, LatencyOverDevices, Metric
 from search.domain.space import SearchSpace
-from search.genome_costs import CostTable, GenomeCosts
+from search.genome_costs import CostTable, GenomeCosts, KernelCost
 from search.latency.fleet import FleetLatencyModel, over_devices
 from search.latency.network import NetworkLatencyModel
 from search.pareto import FloatArray
+from search.problem import SearchProblem
 
 #: What a plan alone decides, on any device.
 PLAN_METRICS = frozenset({Metric.MACS, Metric.PARAMETERS, Metric.MODEL_BYTES})
@@ -26,6 +27,49 @@ _NS_PER_MS = 1e6
 
 #: The name of the device where a search has only one, and nothing tells it apart.
 _ONLY_DEVICE = ""
+
+
+_PLAN_COSTS: dict[str, KernelCost] = {
+    "macs": lambda kernel: float(kernel.macs),
+    "parameters": lambda kernel: float(kernel.parameters),
+    "model_bytes": lambda kernel: float(weight_bytes(kernel)),
+}
+
+
+def bounds_problem(
+    spec: NetworkSpec, space: SearchSpace, constraints: Sequence[Constraint], figures: NetworkFigures | None = None
+) -> SearchProblem:
+    """The problem of meeting `constraints` on known figures alone: those of the plan, and latency with `figures`.
+
+    For `search.algorithms.repair.least_violating`, before a search begins.
+    """
+    if figures is not None:
+        return SearchProblem(
+            space=space,
+            objectives=(),
+            constraints=tuple(c for c in constraints if c.metric in NetworkFigures.METRICS),
+            known=figures,
+            known_metrics=NetworkFigures.METRICS,
+            tables=figures.tables,
+            known_latencies=figures.latencies_ms,
+            device_tables=figures.device_tables,
+        )
+    costs = GenomeCosts(spec, space, _PLAN_COSTS)
+
+    def known(genomes: ArrayLike) -> Mapping[Metric, FloatArray]:
+        return {Metric(name): column for name, column in zip(costs.names, costs.sums(genomes).T, strict=True)}
+
+    def tables(metric: Metric) -> tuple[Factor, ...]:
+        return tuple(Factor(variables=t.variables, values=t.values) for t in costs.tables(metric.value))
+
+    return SearchProblem(
+        space=space,
+        objectives=(),
+        constraints=tuple(c for c in constraints if c.metric in PLAN_METRICS),
+        known=known,
+        known_metrics=PLAN_METRICS,
+        tables=tables,
+    )
 
 
 class NetworkFigures:
@@ -50,9 +94,7 @@ class NetworkFigures:
             space,
             {
                 **{_column(name): functools.partial(_kernel_ns, m) for name, m in latency.models.items()},
-                "macs": lambda kernel: float(kernel.macs),
-                "parameters": lambda kernel: float(kernel.parameters),
-                "model_bytes": lambda kernel: float(weight_bytes(kernel)),
+                **_PLAN_COSTS,
             },
         )
 

@@ -6,11 +6,15 @@ budget, which leaves slack. Here many genomes are repaired together, and what wa
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
+from device_agent.contracts import ContractError
+from search.algorithms.factors import Factor, evaluate
 from search.domain.objective import Constraint, Metric
 from search.domain.space import Genome, VariableKind
 from search.errors import InfeasibleBudget
@@ -21,6 +25,11 @@ from search.problem import SearchProblem
 _REFILL_ROUNDS = 4
 #: Sweeps over all variables when the smallest genome is looked for.
 _MAX_SWEEPS = 4
+#: Branch-and-bound nodes when bounds are judged together.
+_MAX_NODES = 2000
+_REMEDY = (
+    "raise a bound, or allow smaller channel counts (space.channels.min_ratio) or densities (space.weights.densities)"
+)
 
 
 class Repair:
@@ -128,10 +137,11 @@ class _Steps:
 
 
 def least_violating(problem: SearchProblem) -> Genome:
-    """A genome that meets all bounds on known figures, by coordinate descent from the smallest one.
+    """A genome that meets all bounds on known figures: by coordinate descent from the smallest one, and where that
+    fails and the figures are there as tables, by a mixed-integer programme.
 
-    Raises `InfeasibleBudget` where none is found. The text names the first bound and the smallest value reached with
-    the others.
+    Raises `InfeasibleBudget` where none is found. The text names the bounds, and for each the smallest value reached
+    with the others kept, or by itself where it cannot be met even alone.
     """
     space = problem.space
     best = np.array(space.smallest, dtype=np.int64)
@@ -150,7 +160,52 @@ def least_violating(problem: SearchProblem) -> Genome:
             break
     if excess <= 0:
         return tuple(int(g) for g in best)
-    raise InfeasibleBudget(_why(problem, best))
+    try:
+        tables = [_bounded_tables(problem, constraint) for constraint in problem.known_constraints]
+    except ContractError:
+        # The figures are there, but not as sums of tables, such as the slowest of several devices.
+        raise InfeasibleBudget(_why(problem, best)) from None
+    return _solved(problem, tables)
+
+
+def _bounded_tables(problem: SearchProblem, constraint: Constraint) -> tuple[Factor, ...]:
+    if constraint.device is not None and problem.device_tables is not None:
+        return problem.device_tables(constraint.device)
+    if constraint.device is None and problem.tables is not None:
+        return problem.tables(constraint.metric)
+    raise ContractError(f"there are no tables of {constraint.metric}")
+
+
+def _solved(problem: SearchProblem, tables: Sequence[tuple[Factor, ...]]) -> Genome:
+    """What meets all of the known constraints, whose `tables` are in their order."""
+    # Imported here: scipy's optimisers take a second to load.
+    from search.algorithms.exact import Bound, ExactFront, best_under
+
+    num_choices = problem.space.num_choices
+    constraints = problem.known_constraints
+    bounds = [Bound(costs, constraint.max) for costs, constraint in zip(tables, constraints, strict=True)]
+    names = [f"{c.subject} <= {c.max:g}" for c in constraints]
+    alone = [ExactFront((), costs, num_choices).weighted(0.0, 1.0).cost for costs in tables]
+    impossible = [
+        f"{name} (the smallest is {value:.6g})"
+        for name, value, bound in zip(names, alone, bounds, strict=True)
+        if value > bound.max
+    ]
+    if impossible:
+        raise InfeasibleBudget(f"no candidate meets {' and '.join(impossible)}: {_REMEDY}")
+    solve = functools.partial(best_under, num_choices=num_choices, node_limit=_MAX_NODES)
+    found = solve((), bounds)
+    if found is not None and problem.known_violations(np.array([found]))[0] <= 0:
+        return found
+    lines = []
+    for place, (name, costs) in enumerate(zip(names, tables, strict=True)):
+        least = solve(costs, [*bounds[:place], *bounds[place + 1 :]])
+        if least is None:
+            lines.append(f"{name} (the others exclude each other without it)")
+        else:
+            value = float(evaluate(costs, np.array([least]))[0])
+            lines.append(f"{name} (the smallest with the others kept is {value:.6g})")
+    raise InfeasibleBudget(f"each bound can be met, but not all together: {' and '.join(lines)}: {_REMEDY}")
 
 
 def _why(problem: SearchProblem, best: IntArray) -> str:
@@ -159,7 +214,4 @@ def _why(problem: SearchProblem, best: IntArray) -> str:
         for c, values in problem.known_bounded(best[None])
         if not math.isclose(c.violation(float(values[0])), 0.0)
     ]
-    return (
-        f"no candidate meets {' and '.join(broken)}: raise the bound, or allow smaller channel counts "
-        "(space.channels.min_ratio) or densities (space.weights.densities)"
-    )
+    return f"no candidate meets {' and '.join(broken)}: {_REMEDY}"

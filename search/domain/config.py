@@ -221,8 +221,12 @@ class AccuracyConfig:
     calibration_images: int = 512
     evaluation_images: int = 1000
     batch_size: int = 256
+    #: Before the front is chosen, so many of the best candidates are judged again on all held-out images; 0 for none.
+    reevaluate_top: int = 16
 
     def __post_init__(self) -> None:
+        if self.reevaluate_top < 0:
+            raise ContractError(f"reevaluate_top {self.reevaluate_top!r} must be at least 0")
         if min(self.calibration_images, self.evaluation_images, self.batch_size) < 1:
             raise ContractError("calibration_images, evaluation_images and batch_size must be at least 1")
         if not self.finetune_epochs > 0:
@@ -424,8 +428,10 @@ class SearchConfig:
         if not self.name or len(self.name) > 200:
             raise ContractError("name must have 1 to 200 characters")
         metrics = [o.metric for o in self.objectives]
-        if len(set(metrics)) != len(metrics) or len(metrics) < 2:
-            raise ContractError("objectives must be at least two different metrics, for example loss and latency_ms")
+        if len(set(metrics)) != len(metrics) or not metrics:
+            raise ContractError("objectives must be different metrics, for example loss and latency_ms")
+        if len(metrics) == 1:
+            self._check_single_objective(metrics[0])
         if self.method.reproduce_reference:
             self._check_reference()
         if self.method.name is Method.THREE_DIMENSIONS:
@@ -479,6 +485,19 @@ class SearchConfig:
                 raise ContractError(
                     f"a constraint is on device {constraint.device!r}, but {known}: name it as it is named there"
                 )
+
+    def _check_single_objective(self, metric: Metric) -> None:
+        """One network, the best within bounds, as AACP has it."""
+        if metric not in (Metric.ERROR, Metric.LOSS) or not self.constraints:
+            raise ContractError(
+                f"the single objective {metric.value!r} asks for one network: it must be error or loss, with "
+                "constraints on what the network may cost; or give two objectives, for example loss and latency_ms"
+            )
+        if self.method.name not in (Method.AACP, Method.NSGA2, Method.RANDOM):
+            raise ContractError(
+                f"the method {self.method.name.value!r} looks for a front over latency: add the objective latency_ms, "
+                "or use aacp for the one best network within bounds"
+            )
 
     def _check_reference(self) -> None:
         """Refuse what JCW's published operators do not know."""

@@ -44,6 +44,8 @@ RESULT = "result"
 SEARCHED_FRONT = "searched-front"
 #: The estimated errors of pruned layers (`search.reconstruction`), for methods that use them.
 LAYER_ERRORS = "layer-errors"
+#: Figures of the best candidates on all held-out images.
+REEVALUATED = "reevaluated"
 
 
 def device_document(name: str, device_id: str, device_ids: Sequence[str]) -> str:

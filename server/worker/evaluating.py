@@ -106,10 +106,12 @@ def make_estimator(
     return make_one_shot_estimator(run, prepared)
 
 
-def make_one_shot_estimator(run: SearchRun, prepared: Prepared) -> OneShotEstimator:
-    """The unpruned network's weights, pruned and judged on held-out images."""
+def make_one_shot_estimator(
+    run: SearchRun, prepared: Prepared, *, evaluation_images: int | None = None
+) -> OneShotEstimator:
+    """The unpruned network's weights, pruned and judged on held-out images: as many as the config says, or as given."""
     accuracy = run.config.accuracy
-    evaluation = _evenly(prepared.data.split.holdout, accuracy.evaluation_images)
+    evaluation = _evenly(prepared.data.split.holdout, evaluation_images or accuracy.evaluation_images)
     return OneShotEstimator(
         prepared.model,
         prepared.spec,

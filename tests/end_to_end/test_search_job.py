@@ -26,7 +26,7 @@ from search.domain.config import (
     SpaceConfig,
     TrainingConfig,
 )
-from search.domain.objective import Constraint, Metric
+from search.domain.objective import Constraint, Metric, Objective
 from search.domain.result import SearchResult, result_schema
 from server.cli.local_stack import LocalStack, StackOptions, running_stack
 from server.cli.searches import run_search
@@ -182,16 +182,28 @@ def test_exact_and_aacp_keep_all_bounds_together(simulated_stack: LocalStack, tm
         Constraint(metric=Metric.MACS, max=0.5 * free.baseline.macs),
         Constraint(metric=Metric.PARAMETERS, max=0.7 * free.baseline.parameters),
     )
-    for method in (
-        MethodConfig(name=Method.EXACT, population=6, generations=2),
-        MethodConfig(name=Method.AACP, population=6, generations=2, seed_with=Method.EXACT),
+    # The one best network, as AACP has it, and the best few judged again on all images.
+    alone = (Objective(metric=Metric.LOSS),)
+    both = (*alone, Objective(metric=Metric.LATENCY_MS))
+    few_images = dataclasses.replace(config.accuracy, evaluation_images=80, reevaluate_top=4)
+    for method, objectives in (
+        (MethodConfig(name=Method.EXACT, population=6, generations=2), both),
+        (MethodConfig(name=Method.AACP, population=6, generations=2, seed_with=Method.EXACT), alone),
     ):
-        bounded = dataclasses.replace(config, method=method, constraints=bounds, latency_from=free.search.id)
+        bounded = dataclasses.replace(
+            config,
+            method=method,
+            constraints=bounds,
+            objectives=objectives,
+            accuracy=few_images,
+            latency_from=free.search.id,
+        )
         result = run(simulated_stack, bounded, tmp_path / method.name.value, console)
         assert result.search.method == method.name.value
-        assert result.front
+        assert len(result.front) == 1 if objectives is alone else len(result.front) >= 1
         for point in result.front:
             assert point.predicted_latency_ms <= bounds[0].max
             assert point.macs <= bounds[1].max
             assert point.parameters <= bounds[2].max
             assert point.accuracy is not None
+    assert "best candidates were judged again, on 14" in console.file.getvalue()

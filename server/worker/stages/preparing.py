@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from search.algorithms.repair import least_violating
 from search.data.loading import LoadedData, load_data
 from search.domain.architectures import ARCHITECTURES
 from search.domain.config import DatasetConfig
@@ -15,7 +16,7 @@ from search.domain.network import NetworkSpec
 from search.domain.objective import Metric
 from search.domain.space import Decisions, Genome, SearchSpace
 from search.evaluation import evaluate
-from search.known_figures import PLAN_METRICS, plan_figures
+from search.known_figures import PLAN_METRICS, bounds_problem, plan_figures
 from search.lowering import lower
 from search.models.checkpoint import load_checkpoint, save_checkpoint
 from search.models.zoo import build_model
@@ -122,13 +123,17 @@ def _weights(run: SearchRun, model: nn.Module, data: LoadedData) -> str:
 
 
 def _check_budget_before_measuring(run: SearchRun, spec: NetworkSpec, space: SearchSpace) -> None:
-    """Refuse bounds on MACs, parameters and bytes that cannot be met, before the device spends time on the search."""
+    """Refuse bounds on MACs, parameters and bytes that cannot be met, alone or together, before the device spends time
+    on the search.
+    """
 
     def counts(genome: Genome) -> dict[Metric, float]:
         return plan_figures(lower(spec, space.decode(genome)))
 
     known = [c for c in run.config.constraints if c.metric in PLAN_METRICS]
     check_budget(space, known, counts)
+    if len(known) > 1:
+        least_violating(bounds_problem(spec, space, known))
 
 
 def _tell(run: SearchRun, spec: NetworkSpec, space: SearchSpace, baseline_accuracy: float) -> None:

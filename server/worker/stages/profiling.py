@@ -21,8 +21,10 @@ from device_agent.contracts import (
     Verdict,
     setup_id,
 )
+from search.algorithms.repair import least_violating
 from search.domain.objective import Metric
 from search.domain.space import Decisions, Genome
+from search.known_figures import NetworkFigures, bounds_problem
 from search.latency.card import model_card
 from search.latency.drift import at_usual_speed, usual_references
 from search.latency.knots import knots_for
@@ -347,6 +349,9 @@ def _check_coverage(run: SearchRun, prepared: Prepared, result: Profile) -> None
     for bound in run.config.constraints:
         if bound.metric is Metric.LATENCY_MS:
             check_budget(prepared.space, [bound], functools.partial(latency, device=bound.device))
+    if len(run.config.constraints) > 1:
+        figures = NetworkFigures(prepared.spec, prepared.space, fleet)
+        least_violating(bounds_problem(prepared.spec, prepared.space, run.config.constraints, figures))
 
 
 def _card(device: DeviceLatencies) -> str:

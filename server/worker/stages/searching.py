@@ -35,6 +35,7 @@ from server.states import JobStage
 from server.worker.evaluating import CandidateEvaluator
 from server.worker.latencies import Profile
 from server.worker.problem import make_problem
+from server.worker.reevaluating import reevaluated
 from server.worker.run import SearchFailed, SearchRun, write_progress
 from server.worker.stages.preparing import Prepared
 
@@ -78,7 +79,8 @@ def search(run: SearchRun, prepared: Prepared, profile: Profile) -> None:
         state=stored,
         on_generation=_Recorder(run, prepared, profile, known=0 if found is None else found[0]),
     )
-    front = front_of(state.archive, config.objectives)
+    judged = reevaluated(run, prepared, state.archive)
+    front = front_of(judged, config.objectives)
     if not front:
         bounds = ", ".join(f"{c.subject} <= {c.max:g}" for c in config.constraints)
         raise SearchFailed(
@@ -89,6 +91,8 @@ def search(run: SearchRun, prepared: Prepared, profile: Profile) -> None:
             run.message(line)
     selected = select(front, config.selection, profile.dense.tflite_ms)
     with run.database.write() as session:
+        if judged != state.archive:
+            save_candidates(session, run.claim, [_record(item, state.generation) for item in judged])
         mark_front(session, run.claim, [_id(c) for c in front])
         mark_selected(session, run.claim, [_id(c) for c in selected])
     run.put_document(SEARCHED_FRONT, searched_front(prepared.space, front))

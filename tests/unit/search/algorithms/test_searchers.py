@@ -15,6 +15,7 @@ from search.algorithms.registry import SEARCHERS, make_searcher
 from search.domain.config import Method
 from search.domain.objective import Constraint, Metric, Objective
 from search.domain.space import SearchSpace
+from search.loop import front_of, run_search
 from search.problem import SearchProblem
 from tests.unit.search.algorithms.searcher_suite import (
     PROBLEM,
@@ -22,6 +23,7 @@ from tests.unit.search.algorithms.searcher_suite import (
     TWO,
     EvolutionarySuite,
     SearcherSuite,
+    constrained,
     final_volume,
     known_part,
     known_tables,
@@ -112,6 +114,21 @@ def test_exact_refuses_what_it_cannot_do() -> None:
         make_searcher("exact", replace(_with_estimates(), objectives=known_only), population=8, seed=0)
     with pytest.raises(ContractError, match="leave seed_with out"):
         make_searcher("jcw", PROBLEM, population=8, seed=0, seed_with=Method.EXACT)
+
+
+def test_aacp_looks_for_the_one_best_network_within_bounds() -> None:
+    unpruned = landscape(SPACE.unpruned).metrics
+    bounds = tuple(Constraint(metric=m, max=0.5 * unpruned[m]) for m in (Metric.LATENCY_MS, Metric.PARAMETERS))
+    problem = SearchProblem(space=SPACE, objectives=TWO[:1], constraints=bounds, **known_part())
+
+    def best(method: str) -> float:
+        searcher = make_searcher(method, problem, population=12, seed=0)
+        state = run_search(searcher=searcher, problem=problem, evaluate=constrained(bounds), generations=10)
+        (point,) = front_of(state.archive, problem.objectives)
+        assert point.evaluation.violation == 0
+        return point.evaluation.metrics[Metric.LOSS]
+
+    assert best("aacp") < 0.8 * best("random")
 
 
 def test_exact_keeps_several_bounds() -> None:
