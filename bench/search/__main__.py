@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from bench.search import operators, trained, true_evaluations
+from bench.search import estimators, operators, trained, true_evaluations
 from bench.search.a72 import A72Landscape, shared_data
 from bench.search.latency import TFLITE_DENSE, measured_table, time_networks
 from bench.search.networks import NETWORKS, NetworkCase, load_case
@@ -60,7 +60,7 @@ def main() -> None:
         )
         print(operators.table_text(rows), flush=True)
         results.put("operators", operators.as_json(rows), ())
-    if {"evaluations", "accuracy"} & set(parts):
+    if set(parts) - {"operators"}:
         torch.set_num_threads(1)
         for name in options.networks:
             _network_parts(name, parts, num_seeds, options, results)
@@ -69,8 +69,18 @@ def main() -> None:
 def _network_parts(name: str, parts: Sequence[str], num_seeds: int, options: Any, results: _Results) -> None:
     work = options.work / name
     case = load_case(name, shared_data(), options.work / "cache")
-    problem = true_evaluations.problem_of(case, measured_table(case, work / "latency-table.json"))
     estimates = RememberedEstimates(case, work / "one-shot.jsonl")
+    table = measured_table(case, work / "latency-table.json")
+    problem = true_evaluations.problem_of(case, table, estimates, work / "layer-errors.json")
+    settings = case.config.training
+    if options.epochs is not None:
+        settings = replace(settings, epochs=options.epochs)
+    if "estimators" in parts and name == NETWORKS[0]:
+        ranked = estimators.estimator_rows(case, problem, estimates, settings, work / "trained")
+        print(estimators.table_text(ranked), flush=True)
+        results.put("estimators", estimators.as_json(ranked), (name,))
+    if not {"evaluations", "accuracy"} & set(parts):
+        return
     methods = options.methods or [*(m.value for m in SEARCHERS), "jcw_reference", SPREAD_BASELINE]
     runs: dict[tuple[str, int], list[Progress]] = {}
     for method in methods:
@@ -83,9 +93,6 @@ def _network_parts(name: str, parts: Sequence[str], num_seeds: int, options: Any
         print(true_evaluations.table_text(rows), flush=True)
         results.put("evaluations", rows, (name,))
     if "accuracy" in parts:
-        settings = case.config.training
-        if options.epochs is not None:
-            settings = replace(settings, epochs=options.epochs)
         choices = _choices(case, problem, estimates, runs)
         accuracies = trained.accuracy_rows(case, choices, settings, work / "trained")
         print(trained.table_text(accuracies), flush=True)

@@ -108,24 +108,51 @@ def uniform_genomes(problem: SearchProblem, kind: VariableKind) -> list[Genome]:
     ]
 
 
+class FineTuner:
+    """Fine-tunes networks alike, and keeps their weights in `folder`: what is there is not trained again."""
+
+    def __init__(self, case: NetworkCase, settings: TrainingConfig, folder: Path) -> None:
+        self._case = case
+        self._settings = settings
+        self._folder = folder
+        self._teacher = DistillationTeacher(case.model, case.data) if settings.distillation > 0 else None
+
+    def __call__(self, decisions: Decisions) -> tuple[PrunedModel, float]:
+        """The fine-tuned network and its accuracy on the test set."""
+        case = self._case
+        pruned = apply_decisions(case.model, case.spec, decisions)
+        weights = self._folder / f"{content_id('n', [decisions, self._settings, _SEED])}.safetensors"
+        if weights.exists():
+            load_checkpoint(pruned.model, weights)
+            pruned.apply_masks()
+        else:
+            started = time.perf_counter()
+            self._folder.mkdir(parents=True, exist_ok=True)
+            state = weights.with_suffix(".training.safetensors")
+            generator = torch.Generator().manual_seed(_SEED)
+            watcher = Watcher(checkpoint_path=state)
+            pruned = finetune(pruned, case.data, self._settings, generator, teacher=self._teacher, watcher=watcher)
+            save_checkpoint(pruned.model, weights)
+            state.unlink(missing_ok=True)
+            print(f"{case.name}: trained in {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
+        test = case.data.split.test
+        return pruned, evaluate(pruned.model, test, case.data.normalise, resolution=pruned.resolution).accuracy
+
+
 def accuracy_rows(
     case: NetworkCase, choices: Sequence[Choice], settings: TrainingConfig, folder: Path
 ) -> list[AccuracyRow]:
     """Fine-tune and time all of `choices` and the unpruned network."""
     dense = Choice(method=DENSE_TRAINED, budget=None, decisions=Decisions())
-    teacher = DistillationTeacher(case.model, case.data) if settings.distillation > 0 else None
+    tuner = FineTuner(case, settings, folder)
     trained: dict[str, tuple[PrunedModel, Decisions]] = {}
     accuracies: dict[str, float] = {}
     by_key = {content_id("n", c.decisions): c for c in (dense, *choices)}
     for number, (key, choice) in enumerate(by_key.items(), start=1):
-        started = time.perf_counter()
-        trained[key], accuracies[key] = _trained(case, choice.decisions, settings, teacher, folder)
-        print(
-            f"{case.name} {number}/{len(by_key)} {choice.method} {choice.budget}: {accuracies[key]:.4f} "
-            f"({time.perf_counter() - started:.0f} s)",
-            file=sys.stderr,
-            flush=True,
-        )
+        pruned, accuracies[key] = tuner(choice.decisions)
+        trained[key] = (pruned, choice.decisions)
+        words = f"{choice.method} {choice.budget}: {accuracies[key]:.4f}"
+        print(f"{case.name} {number}/{len(by_key)} {words}", file=sys.stderr, flush=True)
     times = time_networks(case, trained, rounds=_ROUNDS)
     baseline = evaluate(case.model, case.data.split.test, case.data.normalise).accuracy
     rows = [
@@ -174,30 +201,3 @@ def table_text(rows: Sequence[AccuracyRow]) -> str:
             f"{row.measured_latency_ms:>7.3f} {predicted:>9} {row.speedup_vs_tflite_dense:>8.2f}"
         )
     return "\n".join(lines)
-
-
-def _trained(
-    case: NetworkCase,
-    decisions: Decisions,
-    settings: TrainingConfig,
-    teacher: DistillationTeacher | None,
-    folder: Path,
-) -> tuple[PrunedModel, float]:
-    """The fine-tuned network and its accuracy on the test set; from `folder` where it was trained before."""
-    pruned = apply_decisions(case.model, case.spec, decisions)
-    weights = folder / f"{content_id('n', [decisions, settings, _SEED])}.safetensors"
-    if weights.exists():
-        load_checkpoint(pruned.model, weights)
-        pruned.apply_masks()
-        trained = pruned
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-        state = weights.with_suffix(".training.safetensors")
-        generator = torch.Generator().manual_seed(_SEED)
-        trained = finetune(
-            pruned, case.data, settings, generator, teacher=teacher, watcher=Watcher(checkpoint_path=state)
-        )
-        save_checkpoint(trained.model, weights)
-        state.unlink(missing_ok=True)
-    split = case.data.split
-    return trained, evaluate(trained.model, split.test, case.data.normalise, resolution=trained.resolution).accuracy

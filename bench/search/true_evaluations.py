@@ -26,6 +26,7 @@ from device_agent.contracts import content_id
 from search.algorithms.base import Searcher
 from search.algorithms.registry import make_searcher
 from search.algorithms.sampling import draw_at_level, draw_new
+from search.canonical import CanonicalForm
 from search.domain.objective import Metric, Objective
 from search.domain.space import Decisions, Genome, SearchSpace
 from search.evaluation import AccuracyEstimate
@@ -34,6 +35,7 @@ from search.latency.network import fit_network_model
 from search.latency.table import LatencyTable
 from search.pareto import FloatArray, hypervolume, non_dominated_mask
 from search.problem import SearchProblem
+from search.reconstruction.estimates import ErrorEstimates, errors_from_json, errors_to_json, estimate_errors
 
 OBJECTIVES = (Objective(metric=Metric.LOSS), Objective(metric=Metric.LATENCY_MS))
 
@@ -102,13 +104,19 @@ class SpreadSearcher:
         raise NotImplementedError("this baseline cannot be restored")
 
 
-def problem_of(case: NetworkCase, table: LatencyTable) -> SearchProblem:
-    """Loss against the latency that the table predicts."""
+def problem_of(case: NetworkCase, table: LatencyTable, estimates: RememberedEstimates, path: Path) -> SearchProblem:
+    """Loss against the latency that the table predicts, with estimated errors of layers, which are kept at `path`."""
+    if not path.exists():
+        path.write_text(errors_to_json(_errors(case, estimates)))
+    figures = NetworkFigures(case.spec, case.space, fit_network_model(table))
     return SearchProblem(
         space=case.space,
         objectives=OBJECTIVES,
-        known=NetworkFigures(case.spec, case.space, fit_network_model(table)),
+        known=figures,
         known_metrics=NetworkFigures.METRICS,
+        tables=figures.tables,
+        canonical=CanonicalForm(case.spec, case.space),
+        errors=errors_from_json(path.read_text()).factors,
     )
 
 
@@ -193,6 +201,13 @@ def volume_rows(
                 }
             )
     return rows
+
+
+def _errors(case: NetworkCase, estimates: RememberedEstimates) -> ErrorEstimates:
+    def losses(genomes: Sequence[Genome]) -> FloatArray:
+        return np.array([estimates(case.space.decode(genome))[0].loss for genome in genomes])
+
+    return estimate_errors(case.model, case.spec, case.space, case.data.split.calibration, case.data.normalise, losses)
 
 
 def _searcher(problem: SearchProblem, method: str, seed: int, population: int) -> Searcher:

@@ -1,0 +1,132 @@
+"""How well estimates rank candidates: Kendall's tau between each estimate and the accuracy after fine-tuning.
+
+Candidates are random, of all sizes. All are fine-tuned alike, and judged on the test set, which no estimate has seen.
+The interval is of the bootstrap over candidates.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from bench.search.networks import EVALUATION_IMAGES, NetworkCase, evenly
+from bench.search.trained import FineTuner
+from bench.search.true_evaluations import RememberedEstimates
+from search.accuracy.supernet import SupernetEstimator
+from search.algorithms.factors import evaluate
+from search.algorithms.sampling import draw_at_level, draw_new
+from search.domain.config import TrainingConfig
+from search.domain.objective import Metric
+from search.domain.space import Genome
+from search.pareto import FloatArray
+from search.problem import SearchProblem
+
+CANDIDATES = 32
+#: Candidates below are not worth training, and at chance every estimate is a guess.
+_MIN_LEVEL = 0.15
+_SEED = 20211015
+_RESAMPLES = 2000
+#: The supernet's 10 and 20 epochs, times this: about the time that fine-tuning four candidates takes.
+_SUPERNET_FACTOR = 0.2
+_BATCH_SIZE = 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EstimatorRow:
+    """Kendall's tau of one estimator, 1 is a perfect ranking. `seconds` are for all candidates, on one thread."""
+
+    network: str
+    estimator: str
+    kendall_tau: float
+    kendall_tau_ci95: tuple[float, float]
+    candidates: int
+    seconds: float
+
+
+def estimator_rows(
+    case: NetworkCase, problem: SearchProblem, estimates: RememberedEstimates, settings: TrainingConfig, folder: Path
+) -> list[EstimatorRow]:
+    """A row for each estimator. MACs and latency are there as estimates that cost nothing."""
+    rng = np.random.default_rng(_SEED)
+    genomes = draw_new(
+        rng, case.space, CANDIDATES, (), lambda: draw_at_level(rng, case.space, float(rng.uniform(_MIN_LEVEL, 1.0)))
+    )
+    decisions = [case.space.decode(genome) for genome in genomes]
+    tuner = FineTuner(case, settings, folder)
+    accuracies = np.array([tuner(decided)[1] for decided in decisions])
+    one_shot = [estimates(decided) for decided in decisions]
+    scored = {
+        "one_shot": (np.array([-e.loss for e, _ in one_shot]), sum(seconds for _, seconds in one_shot)),
+        "one_shot_accuracy": (np.array([e.accuracy for e, _ in one_shot]), sum(seconds for _, seconds in one_shot)),
+        "supernet": _supernet(case, genomes),
+        "additive": _additive(problem, genomes),
+    }
+    known = problem.require_known((Metric.MACS, Metric.LATENCY_MS), "the comparison")(genomes)
+    scored |= {metric.value: (known[metric], 0.0) for metric in (Metric.MACS, Metric.LATENCY_MS)}
+    return [_row(case, name, scores, accuracies, seconds) for name, (scores, seconds) in scored.items()]
+
+
+def as_json(rows: Sequence[EstimatorRow]) -> list[dict[str, Any]]:
+    return [asdict(row) | {"kendall_tau_ci95": list(row.kendall_tau_ci95)} for row in rows]
+
+
+def table_text(rows: Sequence[EstimatorRow]) -> str:
+    lines = [f"{'network':<9} {'estimator':<18} {'tau':>6}  {'95 % interval':<14} {'candidates':>10} {'seconds':>8}"]
+    for row in rows:
+        low, high = row.kendall_tau_ci95
+        lines.append(
+            f"{row.network:<9} {row.estimator:<18} {row.kendall_tau:>6.3f}  {low:.3f}..{high:.3f}   "
+            f"{row.candidates:>10} {row.seconds:>8.1f}"
+        )
+    return "\n".join(lines)
+
+
+def tau_with_interval(scores: FloatArray, truth: FloatArray) -> tuple[float, tuple[float, float]]:
+    """Kendall's tau-b of two rankings (n,), and its 95 % bootstrap interval."""
+    rng = np.random.default_rng(_SEED)
+    resampled = []
+    for _ in range(_RESAMPLES):
+        chosen = rng.integers(0, len(scores), size=len(scores))
+        resampled.append(stats.kendalltau(scores[chosen], truth[chosen]).statistic)
+    low, high = np.nanquantile(resampled, (0.025, 0.975))
+    return float(stats.kendalltau(scores, truth).statistic), (float(low), float(high))
+
+
+def _row(case: NetworkCase, name: str, scores: FloatArray, truth: FloatArray, seconds: float) -> EstimatorRow:
+    tau, interval = tau_with_interval(scores, truth)
+    return EstimatorRow(
+        network=case.name,
+        estimator=name,
+        kendall_tau=tau,
+        kendall_tau_ci95=interval,
+        candidates=len(scores),
+        seconds=seconds,
+    )
+
+
+def _supernet(case: NetworkCase, genomes: Sequence[Genome]) -> tuple[FloatArray, float]:
+    estimator = SupernetEstimator(
+        case.model,
+        case.spec,
+        case.data,
+        evenly(case.data.split.holdout, EVALUATION_IMAGES),
+        seed=0,
+        schedule_factor=_SUPERNET_FACTOR,
+        batch_size=_BATCH_SIZE,
+    )
+    started = time.perf_counter()
+    found = estimator.estimate_generation([case.space.decode(genome) for genome in genomes], 0)
+    return np.array([-estimate.loss for estimate in found]), time.perf_counter() - started
+
+
+def _additive(problem: SearchProblem, genomes: Sequence[Genome]) -> tuple[FloatArray, float]:
+    """The sum of the layers' estimated errors; what estimating them took is not counted."""
+    started = time.perf_counter()
+    errors = evaluate(problem.errors, np.array(genomes, dtype=np.int64))
+    return -errors, time.perf_counter() - started
