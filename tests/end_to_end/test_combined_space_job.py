@@ -21,6 +21,7 @@ from search.domain.config import (
     ModelConfig,
     ResolutionConfig,
     SearchConfig,
+    SelectionConfig,
     SpaceConfig,
     WeightsConfig,
 )
@@ -44,8 +45,10 @@ def small_resnet_search(name: str, space: SpaceConfig) -> SearchConfig:
     config = simulated_search(name)
     return dataclasses.replace(
         config,
-        model=ModelConfig(architecture="small_resnet", train_epochs=2),
+        model=ModelConfig(architecture="small_resnet", train_epochs=1),
         space=space,
+        selection=SelectionConfig(candidates=2),
+        training=dataclasses.replace(config.training, epochs=0.5),
         measuring=dataclasses.replace(config.measuring, max_kernels=400),
     )
 
