@@ -72,6 +72,7 @@ _SCHEME_NAMES = {
     PruningScheme.UNSTRUCTURED: "unstructured",
     PruningScheme.GROUP: "group",
     PruningScheme.BLOCK_PUNCHED: "block-punched",
+    PruningScheme.BLOCK: "block",
     PruningScheme.PATTERN: "pattern",
 }
 

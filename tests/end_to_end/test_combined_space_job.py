@@ -37,7 +37,7 @@ COMBINED = SpaceConfig(
     channels=ChannelsConfig(min_ratio=0.5, multiple_of=8),
     weights=WeightsConfig(densities=(0.3, 1.0), schemes=("group:4x1", "unstructured")),
     depth=DepthConfig(),
-    resolution=ResolutionConfig(),
+    resolution=ResolutionConfig(sides=(6,)),
 )
 
 

@@ -90,9 +90,12 @@ def test_every_state_and_reason_has_words() -> None:
     for scheme in PruningScheme:
         density = 1.0 if scheme is PruningScheme.DENSE else 0.25
         entries = 4 if scheme is PruningScheme.PATTERN else 0
+        pruning = WeightPruning(scheme=scheme, density=density, pattern_entries=entries)
         spec = KernelSpec(
             op=Op.CONV2D, in_channels=8, out_channels=8, input_h=9, input_w=9, kernel_h=3, kernel_w=3, padding=1,
-            pruning=WeightPruning(scheme=scheme, density=density, pattern_entries=entries),
+            pruning=pruning,
+        ) if scheme is not PruningScheme.BLOCK else KernelSpec(
+            op=Op.FULLY_CONNECTED, in_channels=8, out_channels=8, pruning=pruning
         )  # fmt: skip
         assert scheme.value.replace("_", "-") in wording.kernel_words(spec)[1]
 
