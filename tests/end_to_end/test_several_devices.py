@@ -17,7 +17,7 @@ from rich.console import Console
 
 from device_agent.contracts import Verdict, encode
 from device_agent.runtimes.simulated import CORE_VARIABLE
-from search.domain.config import SearchConfig
+from search.domain.config import SearchConfig, SelectionConfig
 from search.domain.objective import Constraint, LatencyOverDevices, Metric
 from search.domain.result import SearchResult, result_schema
 from search.latency.fleet import over_devices
@@ -82,6 +82,8 @@ def fleet_search(name: str, **changes: object) -> SearchConfig:
         config,
         devices=(PHONE, BOARD),
         model=dataclasses.replace(config.model, train_epochs=2),
+        measuring=dataclasses.replace(config.measuring, calibration_networks=3, max_kernels=40),
+        selection=SelectionConfig(candidates=2),
         training=dataclasses.replace(config.training, epochs=0.5),
         **changes,
     )
@@ -138,7 +140,7 @@ def assert_figures_of_every_device(result: SearchResult) -> None:
     assert [device.name for device in result.devices] == [PHONE, BOARD]
     assert result.device == result.devices[0]
     assert result.search.settings["devices"] == ids
-    assert len(result.front) == 3
+    assert len(result.front) == 2
     for point in result.front:
         assert [at.device_id for at in point.devices] == ids
         for at in point.devices:
@@ -176,7 +178,7 @@ def test_a_bound_on_one_device_and_a_mean_over_both(
             latency_over_devices=LatencyOverDevices.MEAN,
             constraints=(Constraint(metric=Metric.LATENCY_MS, max=bound_ms, device=BOARD),),
         )
-        config = dataclasses.replace(config, selection=dataclasses.replace(config.selection, candidates=1))
+        config = dataclasses.replace(config, selection=SelectionConfig(candidates=1))
         bounded = run_search(client, config, {}, tmp_path, Console(file=io.StringIO()))
     for point in bounded.front:
         own = [at.predicted_latency_ms for at in point.devices]
