@@ -47,9 +47,10 @@ def start_board(stack: LocalStack, state_dir: Path) -> None:
 
 
 def stop_board(stack: LocalStack) -> None:
-    process = stack.processes.pop(BOARD)
-    process.terminate()
-    process.wait()
+    process = stack.processes.pop(BOARD, None)
+    if process is not None:
+        process.terminate()
+        process.wait()
 
 
 def is_enrolled(client: KerfClient) -> bool:
@@ -82,7 +83,7 @@ def fleet_search(name: str, **changes: object) -> SearchConfig:
         config,
         devices=(PHONE, BOARD),
         model=dataclasses.replace(config.model, train_epochs=2),
-        measuring=dataclasses.replace(config.measuring, calibration_networks=3, max_kernels=40),
+        measuring=dataclasses.replace(config.measuring, calibration_networks=3),
         selection=SelectionConfig(candidates=2),
         training=dataclasses.replace(config.training, epochs=0.5),
         **changes,
@@ -194,7 +195,8 @@ def wait_until_only_the_board_has_work(client: KerfClient, search_id: str) -> No
         told = client.search(search_id)["progress"].get("note", "")
         if open_tasks[BOARD] and not open_tasks[PHONE] and BOARD in offline and f"waits for '{BOARD}'" in told:
             return
-        assert client.search(search_id)["state"] in ("pending", "running")
+        found = client.search(search_id)
+        assert found["state"] in ("pending", "running"), found
         assert time.monotonic() < deadline, (open_tasks, told)
         time.sleep(0.1)
 
