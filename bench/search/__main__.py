@@ -3,6 +3,7 @@
 python -m bench.search --quick        # operators alone: 500 and 2,000 evaluations, 3 seeds, under 50 s
 python -m bench.search                # everything, with 5 seeds: hours
 python -m bench.search --parts operators
+python -m bench.search --overhead     # what methods cost outside of accuracy, for each candidate: a minute
 
 The parts: `operators` (on the published Cortex-A72 table), `evaluations` (one-shot estimates of trained ResNets, on
 this machine's latencies), `accuracy` (chosen points fine-tuned and timed), `estimators` (how estimates rank
@@ -20,7 +21,7 @@ from typing import Any
 
 import torch
 
-from bench.search import estimators, operators, trained, true_evaluations
+from bench.search import estimators, operators, overhead, trained, true_evaluations
 from bench.search.a72 import A72Landscape, shared_data
 from bench.search.latency import TFLITE_DENSE, measured_table, time_networks
 from bench.search.networks import NETWORKS, NetworkCase, load_case
@@ -50,7 +51,12 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, help="of fine-tuning; the example's by default")
     parser.add_argument("--work", type=Path, default=Path("out/bench/search"))
     parser.add_argument("--json", type=Path, help="parts that are not run keep their figures in it")
+    parser.add_argument("--overhead", action="store_true", help="time for each candidate outside of accuracy; no more")
     options = parser.parse_args()
+    if options.overhead:
+        torch.set_num_threads(1)
+        print(overhead.overhead_text(overhead.overhead_rows()))
+        return
     parts = ["operators"] if options.quick else options.parts
     num_seeds = options.seeds or (_QUICK_SEEDS if options.quick else _FULL_SEEDS)
     results = _Results(options.json)

@@ -21,6 +21,8 @@ from search.pareto import FloatArray, IntArray
 _LENGTH_SCALE = 0.5
 #: Knots of the function of the mean place.
 _MEAN_KNOTS = 7
+#: Smooth functions of few choices have few degrees of freedom: others are left out.
+_TINY_EIGENVALUE = 1e-4
 #: Noise variances that are tried, relative to the variance of one variable's function.
 _RELATIVE_NOISE = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 
@@ -35,6 +37,8 @@ class AdditiveSurrogate:
         ordered = np.array([v.kind is not VariableKind.SCHEME for v in space.variables])
         self._ordered = ordered & (self._num_choices > 1) & with_mean
         self._maps = [_feature_map(int(n), bool(o)) for n, o in zip(self._num_choices, ordered, strict=True)]
+        #: Where the features of each variable begin.
+        self._starts = np.concatenate(([0], np.cumsum([m.shape[1] for m in self._maps])))
         self._mean_map = _feature_map(_MEAN_KNOTS, True)
         self._weights: FloatArray = np.zeros(0)
         self._centre = 0.0
@@ -54,8 +58,14 @@ class AdditiveSurrogate:
         target = values - self._centre
         count = len(values)
         # Eigenvectors of the smaller Gram matrix serve all noise levels at once.
-        eigenvalues, vectors = np.linalg.eigh(features.T @ features)
-        eigenvalues = np.maximum(eigenvalues, 0.0)
+        if len(features) < features.shape[1]:
+            eigenvalues, left = np.linalg.eigh(features @ features.T)
+            kept = eigenvalues > np.finfo(np.float64).eps * len(features) * eigenvalues[-1]
+            eigenvalues = eigenvalues[kept]
+            vectors = features.T @ (left[:, kept] / np.sqrt(eigenvalues))
+        else:
+            eigenvalues, vectors = np.linalg.eigh(features.T @ features)
+            eigenvalues = np.maximum(eigenvalues, 0.0)
         projected = vectors.T @ (features.T @ target)
         total = float(target @ target)
         best = np.inf
@@ -72,15 +82,13 @@ class AdditiveSurrogate:
     def predict(self, genomes: IntArray) -> FloatArray:
         """The guesses (n,) for `genomes` (n, v)."""
         # The weights of a variable's features make a table over its choices; predicting is looking up.
-        table = np.concatenate(
-            [m @ self._weights[a:b] for m, a, b in zip(self._maps, self._offsets[:-1], self._offsets[1:], strict=True)]
-        )
+        table = np.concatenate(self.tables())
         guessed: FloatArray = table[genomes + self._offsets[:-1]].sum(axis=1)
-        return guessed + self._mean_features(genomes) @ self._weights[self._offsets[-1] :] + self._centre
+        return guessed + self._mean_features(genomes) @ self._weights[self._starts[-1] :] + self._centre
 
     def tables(self) -> list[FloatArray]:
         """What each variable's choices add, (choices,) each, without what the mean place and the centre add."""
-        parts = zip(self._maps, self._offsets[:-1], self._offsets[1:], strict=True)
+        parts = zip(self._maps, self._starts[:-1], self._starts[1:], strict=True)
         return [m @ self._weights[a:b] for m, a, b in parts]
 
     def _features(self, genomes: IntArray) -> FloatArray:
@@ -90,7 +98,7 @@ class AdditiveSurrogate:
     def _mean_features(self, genomes: IntArray) -> FloatArray:
         """Linear interpolation between the knots at the mean place of each genome."""
         if not self._ordered.any():
-            return np.zeros((len(genomes), _MEAN_KNOTS))
+            return np.zeros((len(genomes), self._mean_map.shape[1]))
         place = (genomes[:, self._ordered] / (self._num_choices[self._ordered] - 1)).mean(axis=1) * (_MEAN_KNOTS - 1)
         low = np.minimum(place.astype(np.int64), _MEAN_KNOTS - 2)
         part = (place - low)[:, None]
@@ -102,11 +110,12 @@ class AdditiveSurrogate:
 
 @functools.cache
 def _feature_map(num_choices: int, ordered: bool) -> FloatArray:
-    """Features (choices, choices) of each choice, whose inner products are the prior covariances."""
+    """Features (choices, k) of each choice, whose inner products are the prior covariances, but for what is tiny."""
     if not ordered or num_choices == 1:
         return np.eye(num_choices)
     place = np.linspace(0.0, 1.0, num_choices)
     covariance = np.exp(-0.5 * ((place[:, None] - place) / _LENGTH_SCALE) ** 2)
     values, vectors = np.linalg.eigh(covariance)
-    features: FloatArray = vectors * np.sqrt(np.maximum(values, 0.0))
+    kept = values > _TINY_EIGENVALUE * values[-1]
+    features: FloatArray = vectors[:, kept] * np.sqrt(values[kept])
     return features

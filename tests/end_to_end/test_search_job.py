@@ -206,4 +206,4 @@ def test_exact_and_aacp_keep_all_bounds_together(simulated_stack: LocalStack, tm
             assert point.macs <= bounds[1].max
             assert point.parameters <= bounds[2].max
             assert point.accuracy is not None
-    assert "best candidates were judged again, on 14" in console.file.getvalue()
+    assert "best candidates were judged again, on " in console.file.getvalue()
