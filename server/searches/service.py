@@ -146,9 +146,11 @@ def _with_identities(config: SearchConfig, devices: Sequence[DeviceRow]) -> Sear
     """The config with devices by their ids, which no later device can take over: `device` for one, else `devices`."""
     named = config.devices or (config.device,)
     identities = {name: device.id for name, device in zip(named, devices, strict=True)}
-    constraints = tuple(c if c.device is None else replace(c, device=identities[c.device]) for c in config.constraints)
     if len(devices) == 1:
+        # A bound on the only device is a bound on the latency.
+        constraints = tuple(replace(c, device=None) for c in config.constraints)
         return replace(config, device=devices[0].id, devices=(), constraints=constraints)
+    constraints = tuple(c if c.device is None else replace(c, device=identities[c.device]) for c in config.constraints)
     return replace(config, devices=tuple(device.id for device in devices), constraints=constraints)
 
 

@@ -87,5 +87,7 @@ def _with(run: SearchRun, item: EvaluatedCandidate, figures: dict[str, Any]) -> 
     if "failure" in figures:
         return dataclasses.replace(item, evaluation=dataclasses.replace(item.evaluation, failure=figures["failure"]))
     metrics = {**item.evaluation.metrics, **{Metric(name): float(value) for name, value in figures.items()}}
-    evaluation = Evaluation(metrics=metrics, violation=total_violation(metrics, run.config.constraints))
+    latencies_ms = item.evaluation.latencies_ms
+    violation = total_violation(metrics, run.config.constraints, latencies_ms)
+    evaluation = Evaluation(metrics=metrics, violation=violation, latencies_ms=latencies_ms)
     return dataclasses.replace(item, evaluation=evaluation)

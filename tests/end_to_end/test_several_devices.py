@@ -63,6 +63,8 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalStack]:
     with pytest.MonkeyPatch.context() as environment:
         # An agent that is away counts as offline after three of these.
         environment.setenv("KERF_HEARTBEAT_INTERVAL_S", "1")
+        # A job that is asked to pause while its worker is dead is settled after this.
+        environment.setenv("KERF_JOB_STALE_S", "5")
         yield from running_fleet(state)
 
 

@@ -138,7 +138,9 @@ class TestSubmit:
     def test_one_of_devices_is_that_device(self, lab: ServerLab) -> None:
         board = lab.agent(device_name="pi4")
         lab.agent(device_name="phone")
-        search = submit(lab, search_config(devices=["pi4"])).json()
+        bound = {"metric": "latency_ms", "max": 4.0, "device": "pi4"}
+        search = submit(lab, search_config(devices=["pi4"], constraints=[bound])).json()
+        assert search["config"]["constraints"] == [{**bound, "device": None}]
         assert search["device_ids"] == [board.device_id]
         assert (search["config"]["device"], search["config"]["devices"]) == (board.device_id, [])
 
