@@ -1,0 +1,192 @@
+"""A search as the user writes it: the body of POST /v1/searches and, as YAML, the file of `kerf search run`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any, get_args, get_type_hints
+
+from device_agent.contracts import ContractError, MeasuringSetup, decode
+from search.domain.config.method import AccuracyConfig, Estimator, MappingConfig, Method, MethodConfig
+from search.domain.config.model_and_data import DatasetConfig, ModelConfig
+from search.domain.config.space import SpaceConfig
+from search.domain.config.training import SelectionConfig, TrainingConfig
+from search.domain.objective import Constraint, LatencyOverDevices, Metric, Objective
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuringConfig:
+    """How kernels and whole networks are measured; see `MeasuringSetup`.
+
+    `calibration_networks` random pruned networks are measured whole, to fit the correction from the sum of kernels to a
+    whole network.
+    """
+
+    kernels: MeasuringSetup = field(
+        default_factory=lambda: MeasuringSetup(runtime="native", budget_s=0.5, ci_half_width=0.03)
+    )
+    networks: MeasuringSetup = field(
+        default_factory=lambda: MeasuringSetup(runtime="native", budget_s=3.0, ci_half_width=0.02)
+    )
+    calibration_networks: int = 5
+    max_kernels: int = 400
+
+    def __post_init__(self) -> None:
+        if self.kernels.runtime != self.networks.runtime:
+            raise ContractError(
+                f"kernels are measured on {self.kernels.runtime!r} but networks on {self.networks.runtime!r}: "
+                "predictions need one runtime"
+            )
+        if self.calibration_networks < 3:
+            raise ContractError(f"calibration_networks {self.calibration_networks!r} must be at least 3")
+
+
+#: Methods with survivors, which can be scored again.
+_POPULATION_METHODS = (Method.JCW, Method.AACP, Method.NSGA2)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SearchConfig:
+    """A search job. `device` names a device (its id or name); None takes the only suitable one.
+
+    `devices` names several instead: one front whose networks are good on all of them. `latency_ms` is then what
+    `latency_over_devices` makes of their latencies, and a constraint may name one of them.
+
+    `latency_from` names an earlier search whose latency table is taken as it is, so that no kernel is measured.
+    """
+
+    name: str
+    model: ModelConfig
+    dataset: DatasetConfig
+    space: SpaceConfig
+    device: str | None = None
+    devices: tuple[str, ...] = ()
+    latency_over_devices: LatencyOverDevices = LatencyOverDevices.MAX
+    latency_from: str | None = None
+    method: MethodConfig = field(default_factory=MethodConfig)
+    objectives: tuple[Objective, ...] = (Objective(metric=Metric.LOSS), Objective(metric=Metric.LATENCY_MS))
+    constraints: tuple[Constraint, ...] = ()
+    accuracy: AccuracyConfig = field(default_factory=AccuracyConfig)
+    measuring: MeasuringConfig = field(default_factory=MeasuringConfig)
+    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    mapping: MappingConfig | None = None
+
+    def __post_init__(self) -> None:
+        if not self.name or len(self.name) > 200:
+            raise ContractError("name must have 1 to 200 characters")
+        metrics = [o.metric for o in self.objectives]
+        if len(set(metrics)) != len(metrics) or not metrics:
+            raise ContractError("objectives must be different metrics, for example loss and latency_ms")
+        if len(metrics) == 1:
+            self._check_single_objective(metrics[0])
+        if self.method.reproduce_reference:
+            self._check_reference()
+        if self.method.name is Method.THREE_DIMENSIONS:
+            if self.space.depth is None and self.space.channels is None and self.space.resolution is None:
+                raise ContractError(
+                    "the method 'three_dimensions' searches depth, width and resolution: open space.depth, "
+                    "space.channels or space.resolution"
+                )
+            if not {Metric.LOSS, Metric.ERROR} & set(metrics):
+                raise ContractError(
+                    "the method 'three_dimensions' fits the accuracy of networks: add the objective loss"
+                )
+        if self.accuracy.estimator is Estimator.SUPERNET and self.method.name not in _POPULATION_METHODS:
+            raise ContractError(
+                f"accuracy.estimator 'supernet' scores survivors again in each generation, and the method "
+                f"{self.method.name.value!r} has none: use {', '.join(m.value for m in _POPULATION_METHODS)}, or the "
+                "estimator 'one_shot'"
+            )
+        if self.mapping is not None and self.method.name not in (Method.RULE_MAPPING, Method.POLICY_GRADIENT):
+            raise ContractError(
+                f"mapping is for the methods rule_mapping and policy_gradient, not for {self.method.name.value}: leave "
+                "it out, or change method.name"
+            )
+        if self.method.name is Method.RULE_MAPPING and self.space.weights is None:
+            raise ContractError("the method rule_mapping chooses how weights are pruned: give space.weights")
+        self._check_devices()
+
+    def _check_devices(self) -> None:
+        if self.device is not None and self.devices:
+            raise ContractError(
+                f"device {self.device!r} and devices {', '.join(self.devices)} are both given: keep one"
+            )
+        twice = [name for i, name in enumerate(self.devices) if name in self.devices[:i]]
+        if twice:
+            raise ContractError(f"devices has {twice[0]!r} twice: name each device once")
+        if self.latency_over_devices is not LatencyOverDevices.MAX and len(self.devices) < 2:
+            raise ContractError(
+                f"latency_over_devices {self.latency_over_devices.value!r} needs two or more 'devices': leave it out"
+            )
+        adds_up = len(self.devices) < 2 or self.latency_over_devices is LatencyOverDevices.MEAN
+        if Method.EXACT in (self.method.name, self.method.seed_with) and not adds_up:
+            raise ContractError(
+                f"the method 'exact' adds up latencies of layers, which the {self.latency_over_devices.value!r} over "
+                "several devices is not: set latency_over_devices to 'mean' and bound single devices by constraints, "
+                "or use another method"
+            )
+        named = self.devices or (() if self.device is None else (self.device,))
+        for constraint in self.constraints:
+            if constraint.device is not None and constraint.device not in named:
+                known = f"this search is for {', '.join(named)}" if named else "'device' and 'devices' name none"
+                raise ContractError(
+                    f"a constraint is on device {constraint.device!r}, but {known}: name it as it is named there"
+                )
+
+    def _check_single_objective(self, metric: Metric) -> None:
+        """One network, the best within bounds, as AACP has it."""
+        if metric not in (Metric.ERROR, Metric.LOSS) or not self.constraints:
+            raise ContractError(
+                f"the single objective {metric.value!r} asks for one network: it must be error or loss, with "
+                "constraints on what the network may cost; or give two objectives, for example loss and latency_ms"
+            )
+        if self.method.name not in (Method.AACP, Method.NSGA2, Method.RANDOM):
+            raise ContractError(
+                f"the method {self.method.name.value!r} looks for a front over latency: add the objective latency_ms, "
+                "or use aacp for the one best network within bounds"
+            )
+
+    def _check_reference(self) -> None:
+        """Refuse what JCW's published operators do not know."""
+        problems = []
+        if self.constraints:
+            bounds = ", ".join(f"{c.metric.value} <= {c.max:g}" for c in self.constraints)
+            problems.append(f"no constraints, but there are {bounds}")
+        if self.space.weights is not None and len(self.space.weights.schemes) > 1:
+            problems.append(f"one scheme, but there are {', '.join(self.space.weights.schemes)}")
+        if self.method.seed_with is not None:
+            problems.append(f"no seeds, but there is seed_with {self.method.seed_with.value!r}")
+        if len(self.objectives) != 2 or Metric.LATENCY_MS not in {o.metric for o in self.objectives}:
+            metrics = ", ".join(o.metric.value for o in self.objectives)
+            problems.append(f"two objectives, of which one is latency_ms, but there are {metrics}")
+        if problems:
+            raise ContractError(
+                f"method.reproduce_reference takes JCW's published operators, which know {'; '.join(problems)}: change "
+                "that, or leave reproduce_reference out"
+            )
+
+
+def parse_config(data: object) -> SearchConfig:
+    """Check and build a config from plain data (parsed YAML or JSON).
+
+    Raises `ContractError` with the path of the first bad value; a misspelt key comes with the nearest known one.
+    """
+    if not isinstance(data, Mapping):
+        raise ContractError("a search config is a mapping with at least name, model, dataset and space")
+    _refuse_unknown_keys(SearchConfig, data, "config")
+    return decode(SearchConfig, data, "config")
+
+
+def _refuse_unknown_keys(cls: type, data: Mapping[str, Any], where: str) -> None:
+    known = {f.name for f in fields(cls)}
+    hints = get_type_hints(cls)
+    for key, value in data.items():
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+            hint = f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(sorted(known))}"
+            raise ContractError(f"{where}: unknown key {key!r}; {hint}")
+        for option in (hints[key], *get_args(hints[key])):
+            if is_dataclass(option) and isinstance(option, type) and isinstance(value, Mapping):
+                _refuse_unknown_keys(option, value, f"{where}.{key}")
