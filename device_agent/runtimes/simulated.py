@@ -25,7 +25,7 @@ from device_agent.synthesis import synthesize_weights
 SIMULATION_VERSION = "1"
 
 #: Chooses one of `CORES`, so that a fleet can be simulated; without it, DEFAULT_CORE.
-CORE_VARIABLE = "KERF_SIMULATED_CORE"
+CORE_VARIABLE = "KERF_AGENT_SIMULATED_CORE"
 DEFAULT_CORE = "phone"
 
 

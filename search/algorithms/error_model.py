@@ -1,10 +1,11 @@
 """Estimated errors of candidates as sums of tables, corrected by the losses that candidates truly had.
 
-With error estimates of layers (`search.reconstruction`), the loss is taken as a growing function of their weighted sum:
-loss = floor + exp(a) * (sum_l s_l E_l)^b. The exponent takes what all layers have in common (losses saturate), the
-weights s_l what a layer's estimate is wrong by. Both come from the evaluated candidates, in turns; the weights by ridge
-regression towards 1 on relative errors, none negative. As the function grows, whatever minimises the weighted sum
-minimises the loss.
+With error estimates of layers (`search.reconstruction`), the loss is taken as a growing function of a sum:
+loss = floor + exp(a) * (sum_l s_l E_l + sum_v r_v)^b. The exponent takes what all layers have in common (losses
+saturate), the weights s_l what a layer's estimate is wrong by as a whole. Both come from the evaluated candidates, in
+turns; the weights by ridge regression towards 1 on relative errors, none negative. What is left is the residual error:
+one smooth function r_v for each variable (`surrogate.AdditiveSurrogate`), whose prior is nothing, learnt on relative
+errors as well. As the function grows, whatever minimises the sum minimises the loss.
 
 Without estimates, the sum is learnt: one smooth function for each variable (`surrogate.AdditiveSurrogate`) on the loss
 or on its logarithm, whichever ranks held-out candidates better.
@@ -31,6 +32,8 @@ _ROUNDS = 3
 _FOLDS = 4
 #: Losses closer to the floor than this part of their range count as that far from it.
 _FLOOR_PART = 0.01
+#: Relative errors of sums below this part of the median one count as if they were that large.
+_LEAST_TARGET = 0.1
 
 
 class ErrorModel:
@@ -40,6 +43,7 @@ class ErrorModel:
         self._space = space
         self._estimates = tuple(f for f in estimates if f.variables and np.any(f.values != 0))
         self.weights: FloatArray = np.ones(len(self._estimates))
+        #: Without estimates the sum itself, else what corrects it.
         self._learnt: tuple[Factor, ...] = ()
 
     @property
@@ -51,21 +55,29 @@ class ErrorModel:
         return self.has_estimates or bool(self._learnt)
 
     def factors(self, rng: np.random.Generator | None = None, strength: float = 1.0) -> tuple[Factor, ...]:
-        """The tables as they are believed; with `rng`, each one's weight is drawn around its own."""
-        weights = self.weights if self.has_estimates else np.ones(len(self._learnt))
+        """The tables as they are believed; with `rng`, the weight of each one is drawn around its own. Corrections of
+        estimates are not drawn: they are learnt where candidates were."""
+        tables, weights = (self._estimates, self.weights) if self.has_estimates else (self._learnt, _ones(self._learnt))
+        corrections = self._learnt if self.has_estimates else ()
         if rng is not None:
             weights = weights * np.exp(strength * rng.standard_normal(len(weights)))
-        tables = self._estimates or self._learnt
-        return tuple(Factor(variables=f.variables, values=w * f.values) for w, f in zip(weights, tables, strict=True))
+        weighted = (Factor(variables=f.variables, values=w * f.values) for w, f in zip(weights, tables, strict=True))
+        return (*weighted, *corrections)
 
     def fit(self, genomes: IntArray, losses: FloatArray) -> None:
         """Learn from the losses (n,), all finite, of `genomes` (n, v). With fewer than `MIN_TOLD`, nothing."""
         if len(genomes) < MIN_TOLD:
             return
-        if self.has_estimates:
-            self.weights = _weights(np.column_stack([evaluate([f], genomes) for f in self._estimates]), losses)
-        else:
+        if not self.has_estimates:
             self._learnt = _learnt_tables(self._space, genomes, losses)
+            return
+        shares = np.column_stack([evaluate([f], genomes) for f in self._estimates])
+        self.weights, target = _weights(shares, losses)
+        self._learnt = () if target is None else _residual_tables(self._space, genomes, shares @ self.weights, target)
+
+
+def _ones(factors: Sequence[Factor]) -> FloatArray:
+    return np.ones(len(factors))
 
 
 def _above_floor(losses: FloatArray) -> FloatArray:
@@ -75,24 +87,36 @@ def _above_floor(losses: FloatArray) -> FloatArray:
     return losses - floor
 
 
-def _weights(shares: FloatArray, losses: FloatArray) -> FloatArray:
-    """The weights (factors,) of the error shares (n, factors)."""
+def _weights(shares: FloatArray, losses: FloatArray) -> tuple[FloatArray, FloatArray | None]:
+    """The weights (factors,) of the error shares (n, factors), and the sums (n,) that the losses ask for.
+
+    None where the estimates say nothing about these candidates: better not to bend them.
+    """
     weights = np.ones(shares.shape[1])
     height = np.log(_above_floor(losses))
+    target = None
     for _ in range(_ROUNDS):
         total = shares @ weights
         positive = total > 0
         if positive.sum() < MIN_TOLD or np.ptp(np.log(total[positive])) <= 0:
-            return weights
+            return weights, target
         exponent, constant = np.polyfit(np.log(total[positive]), height[positive], 1)
         if exponent <= 0:
-            # The estimates say nothing about these candidates: better not to bend them.
-            return np.ones_like(weights)
+            return np.ones_like(weights), None
         target = np.exp(np.clip((height - constant) / exponent, *np.log(_range_of(total[positive]))))
         scale = 1.0 / (_RELATIVE_NOISE * target)
         rows = np.vstack((shares * scale[:, None], np.eye(len(weights)) / _WEIGHT_SIGMA))
         weights, _ = nnls(rows, np.concatenate((target * scale, np.full(len(weights), 1.0 / _WEIGHT_SIGMA))))
-    return weights
+    return weights, target
+
+
+def _residual_tables(
+    space: SearchSpace, genomes: IntArray, total: FloatArray, target: FloatArray
+) -> tuple[Factor, ...]:
+    """What the sums (n,) miss of their targets, as tables of single variables, from relative errors."""
+    model = AdditiveSurrogate(space, with_mean=False)
+    model.fit(genomes, target - total, weights=1.0 / np.maximum(target, _LEAST_TARGET * np.median(target)))
+    return tuple(Factor(variables=(v,), values=table) for v, table in enumerate(model.tables()))
 
 
 def _range_of(total: FloatArray) -> FloatArray:

@@ -47,16 +47,25 @@ class AdditiveSurrogate:
     def is_fitted(self) -> bool:
         return self._weights.size > 0
 
-    def fit(self, genomes: IntArray, values: FloatArray) -> None:
+    def fit(self, genomes: IntArray, values: FloatArray, *, weights: FloatArray | None = None) -> None:
         """Learn `values` (n,), all finite, of `genomes` (n, v), n >= 2. The noise is chosen by generalised
-        cross-validation (G. H. Golub, M. Heath, G. Wahba, Technometrics 21(2), 1979)."""
-        with one_thread():
-            self._fit(self._features(genomes), values)
+        cross-validation (G. H. Golub, M. Heath, G. Wahba, Technometrics 21(2), 1979).
 
-    def _fit(self, features: FloatArray, values: FloatArray) -> None:
-        self._centre = float(values.mean())
-        target = values - self._centre
-        count = len(values)
+        With `weights` (n,), each row's error counts times its weight, and `values` are differences from a prior guess:
+        what nothing is known about is 0, instead of the mean.
+        """
+        with one_thread():
+            features = self._features(genomes)
+            if weights is None:
+                self._centre = float(values.mean())
+                self._fit(features, values - self._centre)
+            else:
+                self._centre = 0.0
+                scale = weights / weights.mean()
+                self._fit(features * scale[:, None], values * scale)
+
+    def _fit(self, features: FloatArray, target: FloatArray) -> None:
+        count = len(target)
         # Eigenvectors of the smaller Gram matrix serve all noise levels at once.
         if len(features) < features.shape[1]:
             eigenvalues, left = np.linalg.eigh(features @ features.T)

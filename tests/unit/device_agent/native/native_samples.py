@@ -84,6 +84,8 @@ def prunings(draw: st.DrawFn, kernel_extent: tuple[int, int]) -> WeightPruning:
     density = draw(st.floats(0.02, 1.0))
     filters, channels = draw(st.integers(1, 9)), draw(st.integers(1, 9))
     schemes = [s for s in PruningScheme if s is not PruningScheme.PATTERN or kernel_extent == (3, 3)]
+    # Of fully connected layers alone.
+    schemes.remove(PruningScheme.BLOCK)
     match draw(st.sampled_from(schemes)):
         case PruningScheme.DENSE:
             return DENSE
@@ -103,6 +105,8 @@ def prunings(draw: st.DrawFn, kernel_extent: tuple[int, int]) -> WeightPruning:
                 block_filters=filters,
                 pattern_entries=entries,
             )
+        case scheme:
+            raise AssertionError(f"{scheme} has no sample here")
 
 
 @st.composite
