@@ -21,7 +21,7 @@ ENVIRONMENT = {
     "KERF_AGENT_NAME": "name of the device in the dashboard (default: the host name)",
     "KERF_AGENT_STATE_DIR": "where the agent keeps its token, spool and artifacts",
     "KERF_AGENT_SIMULATED": "1: be a simulated device",
-    "KERF_AGENT_SIMULATED_CORE": "phone (default) or board: what a simulated device computes its latencies for",
+    "KERF_SIMULATED_CORE": "phone (default) or board: what a simulated device computes its latencies for",
     "KERF_AGENT_EMULATED": "1: this device is emulated, where the agent cannot see it by itself",
     "KERF_AGENT_MAX_LEASES": "tasks taken at once (1..64)",
     "KERF_AGENT_ARTIFACT_CACHE_BYTES": "size limit of the artifact cache",

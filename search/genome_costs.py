@@ -7,13 +7,15 @@ choices of these variables, whose cells are filled when they are first needed. N
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from device_agent.contracts import KernelSpec, PlanOp, WeightPruning
+from device_agent.contracts import ContractError, KernelSpec, PlanOp, WeightPruning
 from search.domain.network import NetworkSpec
 from search.domain.space import Decisions, SchemeChoice, SearchSpace, VariableKind
 from search.lowering import channel_sources, lower, with_shape
@@ -37,11 +39,26 @@ class GenomeCosts:
     """
 
     def __init__(self, spec: NetworkSpec, space: SearchSpace, costs: Mapping[str, KernelCost]) -> None:
-        self._num_variables = len(space.variables)
+        self._num_choices = np.array(space.num_choices, dtype=np.int64)
         self._costs = dict(costs)
+        axes = [_axes_of(op, spec, space) for op in spec.plan.ops]
+        sizes = [tuple(space.num_choices[p] for p in a.variables) for a in axes]
+        #: Where the cells of each operator begin, in one table of all operators: NaN where a cell was not needed yet.
+        self._starts = np.concatenate(([0], np.cumsum([math.prod(s) for s in sizes])))
+        self._cells: FloatArray = np.full((int(self._starts[-1]), len(costs)), np.nan)
+        # For each operator the variables that decide it, and how far apart the cells of neighbouring choices are.
+        most = max((len(s) for s in sizes), default=0)
+        self._positions = np.zeros((len(axes), most), dtype=np.int64)
+        self._strides = np.zeros((len(axes), most), dtype=np.int64)
+        for row, (a, s) in enumerate(zip(axes, sizes, strict=True)):
+            self._positions[row, : len(s)] = a.variables
+            self._strides[row, : len(s)] = [math.prod(s[place + 1 :]) for place in range(len(s))]
         shapes = _ShapesByResolution(spec, space)
         self._operators = tuple(
-            _OperatorCosts(op, _axes_of(op, spec, space), shapes, space, len(costs)) for op in spec.plan.ops
+            _OperatorCosts(op, a, shapes, space, s, self._cells[first:last])
+            for op, a, s, (first, last) in zip(
+                spec.plan.ops, axes, sizes, itertools.pairwise(self._starts), strict=True
+            )
         )
 
     @property
@@ -50,11 +67,20 @@ class GenomeCosts:
         return tuple(self._costs)
 
     def sums(self, genomes: ArrayLike) -> FloatArray:
-        """The figures (n, figures) of `genomes` (n, variables), choice indices inside the space."""
-        genes = np.asarray(genomes, dtype=np.int64).reshape(-1, self._num_variables)
-        total = np.zeros((len(genes), len(self._costs)))
-        for operator in self._operators:
-            total += operator.shares(genes, self._costs)
+        """The figures (n, figures) of `genomes` (n, variables).
+
+        Raises `ContractError` on choice indices outside the space.
+        """
+        genes = np.asarray(genomes, dtype=np.int64).reshape(-1, len(self._num_choices))
+        if ((genes < 0) | (genes >= self._num_choices)).any():
+            raise ContractError("a genome has a choice that its variable does not have")
+        cells = (genes[:, self._positions] * self._strides).sum(axis=2) + self._starts[:-1]
+        found = self._cells[cells]
+        if np.isnan(found).any():
+            for column, operator in enumerate(self._operators):
+                operator.fill(np.unique(cells[:, column]) - self._starts[column], self._costs)
+            found = self._cells[cells]
+        total: FloatArray = found.sum(axis=1)
         return total
 
     def tables(self, figure: str) -> tuple[CostTable, ...]:
@@ -107,39 +133,36 @@ class _ShapesByResolution:
 
 
 class _OperatorCosts:
-    """One operator's table of all figures, (cells, figures), NaN where a cell was not needed yet."""
+    """One operator's part of the table, `cells` (cells, figures), an axis of `sizes` for each of its variables."""
 
     def __init__(
-        self, op: PlanOp, axes: _Axes, shapes: _ShapesByResolution, space: SearchSpace, num_figures: int
+        self,
+        op: PlanOp,
+        axes: _Axes,
+        shapes: _ShapesByResolution,
+        space: SearchSpace,
+        sizes: tuple[int, ...],
+        cells: FloatArray,
     ) -> None:
         self._op = op
         self._axes = axes
         self._shapes = shapes
         self._space = space
-        self._positions = list(axes.variables)
-        self._sizes = tuple(space.num_choices[p] for p in self._positions)
-        self._cells: FloatArray = np.full((int(np.prod(self._sizes)), num_figures), np.nan)
-
-    def shares(self, genes: _IntArray, costs: Mapping[str, KernelCost]) -> FloatArray:
-        if self._positions:
-            cells = np.ravel_multi_index(tuple(genes[:, p] for p in self._positions), self._sizes)
-        else:
-            cells = np.zeros(len(genes), dtype=np.int64)
-        found = self._cells[cells]
-        if np.isnan(found).any():
-            self._fill(np.unique(cells), costs)
-            found = self._cells[cells]
-        return found
+        self._sizes = sizes
+        self._cells = cells
 
     def table(self, column: int, costs: Mapping[str, KernelCost]) -> CostTable:
-        self._fill(np.arange(len(self._cells)), costs)
+        self.fill(np.arange(len(self._cells)), costs)
         values = self._cells[:, column].reshape(self._sizes)
-        return CostTable(operator=self._op.name, variables=tuple(self._positions), values=values.copy())
+        return CostTable(operator=self._op.name, variables=self._axes.variables, values=values.copy())
 
-    def _fill(self, cells: _IntArray, costs: Mapping[str, KernelCost]) -> None:
+    def fill(self, cells: _IntArray, costs: Mapping[str, KernelCost]) -> None:
+        """Compute those of `cells` that were not needed before."""
         for cell in cells[np.isnan(self._cells[cells]).any(axis=1)]:
             indices = (int(i) for i in np.unravel_index(int(cell), self._sizes))
-            chosen = {p: self._space.variables[p].choices[i] for p, i in zip(self._positions, indices, strict=True)}
+            chosen = {
+                p: self._space.variables[p].choices[i] for p, i in zip(self._axes.variables, indices, strict=True)
+            }
             if any(not chosen[p] for p in self._axes.depths):
                 self._cells[cell] = 0.0
             else:

@@ -24,8 +24,9 @@ from device_agent.synthesis import synthesize_weights
 #: Part of every simulated measurement's key: raise it with any change of the formula.
 SIMULATION_VERSION = "1"
 
-#: Chooses one of `CORES`, so that a fleet can be simulated; without it, DEFAULT_CORE.
-CORE_VARIABLE = "KERF_AGENT_SIMULATED_CORE"
+#: Chooses one of `CORES`, so that a fleet can be simulated; without it, DEFAULT_CORE. Read in the child process, which
+#: gets none of the agent's own variables (KERF_AGENT_...).
+CORE_VARIABLE = "KERF_SIMULATED_CORE"
 DEFAULT_CORE = "phone"
 
 

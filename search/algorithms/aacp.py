@@ -96,6 +96,7 @@ class AacpSearcher:
     def __init__(self, problem: SearchProblem, *, population: int, seed: int) -> None:
         """Raises `ContractError` where latency is not known in advance, `InfeasibleBudget` where no genome fits."""
         self._space = problem.space
+        self._counts = problem.space.num_choices
         self._num_choices = np.array(problem.space.num_choices, dtype=np.int64)
         self._ordered = np.array([v.kind is not VariableKind.SCHEME for v in problem.space.variables])
         self._history = History(method=self.METHOD, space=problem.space, population=population, seed=seed)
@@ -188,15 +189,41 @@ class AacpSearcher:
         drawn = [self._vectors(rng, island) for island in self._islands]
         places = [(i, place) for i, island in enumerate(self._islands) for place in range(island.size)]
         bounds = np.array([self._islands[i].max_latency_ms for i, _ in places])
+        replaces = [is_fresh for _, fresh in drawn for is_fresh in fresh]
         vectors = self._repair(rng, np.concatenate([vectors for vectors, _ in drawn]), bounds)
         found: dict[str, _Trial] = {}
-        for (number, place), vector in zip(places, vectors, strict=True):
-            genome = self._made_new(rng, self._islands[number], vector, found)
-            if genome is not None:
-                is_fresh = drawn[number][1][place]
-                trial = _Trial(genome=genome, island=number, place=place, replaces=is_fresh)
-                found[genome_code(genome, self._space.num_choices)] = trial
+
+        def take(index: int, genome: Genome) -> bool:
+            """Whether the genome is new: then it is the trial of that place."""
+            code = genome_code(genome, self._counts)
+            if code in self._history.seen or code in found:
+                return False
+            number, place = places[index]
+            found[code] = _Trial(genome=genome, island=number, place=place, replaces=replaces[index])
+            return True
+
+        waiting = np.arange(len(places))
+        for attempt in range(_ATTEMPTS):
+            if attempt:
+                # Repaired together: one by one, they would take most of the search's time.
+                vectors[waiting] = self._repair(rng, self._neighbours(rng, vectors[waiting]), bounds[waiting])
+            waiting = np.array([i for i in waiting if not take(int(i), _genome(vectors[i]))], dtype=np.int64)
+            if not len(waiting):
+                break
+        for index in waiting:
+            known = self._history.seen | dict.fromkeys(found)
+            drawn_genomes = draw_new(rng, self._space, 1, known, lambda: draw_uniform(rng, self._space))
+            for genome in drawn_genomes:
+                if self._repair.is_feasible(np.array([genome]), bounds[index : index + 1])[0]:
+                    take(int(index), genome)
         return list(found.values())
+
+    def _neighbours(self, rng: np.random.Generator, vectors: IntArray) -> IntArray:
+        """`vectors` (n, v) with one gene of each drawn anew."""
+        moved = vectors.copy()
+        genes = rng.integers(0, vectors.shape[1], size=len(vectors))
+        moved[np.arange(len(vectors)), genes] = rng.integers(0, self._num_choices[genes])
+        return moved
 
     def _vectors(self, rng: np.random.Generator, island: _Island) -> tuple[IntArray, list[bool]]:
         """A vector for each place of the island, not repaired yet, and whether it is a fresh one."""
@@ -221,23 +248,9 @@ class AacpSearcher:
         crossed: IntArray = np.where(taken, mutant, members[place])
         return crossed
 
-    def _made_new(
-        self, rng: np.random.Generator, island: _Island, vector: IntArray, found: dict[str, _Trial]
-    ) -> Genome | None:
-        """The vector, or a neighbour of it that was never asked for; any new one in its place; None without any."""
-        num_choices = self._space.num_choices
-        for _ in range(_ATTEMPTS):
-            genome = tuple(int(g) for g in vector)
-            if (code := genome_code(genome, num_choices)) not in self._history.seen and code not in found:
-                return genome
-            moved = vector.copy()
-            gene = int(rng.integers(0, len(moved)))
-            moved[gene] = rng.integers(0, num_choices[gene])
-            vector = self._repair(rng, moved[None], np.array([island.max_latency_ms]))[0]
-        known = self._history.seen | dict.fromkeys(found)
-        drawn = draw_new(rng, self._space, 1, known, lambda: draw_uniform(rng, self._space))
-        limit = np.array([island.max_latency_ms])
-        return next((genome for genome in drawn if self._repair.is_feasible(np.array([genome]), limit)[0]), None)
+
+def _genome(vector: IntArray) -> Genome:
+    return tuple(int(g) for g in vector)
 
 
 def _welcome(island: _Island, member: _Member) -> None:

@@ -30,6 +30,7 @@ _RELATIVE_NOISE = 0.2
 _WEIGHT_SIGMA = 0.5
 _ROUNDS = 3
 _FOLDS = 4
+_MOST_JUDGED = 192
 #: Losses closer to the floor than this part of their range count as that far from it.
 _FLOOR_PART = 0.01
 #: Relative errors of sums below this part of the median one count as if they were that large.
@@ -126,7 +127,9 @@ def _range_of(total: FloatArray) -> FloatArray:
 
 def _learnt_tables(space: SearchSpace, genomes: IntArray, losses: FloatArray) -> tuple[Factor, ...]:
     heights = [losses, np.log(_above_floor(losses))]
-    target = max(heights, key=lambda values: _held_out_rank_correlation(space, genomes, values))
+    # The latest are the most alike those to come; more of them would take most of a search's own time.
+    latest = slice(-_MOST_JUDGED, None)
+    target = max(heights, key=lambda values: _held_out_rank_correlation(space, genomes[latest], values[latest]))
     model = AdditiveSurrogate(space, with_mean=False)
     model.fit(genomes, target)
     return tuple(Factor(variables=(v,), values=table - table.min()) for v, table in enumerate(model.tables()))

@@ -31,7 +31,7 @@ from search.domain.space import Genome, VariableKind
 from search.pareto import FloatArray, IntArray
 from search.problem import SearchProblem
 
-#: Points of the hull that are solved for, relative to the population.
+#: Points of the hull that are solved for, relative to the candidates that are wanted.
 _HULL_POINTS = 2
 #: The part of a generation that comes from the believed front.
 _BELIEVED_PART = 0.75
@@ -69,11 +69,14 @@ class ExactSearcher:
             )
         self._problem = problem
         self._space = problem.space
+        self._counts = problem.space.num_choices
         self._population = population
         self._seed = seed
         self._column = unknown[0]
         self._history = History(method=self.METHOD, space=problem.space, population=population, seed=seed)
         self._told: dict[str, tuple[float, float]] = {}
+        #: The same candidates as genomes: decoding all of them in each generation takes long.
+        self._genomes: list[Genome] = []
         self._num_choices = np.array(problem.space.num_choices, dtype=np.int64)
         self._ordered = np.array([v.kind is not VariableKind.SCHEME for v in problem.space.variables])
         others = [m for m in problem.metrics if m in problem.known_metrics and m is not Metric.LATENCY_MS]
@@ -97,7 +100,9 @@ class ExactSearcher:
             raise ValueError(f"{values.shape[1]} objectives were told, but {len(self._problem.metrics)} before")
         for genome, row, violation in zip(genomes, values, excess, strict=True):
             if np.isfinite(row).all():
-                code = genome_code(genome, self._space.num_choices)
+                code = genome_code(genome, self._counts)
+                if code not in self._told:
+                    self._genomes.append(tuple(int(g) for g in genome))
                 self._told[code] = (float(row[self._column]), float(violation))
         self._history.advance(genomes)
         self._asked = None
@@ -109,11 +114,10 @@ class ExactSearcher:
         self._history.restore(state)
         try:
             told = {str(code): (float(v[0]), float(v[1])) for code, v in state["told"].items()}
-            for code in told:
-                genome_of_code(code, self._space.num_choices)
+            genomes = [genome_of_code(code, self._counts) for code in told]
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise ContractError(f"the stored state of the searcher is damaged: {error!r}") from None
-        self._told = told
+        self._told, self._genomes = told, genomes
         self._asked = None
 
     def _made(self) -> tuple[Genome, ...]:
@@ -129,8 +133,7 @@ class ExactSearcher:
     def _fitted(self) -> ErrorModel:
         model = ErrorModel(self._space, self._problem.errors)
         if len(self._told) >= MIN_TOLD:
-            genomes = np.array([genome_of_code(code, self._space.num_choices) for code in self._told], dtype=np.int64)
-            model.fit(genomes, np.array([loss for loss, _ in self._told.values()]))
+            model.fit(np.array(self._genomes, dtype=np.int64), np.array([loss for loss, _ in self._told.values()]))
         return model
 
     def _solutions(self, rng: np.random.Generator, model: ErrorModel) -> list[Genome]:
@@ -139,17 +142,20 @@ class ExactSearcher:
         found: dict[Genome, None] = {}
         for draw in range(1 + _DRAWS):
             errors = model.factors() if draw == 0 else model.factors(rng, _DRAW_STRENGTH * draw)
-            solved = self._solved(rng, errors, with_bounds=draw == 0)
+            missing = self._population - len(found)
+            solved = self._solved(rng, errors, _HULL_POINTS * missing, with_bounds=draw == 0)
             new = [g for g in self._within(solved, window) if g not in found]
-            wanted = round(_BELIEVED_PART * self._population) if draw == 0 else self._population - len(found)
+            wanted = round(_BELIEVED_PART * self._population) if draw == 0 else missing
             found |= dict.fromkeys(self._spread(rng, new, wanted))
             if len(found) >= self._population:
                 break
         return list(found)
 
-    def _solved(self, rng: np.random.Generator, errors: Sequence[Factor], *, with_bounds: bool) -> list[Genome]:
-        """Points of the hull of error and latency, of mixes of figures, and on the bounds; known ones among them."""
-        count = _HULL_POINTS * self._population
+    def _solved(
+        self, rng: np.random.Generator, errors: Sequence[Factor], count: int, *, with_bounds: bool
+    ) -> list[Genome]:
+        """At most `count` points of the hull of error and latency, and such of mixes of figures and on the bounds;
+        known ones among them."""
         points = [p.genome for p in self._front(errors).hull(count)]
         if len(self._traded) > 1:
             points += self._mixed(rng, errors)
@@ -170,7 +176,7 @@ class ExactSearcher:
                 for share, metric in zip(shares, self._traded, strict=True)
                 for f in self._costs[metric]
             ]
-            front = ExactFront(errors, mixed, self._space.num_choices)
+            front = ExactFront(errors, mixed, self._counts)
             points += [p.genome for p in front.hull(_MIXES * self._population // rounds)]
         return points
 
@@ -183,7 +189,7 @@ class ExactSearcher:
         known = self._problem.require_known([Metric.LATENCY_MS], self.METHOD)
         solve = functools.partial(best_under, node_limit=_MAX_NODES, relative_gap=_RELATIVE_GAP)
         points = []
-        best = solve(errors, bounds, self._space.num_choices)
+        best = solve(errors, bounds, self._counts)
         if best is None:
             return []
         points.append(best)
@@ -191,7 +197,7 @@ class ExactSearcher:
         high = float(known(np.array([best]))[Metric.LATENCY_MS][0])
         for _ in range(_BOUNDED_POINTS - 1):
             tighter = Bound(latency, low + (high - low) * float(rng.uniform(0.1, 0.95)))
-            found = solve(errors, [*bounds, tighter], self._space.num_choices)
+            found = solve(errors, [*bounds, tighter], self._counts)
             if found is not None:
                 points.append(found)
         return points
@@ -204,7 +210,7 @@ class ExactSearcher:
         return self._problem.device_tables(constraint.device)
 
     def _front(self, errors: Sequence[Factor]) -> ExactFront:
-        return ExactFront(errors, self._costs[Metric.LATENCY_MS], self._space.num_choices)
+        return ExactFront(errors, self._costs[Metric.LATENCY_MS], self._counts)
 
     def _within(self, genomes: Sequence[Genome], window: tuple[float, float]) -> list[Genome]:
         """Those that were never told, keep all bounds on known figures, and have a latency in `window`."""
@@ -223,8 +229,7 @@ class ExactSearcher:
         if not (excess > 0).any():
             return -np.inf, np.inf
         limit = 0.0 if (excess <= 0).any() else float(np.median(excess))
-        codes = [code for code, v in zip(self._told, excess, strict=True) if v <= limit]
-        rows = np.array([genome_of_code(code, self._space.num_choices) for code in codes], dtype=np.int64)
+        rows = np.array(self._genomes, dtype=np.int64)[excess <= limit]
         latency = self._latencies(rows)
         margin = 0.1 * float(np.ptp(latency))
         return float(latency.min()) - margin, float(latency.max()) + margin
@@ -241,8 +246,8 @@ class ExactSearcher:
 
     def _filled_up(self, rng: np.random.Generator, genomes: list[Genome]) -> tuple[Genome, ...]:
         """With neighbours of what is there, or of what was best so far, and at last with any new genome."""
-        found = {genome_code(g, self._space.num_choices): g for g in genomes[: self._population]}
-        parents = genomes or [genome_of_code(code, self._space.num_choices) for code in self._told]
+        found = {genome_code(g, self._counts): g for g in genomes[: self._population]}
+        parents = genomes or self._genomes
         if parents and len(found) < self._population:
             children = [
                 child
@@ -250,7 +255,7 @@ class ExactSearcher:
                 if self._is_new(child := self._neighbour(rng, parents[int(rng.integers(len(parents)))]))
             ]
             for child in self._within(children, (-np.inf, np.inf))[: self._population - len(found)]:
-                found.setdefault(genome_code(child, self._space.num_choices), child)
+                found.setdefault(genome_code(child, self._counts), child)
         missing = self._population - len(found)
         if missing:
             level = functools.partial(rng.uniform, 0.0, 1.0)
@@ -261,7 +266,7 @@ class ExactSearcher:
                 self._history.seen | dict.fromkeys(found),
                 lambda: draw_at_level(rng, self._space, float(level())),
             )
-            found |= {genome_code(g, self._space.num_choices): g for g in drawn}
+            found |= {genome_code(g, self._counts): g for g in drawn}
         return tuple(found.values())
 
     def _neighbour(self, rng: np.random.Generator, genome: Genome) -> Genome:
@@ -271,7 +276,7 @@ class ExactSearcher:
         return (*genome[:place], min(count - 1, max(0, moved)), *genome[place + 1 :])
 
     def _is_new(self, genome: Genome) -> bool:
-        return genome_code(genome, self._space.num_choices) not in self._history.seen
+        return genome_code(genome, self._counts) not in self._history.seen
 
     def _latencies(self, rows: IntArray) -> FloatArray:
         return self._problem.require_known([Metric.LATENCY_MS], self.METHOD)(rows)[Metric.LATENCY_MS]

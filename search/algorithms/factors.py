@@ -8,7 +8,8 @@ Nonserial Dynamic Programming, 1972; AOWS, arXiv 2005.10481, does so for chains 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,10 +66,10 @@ def elimination_order(factors: Sequence[Factor], num_choices: Sequence[int]) -> 
             neighbours[variable] |= set(factor.variables) - {variable}
     order: list[int] = []
     largest = 1
+    sizes = {v: _cells(v, around, num_choices) for v, around in neighbours.items()}
     while neighbours:
-        sizes = {v: int(np.prod([num_choices[n] for n in (v, *around)])) for v, around in neighbours.items()}
         variable = min(sizes, key=lambda v: (sizes[v], v))
-        largest = max(largest, sizes[variable])
+        largest = max(largest, sizes.pop(variable))
         if largest > MAX_CELLS:
             raise ContractError(
                 f"the variables of this network depend on each other so much that exact search needs tables of "
@@ -77,8 +78,14 @@ def elimination_order(factors: Sequence[Factor], num_choices: Sequence[int]) -> 
         around = neighbours.pop(variable)
         for other in around:
             neighbours[other] = (neighbours[other] | around) - {other, variable}
+            sizes[other] = _cells(other, neighbours[other], num_choices)
         order.append(variable)
     return EliminationOrder(variables=tuple(order), largest_cells=largest)
+
+
+def _cells(variable: int, around: Collection[int], num_choices: Sequence[int]) -> int:
+    """Cells of a table over a variable and its neighbours."""
+    return math.prod(num_choices[v] for v in (variable, *around))
 
 
 def minimise(factors: Sequence[Factor], num_choices: Sequence[int], order: EliminationOrder) -> Genome:

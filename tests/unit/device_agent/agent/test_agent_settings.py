@@ -38,7 +38,7 @@ def test_every_variable_read_is_documented() -> None:
     read = {
         word.strip('"')
         for word in source.replace("(", " ").replace(",", " ").replace(")", " ").split()
-        if word.startswith('"KERF_AGENT_')
+        if word.startswith('"KERF_')
     }
     assert {name.rstrip('":') for name in read} == set(ENVIRONMENT)
 
