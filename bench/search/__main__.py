@@ -26,8 +26,7 @@ from bench.search.a72 import A72Landscape, shared_data
 from bench.search.latency import TFLITE_DENSE, measured_table, time_networks
 from bench.search.networks import NETWORKS, NetworkCase, load_case
 from bench.search.trained import Choice
-from bench.search.true_evaluations import SPREAD_BASELINE, Progress, RememberedEstimates
-from search.algorithms.registry import SEARCHERS
+from bench.search.true_evaluations import Progress, RememberedEstimates
 from search.domain.space import VariableKind
 from search.problem import SearchProblem
 
@@ -87,7 +86,7 @@ def _network_parts(name: str, parts: Sequence[str], num_seeds: int, options: Any
         results.put("estimators", estimators.as_json(ranked), (name,))
     if not {"evaluations", "accuracy"} & set(parts):
         return
-    methods = options.methods or [*(m.value for m in SEARCHERS), "jcw_reference", SPREAD_BASELINE]
+    methods = options.methods or true_evaluations.METHODS
     runs: dict[tuple[str, int], list[Progress]] = {}
     for method in methods:
         for seed in range(num_seeds if "evaluations" in parts else 1):

@@ -10,6 +10,7 @@ point: the loss of guessing, and the latency of the unpruned network.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import time
@@ -27,6 +28,7 @@ from search.algorithms.base import Searcher
 from search.algorithms.registry import make_searcher
 from search.algorithms.sampling import draw_at_level, draw_new
 from search.canonical import CanonicalForm
+from search.domain.config import Method
 from search.domain.objective import Metric, Objective
 from search.domain.space import Decisions, Genome, SearchSpace
 from search.evaluation import AccuracyEstimate
@@ -41,6 +43,8 @@ OBJECTIVES = (Objective(metric=Metric.LOSS), Objective(metric=Metric.LATENCY_MS)
 
 #: Random genomes of uniformly random size: a stronger baseline than `random`, whose genes are uniform.
 SPREAD_BASELINE = "random_spread"
+#: All that search widths and densities. `jcw_seeded` is `jcw` with `seed_with: exact`.
+METHODS = ("exact", "jcw", "jcw_seeded", "jcw_reference", "nsga2", "aacp", "policy_gradient", "random", SPREAD_BASELINE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,10 +217,12 @@ def _errors(case: NetworkCase, estimates: RememberedEstimates) -> ErrorEstimates
 def _searcher(problem: SearchProblem, method: str, seed: int, population: int) -> Searcher:
     if method == SPREAD_BASELINE:
         return SpreadSearcher(problem.space, population, seed)
-    is_reference = method == "jcw_reference"
-    return make_searcher(
-        "jcw" if is_reference else method, problem, population=population, seed=seed, reproduce_reference=is_reference
-    )
+    make = functools.partial(make_searcher, problem=problem, population=population, seed=seed)
+    if method == "jcw_reference":
+        return make(Method.JCW, reproduce_reference=True)
+    if method == "jcw_seeded":
+        return make(Method.JCW, seed_with=Method.EXACT)
+    return make(method)
 
 
 def table_text(rows: Sequence[dict[str, Any]]) -> str:
