@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from bench.search.networks import EVALUATION_IMAGES, NetworkCase, evenly
+from bench.search.networks import EVALUATION_IMAGES, NetworkCase
 from bench.search.trained import FineTuner
 from bench.search.true_evaluations import RememberedEstimates
 from search.accuracy.supernet import SupernetEstimator
@@ -115,7 +115,7 @@ def _supernet(case: NetworkCase, genomes: Sequence[Genome]) -> tuple[FloatArray,
         case.model,
         case.spec,
         case.data,
-        evenly(case.data.split.holdout, EVALUATION_IMAGES),
+        case.data.split.holdout.evenly(EVALUATION_IMAGES),
         seed=0,
         schedule_factor=_SUPERNET_FACTOR,
         batch_size=_BATCH_SIZE,

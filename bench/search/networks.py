@@ -7,12 +7,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import yaml
 from torch import nn
 
 from search.accuracy.one_shot import OneShotEstimator
-from search.data.dataset import ImageData
 from search.data.loading import LoadedData, load_data
 from search.domain.architectures import ARCHITECTURES
 from search.domain.config import SearchConfig, parse_config
@@ -46,8 +44,8 @@ class NetworkCase:
         return OneShotEstimator(
             self.model,
             self.spec,
-            evenly(self.data.split.calibration, CALIBRATION_IMAGES),
-            evenly(self.data.split.holdout, EVALUATION_IMAGES),
+            self.data.split.calibration.evenly(CALIBRATION_IMAGES),
+            self.data.split.holdout.evenly(EVALUATION_IMAGES),
             self.data.normalise,
         )
 
@@ -74,10 +72,3 @@ def load_case(name: str, data_folder: Path, cache_folder: Path) -> NetworkCase:
     return NetworkCase(
         name=name, config=config, model=model, spec=spec, space=build_space(spec, config.space), data=data
     )
-
-
-def evenly(data: ImageData, count: int) -> ImageData:
-    """At most `count` images, evenly over the data set."""
-    if len(data) <= count:
-        return data
-    return data.subset(np.linspace(0, len(data) - 1, count).round().astype(np.int64))

@@ -58,3 +58,9 @@ class ImageData:
         """The images at `indices`, in that order."""
         chosen = np.asarray(indices, dtype=np.int64)
         return ImageData(images=self.images[chosen], labels=self.labels[chosen], class_names=self.class_names)
+
+    def evenly(self, count: int) -> ImageData:
+        """At most `count` images, evenly over the data set, so that classes keep their shares."""
+        if len(self) <= count:
+            return self
+        return self.subset(np.linspace(0, len(self) - 1, count).round().astype(np.int64))

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from search.accuracy.estimator import AccuracyEstimator, GenerationEstimator
 from search.accuracy.finetuned import FinetunedEstimator
 from search.accuracy.one_shot import OneShotEstimator
 from search.accuracy.supernet import SupernetEstimator
-from search.data.dataset import ImageData
 from search.domain.candidate import Evaluation
 from search.domain.config import Estimator, TrainingConfig
 from search.domain.objective import Metric
@@ -81,7 +78,7 @@ def make_estimator(
 ) -> AccuracyEstimator | GenerationEstimator:
     """The estimator that the search's config asks for."""
     accuracy = run.config.accuracy
-    evaluation = _evenly(prepared.data.split.holdout, accuracy.evaluation_images)
+    evaluation = prepared.data.split.holdout.evenly(accuracy.evaluation_images)
     if accuracy.estimator is Estimator.SUPERNET:
         return SupernetEstimator(
             prepared.model,
@@ -111,7 +108,7 @@ def make_one_shot_estimator(
 ) -> OneShotEstimator:
     """The unpruned network's weights, pruned and judged on held-out images: as many as the config says, or as given."""
     accuracy = run.config.accuracy
-    evaluation = _evenly(prepared.data.split.holdout, evaluation_images or accuracy.evaluation_images)
+    evaluation = prepared.data.split.holdout.evenly(evaluation_images or accuracy.evaluation_images)
     return OneShotEstimator(
         prepared.model,
         prepared.spec,
@@ -120,10 +117,3 @@ def make_one_shot_estimator(
         prepared.data.normalise,
         batch_size=accuracy.batch_size,
     )
-
-
-def _evenly(data: ImageData, count: int) -> ImageData:
-    """At most `count` images, evenly over the data set, so that classes keep their shares."""
-    if len(data) <= count:
-        return data
-    return data.subset(np.linspace(0, len(data) - 1, count).round().astype(np.int64))

@@ -95,3 +95,13 @@ def test_image_data_checks_its_arrays() -> None:
         ImageData(images=images, labels=np.zeros(3, dtype=np.int64), class_names=("a",))
     with pytest.raises(DataError, match="labels run from 0 to 1"):
         ImageData(images=images, labels=np.array([0, 1]), class_names=("a",))
+
+
+def test_evenly_takes_images_from_end_to_end() -> None:
+    labels = np.arange(10)
+    data = ImageData(
+        images=np.zeros((10, 1, 1, 1), dtype=np.uint8), labels=labels, class_names=tuple(str(n) for n in labels)
+    )
+    assert data.evenly(4).labels.tolist() == [0, 3, 6, 9]
+    assert data.evenly(10) is data
+    assert data.evenly(11) is data
