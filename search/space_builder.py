@@ -15,8 +15,9 @@ from device_agent.contracts import ContractError, KernelSpec, Op, PlanOp, Prunin
 from search.domain.config import ChannelsConfig, DepthConfig, ResolutionConfig, SpaceConfig, WeightsConfig
 from search.domain.network import NetworkSpec
 from search.domain.objective import Constraint, Metric
-from search.domain.space import DEPTH_CHOICES, Genome, SchemeChoice, SearchSpace, Variable, VariableKind
+from search.domain.space import DEPTH_CHOICES, Decisions, Genome, SchemeChoice, SearchSpace, Variable, VariableKind
 from search.errors import InfeasibleBudget
+from search.lowering import lower
 
 T = TypeVar("T")
 
@@ -75,8 +76,12 @@ def channel_choices(channels: int, config: ChannelsConfig) -> tuple[int, ...]:
     return spread((*range(first, channels, step), channels), config.max_choices)
 
 
-def resolution_choices(side: int, config: ResolutionConfig) -> tuple[int, ...]:
+def resolution_choices(
+    side: int, config: ResolutionConfig, fits: Callable[[int], bool] = lambda _: True
+) -> tuple[int, ...]:
     """The sides to try for a network whose own is `side`, ascending, that one the last.
+
+    Sides that do not fit are left out, unless `config.sides` names them: then they are the user's to see refused.
 
     Raises `ContractError` where `config.sides` are larger than `side`: images are decoded to the network's own size.
     """
@@ -89,7 +94,8 @@ def resolution_choices(side: int, config: ResolutionConfig) -> tuple[int, ...]:
         return tuple(sorted({*config.sides, side}))
     step = config.step or default_resolution_step(side)
     smallest = config.min_ratio * side - 1e-9
-    return spread(sorted(range(side, max(0, math.ceil(smallest) - 1), -step)), config.max_choices)
+    sides = [s for s in range(side, max(0, math.ceil(smallest) - 1), -step) if s == side or fits(s)]
+    return spread(sorted(sides), config.max_choices)
 
 
 def default_resolution_step(side: int) -> int:
@@ -164,8 +170,26 @@ def _resolution_variables(spec: NetworkSpec, config: ResolutionConfig) -> list[V
         raise ContractError(
             f"space.resolution searches square inputs, but {spec.architecture} takes {height}x{width}: leave it out"
         )
-    choices = resolution_choices(height, config)
+    reasons: dict[int, str] = {}
+
+    def fits(side: int) -> bool:
+        try:
+            lower(spec, Decisions(resolution=side))
+        except ContractError as error:
+            reasons[side] = str(error)
+            return False
+        return True
+
+    choices = resolution_choices(height, config, fits)
+    for side in config.sides or ():
+        if not fits(side):
+            raise ContractError(f"{spec.architecture} does not take images of {side}x{side} pixels ({reasons[side]})")
     if len(choices) == 1:
+        if reasons:
+            raise ContractError(
+                f"space.resolution is open, but {spec.architecture} takes no smaller images "
+                f"({next(iter(reasons.values()))}): leave it out"
+            )
         return []
     return [Variable(kind=VariableKind.RESOLUTION, target="", choices=choices)]
 
