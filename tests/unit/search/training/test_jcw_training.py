@@ -24,6 +24,7 @@ from search.training.admm import Admm
 from search.training.finetuning import train_from_scratch
 from search.training.jcw import admm_penalty, jcw_phases, train_jcw
 from search.training.sgd import EpochReport, SgdRun, SgdSettings, Watcher
+from tests.unit.search.training.stopping import StopAfter, Stopped
 
 GROUP = WeightPruning(scheme=PruningScheme.GROUP, density=0.3, block_filters=4)
 SCHEMES = {
@@ -147,22 +148,6 @@ def test_the_three_phases_train_what_the_plan_says(
     assert any(not torch.equal(result.masks[name], mask) for name, mask in one_shot.masks.items())
     _, tensors = to_plan_tensors(result, spec, DECISIONS)
     assert all(not tensors[f"{name}.weight"][~mask.numpy()].any() for name, mask in result.masks.items())
-
-
-class Stopped(Exception):
-    pass
-
-
-class StopAfter:
-    """Raises after `count` steps."""
-
-    def __init__(self, count: int) -> None:
-        self._left = count
-
-    def __call__(self) -> None:
-        self._left -= 1
-        if self._left == 0:
-            raise Stopped
 
 
 def test_a_killed_training_ends_with_the_same_bits(

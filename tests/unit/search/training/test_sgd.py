@@ -17,6 +17,7 @@ from search.models.zoo import build_model
 from search.pruning.apply import PrunedModel
 from search.training.schedule import LearningRate
 from search.training.sgd import EpochReport, SgdRun, SgdSettings, Watcher
+from tests.unit.search.training.stopping import StopAfter, Stopped
 
 SETTINGS = SgdSettings(
     epochs=1.4, batch_size=32, learning_rate=LearningRate(peak=0.05), weight_decay=1e-4, keeps_best_epoch=True
@@ -70,22 +71,6 @@ def fresh() -> PrunedModel:
     # Dropout draws from torch's own generator, which must not depend on where a run was stopped.
     model.avgpool = nn.Sequential(model.avgpool, nn.Dropout(0.1))
     return PrunedModel(model=model, masks={}, kept={})
-
-
-class Stopped(Exception):
-    pass
-
-
-class StopAfter:
-    """Raises after `count` steps."""
-
-    def __init__(self, count: int) -> None:
-        self._left = count
-
-    def __call__(self) -> None:
-        self._left -= 1
-        if self._left == 0:
-            raise Stopped
 
 
 def test_a_run_killed_at_any_step_ends_with_the_same_bits(fresh: PrunedModel, data: LoadedData, tmp_path: Path) -> None:
