@@ -40,7 +40,11 @@ class AxisModel:
     high: FloatArray
 
     def __call__(self, points: FloatArray) -> FloatArray:
-        """The values (n,) at `points` (n, axes)."""
+        """The values (n,) at `points` (n, axes); those outside of what was sampled have the value at its edge.
+
+        inferred: the sampled box is the region in which the polynomial is trusted, so it is never extrapolated.
+        """
+        points = np.clip(points, self.low, self.high)
         values: FloatArray = np.ones((len(points), len(self.coefficients[0])))
         for axis, coefficients in enumerate(self.coefficients):
             values = values * (self._basis(points[:, axis], axis) @ coefficients.T)
@@ -48,7 +52,7 @@ class AxisModel:
         return total
 
     def gradient(self, point: FloatArray) -> FloatArray:
-        """The partial derivatives (axes,) at `point` (axes,)."""
+        """The partial derivatives (axes,) at `point` (axes,), which is inside of what was sampled."""
         values, slopes = [], []
         for axis, coefficients in enumerate(self.coefficients):
             x = point[axis : axis + 1]

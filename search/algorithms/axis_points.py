@@ -16,24 +16,36 @@ from search.space_builder import spread
 CHAIN_POINTS = 4
 
 
+#: Axes in the order of their coordinates, with the variables that make them.
+_AXES = {
+    "depth": VariableKind.DEPTH,
+    "width": VariableKind.CHANNELS,
+    "resolution": VariableKind.RESOLUTION,
+    "density": VariableKind.DENSITY,
+}
+
+
 class AxisPoints:
     """The coordinates that a space has of depth, width and resolution; all other variables stay unpruned.
 
     Depth is (kept blocks + 1) / (removable blocks + 1): the one stands for what cannot be removed, so that no network
     has depth 0. Width is the kept part of all channels, all groups being scaled by one ratio; resolution the side as a
-    part of the largest. Raises `ContractError` where the space has none of them.
+    part of the largest. `with_density` adds the mean density of layers as one more axis, which the paper does not have:
+    for a polynomial through networks that are pruned in that way, too.
+
+    Raises `ContractError` where the space has none of them.
     """
 
-    def __init__(self, space: SearchSpace) -> None:
+    def __init__(self, space: SearchSpace, *, with_density: bool = False) -> None:
         self._space = space
         positions = {
-            kind: [p for p, v in enumerate(space.variables) if v.kind is kind]
-            for kind in (VariableKind.DEPTH, VariableKind.CHANNELS, VariableKind.RESOLUTION)
+            name: [p for p, v in enumerate(space.variables) if v.kind is kind]
+            for name, kind in _AXES.items()
+            if name != "density" or with_density
         }
-        self.blocks, self._widths, self._sides = positions.values()
-        self.names = tuple(
-            name for name, found in zip(("depth", "width", "resolution"), positions.values(), strict=True) if found
-        )
+        self.blocks, self._widths, self._sides = (positions[name] for name in ("depth", "width", "resolution"))
+        self._densities = positions.get("density", [])
+        self.names = tuple(name for name, found in positions.items() if found)
         if not self.names:
             raise ContractError(
                 "the method 'three_dimensions' searches depth, width and resolution, but the space has none of them: "
@@ -50,7 +62,7 @@ class AxisPoints:
         columns = []
         if self.blocks:
             columns.append((genes[:, self.blocks].sum(axis=1) + 1.0) / (len(self.blocks) + 1.0))
-        for positions in (self._widths, self._sides):
+        for positions in (self._widths, self._sides, self._densities):
             if positions:
                 chosen = sum(self._choices(p)[genes[:, p]] for p in positions)
                 columns.append(np.asarray(chosen) / sum(float(self._choices(p)[-1]) for p in positions))
@@ -67,26 +79,41 @@ class AxisPoints:
 
     def width_chain(self) -> tuple[Genome, ...]:
         """All groups down by one ratio, evenly."""
-        levels = self.width_levels()[:-1][::-1]
-        return tuple(self._with(level) for level in _towards_the_end(levels))
+        return self._ratio_chain(self._widths)
+
+    def density_chain(self) -> tuple[Genome, ...]:
+        """All layers' densities down by one ratio, evenly."""
+        return self._ratio_chain(self._densities)
 
     def resolution_chain(self) -> tuple[Genome, ...]:
         """One side smaller at a time."""
         steps = [{p: g} for p in self._sides for g in range(len(self._choices(p)) - 2, -1, -1)]
         return tuple(self._with(step) for step in _towards_the_end(steps))
 
+    def samples(self, order: Sequence[int]) -> tuple[Genome, ...]:
+        """All points through which a polynomial goes: the unpruned network and the chains, each once."""
+        chains = (self.depth_chain(order), self.width_chain(), self.resolution_chain(), self.density_chain())
+        return tuple(dict.fromkeys((self.origin, *itertools.chain(*chains))))
+
     def legal(self, order: Sequence[int]) -> tuple[Genome, ...]:
-        """Every combination of a number of blocks removed in `order`, a side, and a ratio of widths."""
+        """Every combination of a number of blocks removed in `order`, a side, and a ratio for widths and densities each."""
         depths = [dict.fromkeys(order[:count], 0) for count in range(len(order) + 1)]
         sides = [{p: g} for p in self._sides for g in range(len(self._choices(p)))] or [{}]
-        widths = self.width_levels() or [{}]
-        return tuple(self._with(d | s | w) for d, s, w in itertools.product(depths, sides, widths))
+        widths, densities = self.width_levels() or [{}], self._ratio_levels(self._densities) or [{}]
+        return tuple(self._with(d | s | w | z) for d, s, w, z in itertools.product(depths, sides, widths, densities))
 
     def width_levels(self) -> list[dict[int, int]]:
         """The genes of all distinct networks that one ratio for all groups makes, narrowest first."""
-        if not self._widths:
+        return self._ratio_levels(self._widths)
+
+    def _ratio_chain(self, positions: Sequence[int]) -> tuple[Genome, ...]:
+        levels = self._ratio_levels(positions)[:-1][::-1]
+        return tuple(self._with(level) for level in _towards_the_end(levels))
+
+    def _ratio_levels(self, positions: Sequence[int]) -> list[dict[int, int]]:
+        if not positions:
             return []
-        parts = {p: self._choices(p) / self._choices(p)[-1] for p in self._widths}
+        parts = {p: self._choices(p) / self._choices(p)[-1] for p in positions}
         # Snapped choices change halfway between two parts; one ratio from each interval shows all networks.
         edges = sorted({float(e) for part in parts.values() for e in (part[1:] + part[:-1]) / 2})
         ratios = [0.0, *((a + b) / 2 for a, b in itertools.pairwise(edges)), 1.0]

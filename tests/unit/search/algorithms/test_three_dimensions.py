@@ -11,11 +11,12 @@ import pytest
 from numpy.typing import ArrayLike
 
 from device_agent.contracts import ContractError
+from search.algorithms.axis_model import fit_axis_model
 from search.algorithms.axis_points import AxisPoints
 from search.algorithms.random_search import RandomSearcher
 from search.algorithms.registry import make_searcher
 from search.domain.candidate import Evaluation
-from search.domain.config import ChannelsConfig, DepthConfig, ResolutionConfig, SpaceConfig
+from search.domain.config import ChannelsConfig, DepthConfig, ResolutionConfig, SpaceConfig, WeightsConfig
 from search.domain.objective import Constraint, Metric, Objective
 from search.domain.space import Genome, VariableKind
 from search.genome_costs import GenomeCosts
@@ -201,6 +202,26 @@ def test_chains_and_legal_points() -> None:
     assert len(set(legal)) == len(legal) == (len(AXES.blocks) + 1) * 5 * len(AXES.width_levels())
     assert {SPACE.unpruned, SPACE.smallest} <= set(legal)
     assert all(len(set(axis)) == 1 for axis in itertools.islice(zip(*AXES.coordinates(legal[:1]), strict=True), 3))
+
+
+def test_density_is_a_fourth_axis_for_a_polynomial_on_demand() -> None:
+    space = build_space(
+        SPEC, SpaceConfig(channels=ChannelsConfig(min_ratio=0.25), weights=WeightsConfig(), depth=DepthConfig())
+    )
+    assert AxisPoints(space).names == ("depth", "width")
+    axes = AxisPoints(space, with_density=True)
+    assert axes.names == ("depth", "width", "density")
+    samples = axes.samples(axes.blocks)
+    points = axes.coordinates(samples)
+    assert len(set(samples)) == len(samples) == 1 + 3 * 4
+    assert ((points < 1.0).sum(axis=1) <= 1).all()
+    # A product of powers of the three is not in the family, but close to it.
+    accuracy = 0.9 * np.prod(points ** (0.1, 0.2, 0.3), axis=1)
+    model = fit_axis_model(points, accuracy)
+    rng = np.random.default_rng(0)
+    others = axes.coordinates([tuple(int(g) for g in rng.integers(0, space.num_choices)) for _ in range(60)])
+    inside = np.clip(others, model.low, model.high)
+    np.testing.assert_allclose(model(others), 0.9 * np.prod(inside ** (0.1, 0.2, 0.3), axis=1), atol=0.03)
 
 
 def test_what_it_cannot_do_is_refused() -> None:
