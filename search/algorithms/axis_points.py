@@ -96,7 +96,7 @@ class AxisPoints:
         return tuple(dict.fromkeys((self.origin, *itertools.chain(*chains))))
 
     def legal(self, order: Sequence[int]) -> tuple[Genome, ...]:
-        """Every combination of a number of blocks removed in `order`, a side, and a ratio for widths and densities each."""
+        """Every combination of a number of blocks removed in `order`, a side, and ratios of widths and densities."""
         depths = [dict.fromkeys(order[:count], 0) for count in range(len(order) + 1)]
         sides = [{p: g} for p in self._sides for g in range(len(self._choices(p)))] or [{}]
         widths, densities = self.width_levels() or [{}], self._ratio_levels(self._densities) or [{}]
