@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from device_agent import __version__
 from device_agent.artifacts import ArtifactCache
 from device_agent.client import ServerClient
 from device_agent.clock import Clock
@@ -23,7 +24,9 @@ from device_agent.contracts import (
     LeaseRequest,
     Measurement,
     MeasurementFailure,
+    ReceivedLeases,
     TaskReport,
+    UnreadableLease,
     kernel_id,
 )
 from device_agent.delivery import Delivery
@@ -120,7 +123,7 @@ class Agent:
                 if self._heartbeat.paused.is_set() or not self._ready():
                     self._clock.wait(self._stop.drain, READY_POLL_INTERVAL_S)
                     continue
-                leases = self._ask()
+                leases, unreadable = self._ask()
             except TryAgainLater as error:
                 pause_s = backoff.next_pause_s(error)
                 log_event(
@@ -135,22 +138,30 @@ class Agent:
                 self._clock.wait(self._stop.drain, pause_s)
                 continue
             backoff.reset()
+            for lease in unreadable:
+                self._refuse(lease)
             self._work(leases)
 
-    def _ask(self) -> tuple[Lease, ...]:
-        """Long poll for tasks. A stop signal ends the wait."""
+    def _ask(self) -> tuple[tuple[Lease, ...], tuple[UnreadableLease, ...]]:
+        """Long poll for tasks: those to do, and those that cannot be read. A stop signal ends the wait."""
         asked_at = self._clock.monotonic()
-        leases: tuple[Lease, ...] | None = None
+        received = ReceivedLeases(leases=())
         try:
             with self._stop.interruptible():
-                leases = self._client.lease(self._request).leases
+                received = self._client.lease(self._request)
         except PollInterrupted:
             self._stop.drain.wait()
-        if not leases:
+        if not received.leases and not received.unreadable:
             early_s = asked_at + MIN_POLL_INTERVAL_S - self._clock.monotonic()
             self._clock.wait(self._stop.drain, early_s)
-            return ()
-        return leases
+        return received.leases, received.unreadable
+
+    def _refuse(self, lease: UnreadableLease) -> None:
+        """Fail a task of a newer server for good: held back, it would be lent again and again."""
+        if not self._outbox.holds(lease.lease_id, lease.attempt):
+            detail = f"this agent, version {__version__}, cannot read the task: {lease.problem}: upgrade the agent"
+            failure = MeasurementFailure(reason=FailureReason.AGENT_OUTDATED, detail=detail[:2000])
+            self._spool(lease, failure, 0.0)
 
     def _work(self, leases: tuple[Lease, ...]) -> None:
         batch = [self._held.add(lease) for lease in leases]
@@ -221,7 +232,9 @@ class Agent:
                 if is_hopeless or self._clock.wait(held.interrupt, pause_s):
                     raise
 
-    def _spool(self, lease: Lease, result: Measurement | MeasurementFailure, elapsed_s: float) -> None:
+    def _spool(
+        self, lease: Lease | UnreadableLease, result: Measurement | MeasurementFailure, elapsed_s: float
+    ) -> None:
         report = TaskReport(
             result_key=new_result_key(),
             lease_id=lease.lease_id,
@@ -319,12 +332,11 @@ class Agent:
             log_event(logger, logging.INFO, "release_refused", **_names(lease), error=error)
 
 
-def _names(lease: Lease) -> dict[str, object]:
+def _names(lease: Lease | UnreadableLease) -> dict[str, object]:
     """The fields that tell a task in the log."""
-    task = lease.task
-    what = (
-        {"kernel_id": kernel_id(task.kernel)}
-        if isinstance(task, KernelTask)
-        else {"artifact_sha256": task.artifact_sha256}
-    )
-    return {"task_id": lease.task_id, "lease_id": lease.lease_id, "attempt": lease.attempt, **what}
+    names: dict[str, object] = {"task_id": lease.task_id, "lease_id": lease.lease_id, "attempt": lease.attempt}
+    if isinstance(lease, UnreadableLease):
+        return names
+    if isinstance(lease.task, KernelTask):
+        return names | {"kernel_id": kernel_id(lease.task.kernel)}
+    return names | {"artifact_sha256": lease.task.artifact_sha256}

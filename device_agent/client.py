@@ -6,7 +6,8 @@ server that accepts a connection and then says nothing must not hang a device.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Self, TypeVar
@@ -20,14 +21,15 @@ from device_agent.contracts import (
     EnrolmentRequest,
     HeartbeatAnswer,
     HeartbeatRequest,
-    LeaseAnswer,
     LeaseRequest,
+    ReceivedLeases,
     RenewAnswer,
     RenewRequest,
     ReportAnswer,
     ReportBatch,
     dumps,
     loads,
+    read_leases,
 )
 from device_agent.errors import LeaseLost, RequestRefused, TryAgainLater
 from device_agent.retry import error_of
@@ -81,13 +83,13 @@ class ServerClient:
         """Say that this agent lives."""
         return self._exchange("/v1/agents:heartbeat", request, HeartbeatAnswer)
 
-    def lease(self, request: LeaseRequest) -> LeaseAnswer:
+    def lease(self, request: LeaseRequest) -> ReceivedLeases:
         """Ask for tasks, waiting up to `request.wait_s` for the first one."""
         timeout = httpx.Timeout(
             request.wait_s + LONG_POLL_GRACE_S, connect=CONNECT_TIMEOUT_S, write=ANSWER_TIMEOUT_S, pool=ANSWER_TIMEOUT_S
         )
         response = self._post("/v1/leases", request, timeout)
-        return LeaseAnswer(leases=()) if response.status_code == 204 else _decoded(LeaseAnswer, response)
+        return ReceivedLeases(leases=()) if response.status_code == 204 else _read(read_leases, response)
 
     def renew(self, lease_id: str, attempt: int) -> RenewAnswer:
         """Keep a lease. Raises `LeaseLost` where it is no longer this agent's."""
@@ -145,8 +147,12 @@ def _raise_for(response: httpx.Response) -> None:
 
 
 def _decoded(answer: type[Answer], response: httpx.Response) -> Answer:
+    return _read(functools.partial(loads, answer), response)
+
+
+def _read(reader: Callable[[bytes], Answer], response: httpx.Response) -> Answer:
     try:
-        return loads(answer, response.content)
+        return reader(response.content)
     except ContractError as error:
         # Not our server's words: a captive portal or a proxy answered 200 in its place.
         raise TryAgainLater(f"{response.request.url.path}: HTTP {response.status_code}, but {error}") from None

@@ -39,6 +39,7 @@ from device_agent.contracts.lease import (
     LeaseRequest,
     NetworkFormat,
     NetworkTask,
+    ReceivedLeases,
     RenewAnswer,
     RenewRequest,
     ReportAnswer,
@@ -46,6 +47,8 @@ from device_agent.contracts.lease import (
     ReportReceipt,
     ReportStatus,
     TaskReport,
+    UnreadableLease,
+    read_leases,
 )
 from device_agent.contracts.measurement import (
     SIMULATED_RUNTIME,
@@ -101,6 +104,7 @@ __all__ = [
     "PlanOp",
     "Provenance",
     "PruningScheme",
+    "ReceivedLeases",
     "RenewAnswer",
     "RenewRequest",
     "ReportAnswer",
@@ -111,6 +115,7 @@ __all__ = [
     "Source",
     "Statistics",
     "TaskReport",
+    "UnreadableLease",
     "Verdict",
     "VerdictReason",
     "WeightPruning",
@@ -124,6 +129,7 @@ __all__ = [
     "loads",
     "plan_id",
     "profile_id",
+    "read_leases",
     "setup_id",
     "why_unusable",
 ]

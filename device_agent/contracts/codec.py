@@ -145,8 +145,17 @@ def _decode_union(options: tuple[Any, ...], data: object, where: str) -> object:
         try:
             return _decode(option, data, where)
         except ContractError as error:
-            errors.append(str(error))
-    raise ContractError(f"{where}: no alternative fits: {'; '.join(errors)}")
+            errors.append((_num_shared_names(option, data), str(error)))
+    # What is wrong is told of the alternative that was meant.
+    most = max(shared for shared, _ in errors)
+    meant = [text for shared, text in errors if shared == most]
+    raise ContractError(meant[0] if len(meant) == 1 else f"{where}: no alternative fits: {'; '.join(meant)}")
+
+
+def _num_shared_names(option: Any, data: object) -> int:
+    if not (dataclasses.is_dataclass(option) and isinstance(data, Mapping)):
+        return 0
+    return len({f.name for f in dataclasses.fields(option)} & set(data))
 
 
 def _decode_class(cls: type, data: object, where: str) -> object:

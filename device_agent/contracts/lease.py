@@ -13,10 +13,12 @@ Version history of the wire: 1 (0.1.0) first version.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from enum import StrEnum
+from typing import Any
 
-from device_agent.contracts.codec import ContractError
+from device_agent.contracts.codec import ContractError, decode, loads
 from device_agent.contracts.device import DeviceProfile, RuntimeInfo
 from device_agent.contracts.kernel import KernelSpec
 from device_agent.contracts.measurement import Conditions, Measurement, MeasurementFailure, MeasuringSetup
@@ -131,6 +133,51 @@ class Lease:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseAnswer:
     leases: tuple[Lease, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnreadableLease:
+    """A lease whose task this agent does not know, as a newer server may lend it. `problem` names the value."""
+
+    lease_id: str
+    task_id: str
+    attempt: int
+    problem: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReceivedLeases:
+    """A `LeaseAnswer` as far as this agent can read it."""
+
+    leases: tuple[Lease, ...]
+    unreadable: tuple[UnreadableLease, ...] = ()
+
+
+def read_leases(text: str | bytes) -> ReceivedLeases:
+    """Read a `LeaseAnswer`, each lease by itself: one that cannot be read must not keep the others from their work.
+
+    Raises `ContractError` where the text is no such answer, or does not even say whose lease it is.
+    """
+    leases, unreadable = [], []
+    for item in loads(_LeaseItems, text).leases:
+        try:
+            leases.append(decode(Lease, item))
+        except ContractError as error:
+            unreadable.append(_unreadable(item, error))
+    return ReceivedLeases(leases=tuple(leases), unreadable=tuple(unreadable))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _LeaseItems:
+    leases: tuple[Any, ...]
+
+
+def _unreadable(item: object, error: ContractError) -> UnreadableLease:
+    if not isinstance(item, Mapping):
+        raise error
+    names = {f.name for f in fields(UnreadableLease)}
+    known = {name: value for name, value in item.items() if name in names}
+    return decode(UnreadableLease, {**known, "problem": str(error)}, "Lease")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

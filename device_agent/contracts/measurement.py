@@ -73,11 +73,18 @@ class FailureReason(StrEnum):
     LEASE_EXPIRED = "lease_expired"
     #: An error in the agent itself.
     AGENT_ERROR = "agent_error"
+    #: The agent: older than the task, which it cannot read. Asking again will help once it is upgraded.
+    AGENT_OUTDATED = "agent_outdated"
 
     @property
     def is_transient(self) -> bool:
         """Whether another attempt, perhaps elsewhere, may succeed."""
-        return self not in (FailureReason.UNSUPPORTED, FailureReason.INVALID_TASK)
+        return not self.is_lasting and self is not FailureReason.AGENT_OUTDATED
+
+    @property
+    def is_lasting(self) -> bool:
+        """Whether the same runtime will always fail in the same way."""
+        return self in (FailureReason.UNSUPPORTED, FailureReason.INVALID_TASK)
 
     @property
     def fault(self) -> str:

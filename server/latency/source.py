@@ -229,7 +229,7 @@ def _pick(rows: Sequence[TaskRow], mine: set[str], search_id: str, *, force: boo
         lambda row: row.id in mine or row.repeat == search_id,
         lambda row: row.state is TaskState.SUCCEEDED and row.verdict is not Verdict.REJECTED,
         lambda row: row.state in (TaskState.PENDING, TaskState.LEASED),
-        lambda row: row.state is TaskState.FAILED and not FailureReason(row.failure_reason).is_transient,
+        lambda row: row.state is TaskState.FAILED and FailureReason(row.failure_reason).is_lasting,
         lambda row: row.state is TaskState.CANCELLED,
     )
     for test in tests:

@@ -158,8 +158,9 @@ class TestReuse:
 
     def test_what_cannot_be_run_is_not_asked_again_but_bad_luck_is(self, lab: ServerLab) -> None:
         agent = lab.agent()
-        for reason, is_reused in ((FailureReason.UNSUPPORTED, True), (FailureReason.CRASHED, False)):
-            task = kernel_task(100 if is_reused else 200)
+        outcomes = {FailureReason.UNSUPPORTED: True, FailureReason.CRASHED: False, FailureReason.AGENT_OUTDATED: False}
+        for place, (reason, is_reused) in enumerate(outcomes.items()):
+            task = kernel_task(100 + place)
             first = lab.source.request(agent.device_id, [task], lab.search(agent.device_id))
             while lab.task(first[0]).state is not TaskState.FAILED:
                 lab.report(agent, report_of(lab.lease(agent)[0], failure(reason)))

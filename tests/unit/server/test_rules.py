@@ -94,6 +94,7 @@ class TestRetry:
         expected = {
             FailureReason.UNSUPPORTED: 1,
             FailureReason.INVALID_TASK: 1,
+            FailureReason.AGENT_OUTDATED: 1,
             FailureReason.AGENT_SHUTDOWN: 100,
             FailureReason.DEVICE_NOT_READY: retry.MAX_DEFERRALS,
         }

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from device_agent.agent import ARTIFACT_ATTEMPTS
-from device_agent.contracts import FailureReason, Measurement, MeasurementFailure
+from device_agent.contracts import FailureReason, Measurement, MeasurementFailure, encode
 from device_agent.errors import CredentialsRefused, RequestRefused
 from device_agent.held import HeldLease
 from device_agent.outbox import Outbox
@@ -87,6 +90,45 @@ def test_a_bug_in_the_agent_is_reported_and_the_loop_goes_on(server: FakeServer,
     assert broken.reason is FailureReason.AGENT_ERROR
     assert "a bug" in broken.detail
     assert isinstance(sound, Measurement)
+
+
+def changed_task(**changes: object) -> dict[str, Any]:
+    """A kernel task with other values, as a server of a later version may send it."""
+    data: dict[str, Any] = encode(kernel_task())
+    for path, value in changes.items():
+        *above, name = path.split("__")
+        functools.reduce(operator.getitem, above, data)[name] = value
+    return data
+
+
+FUTURE_TASKS = {
+    "'spiral'": changed_task(kernel__pruning__scheme="spiral"),
+    "'attention'": changed_task(kernel__op="attention"),
+    "'float16'": changed_task(kernel__dtype="float16"),
+    "'dilation'": changed_task(kernel__dilation=2),
+    "'energy'": changed_task(setup__clock="energy"),
+    "'onnx'": {**encode(network_task("0" * 64, 10)), "format": "onnx"},
+    "'graph'": {"graph": "a new kind of task", "setup": {}},
+}
+
+
+@pytest.mark.parametrize("named", FUTURE_TASKS)
+def test_a_task_of_a_newer_server_fails_at_once_by_name_and_keeps_no_other_from_its_work(
+    server: FakeServer, start_agent: StartAgent, named: str
+) -> None:
+    server.add_task(FUTURE_TASKS[named])  # type: ignore[arg-type]
+    server.add_task(kernel_task())
+    agent = start_agent()
+    server.wait_until(server.done(2))
+    agent.drain()
+    assert agent.runner.runs == ["t0001"]
+    refused, sound = results(server)
+    assert isinstance(refused, MeasurementFailure)
+    assert refused.reason is FailureReason.AGENT_OUTDATED
+    assert named in refused.detail
+    assert refused.detail.endswith(": upgrade the agent")
+    assert isinstance(sound, Measurement)
+    assert {task.attempt for task in server.tasks.values()} == {1}
 
 
 @pytest.mark.parametrize(

@@ -116,4 +116,6 @@ def test_impossible_setups_are_refused(changes: dict[str, Any], message: str) ->
 
 def test_every_failure_is_somebodys_fault() -> None:
     assert {reason.fault for reason in FailureReason} == {"task", "device", "agent", "server"}
-    assert [r for r in FailureReason if not r.is_transient] == [FailureReason.UNSUPPORTED, FailureReason.INVALID_TASK]
+    lasting = [FailureReason.UNSUPPORTED, FailureReason.INVALID_TASK]
+    assert [r for r in FailureReason if r.is_lasting] == lasting
+    assert [r for r in FailureReason if not r.is_transient] == [*lasting, FailureReason.AGENT_OUTDATED]
