@@ -21,7 +21,7 @@ from device_agent.contracts import (
     why_unusable,
 )
 from device_agent.held import HeldLease
-from device_agent.measuring.conditions import choose_cores, pinned
+from device_agent.measuring.pinning import choose_cores, pinned
 
 
 class ChildRunner:

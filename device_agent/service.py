@@ -21,7 +21,8 @@ from device_agent.heartbeat import Announcement, Heartbeat
 from device_agent.held import HeldLeases
 from device_agent.identity import Credentials, agent_key, load_credentials, store_credentials
 from device_agent.log import bind_fields, log_event
-from device_agent.measuring.conditions import ConditionsReader, why_not_ready
+from device_agent.measuring.conditions import ConditionsReader
+from device_agent.measuring.preflight import why_not_ready
 from device_agent.outbox import Outbox
 from device_agent.probe import probe_device
 from device_agent.retry import LOOPBACK_POLICY, Backoff, BackoffPolicy

@@ -18,6 +18,17 @@ class Clock(StrEnum):
     WALL = "wall"
 
 
+class ThermalMode(StrEnum):
+    """In which thermal state a device is measured. Numbers of different modes are different series."""
+
+    #: As it comes: below the temperature at which no measurement starts, and otherwise neither cooled nor heated.
+    ANY = "any"
+    #: Each process starts at or below the device's gate temperature, and takes samples for at most `COLD_MAX_S`.
+    COLD = "cold"
+    #: After running under load until temperature and latency are steady.
+    SUSTAINED = "sustained"
+
+
 class Source(StrEnum):
     """Where a number comes from. Numbers of different sources are never mixed."""
 
@@ -48,6 +59,11 @@ class VerdictReason(StrEnum):
     WRONG_DELEGATE = "wrong_delegate"
     SPARSE_PATH_NOT_TAKEN = "sparse_path_not_taken"
     WRONG_OUTPUT = "wrong_output"
+    CPU_QUOTA = "cpu_quota"
+    NOT_PINNED = "not_pinned"
+    RUN_MODE_CHANGED = "run_mode_changed"
+    NOT_COLD = "not_cold"
+    NOT_STEADY = "not_steady"
 
 
 class FailureReason(StrEnum):
@@ -103,6 +119,15 @@ class FailureReason(StrEnum):
         return "agent"
 
 
+#: A cold run is over before a phone warms up: the first half minute is what an app that infers now and then sees.
+COLD_MAX_S = 30.0
+DEFAULT_LOAD_S = 300.0
+
+#: The interval of the median is undefined for fewer independent values than this (at 95 %).
+MIN_PROCESSES = 6
+MAX_PROCESSES = 64
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuringSetup:
     """How to measure: part of every measurement's key.
@@ -111,6 +136,10 @@ class MeasuringSetup:
     `samples_per_block` samples of the candidate between samples of the reference kernel. Blocks are added until the
     95 % confidence interval of the median over blocks is within `ci_half_width` of the median, at least
     `min_blocks` and within `budget_s`.
+
+    With several `processes` the blocks are spread over that many fresh ones, at least, and twice as many at most; the
+    budget is for all of them together, and the interval counts processes. `load_s` is the longest load before the
+    samples of the mode SUSTAINED.
     """
 
     runtime: str
@@ -123,6 +152,9 @@ class MeasuringSetup:
     max_blocks: int = 40
     ci_half_width: float = 0.02
     budget_s: float = 2.0
+    processes: int = 1
+    thermal_mode: ThermalMode = ThermalMode.ANY
+    load_s: float = DEFAULT_LOAD_S
 
     def __post_init__(self) -> None:
         if not self.runtime:
@@ -135,7 +167,18 @@ class MeasuringSetup:
             raise ContractError(f"blocks {self.min_blocks}..{self.max_blocks}: need 2 <= min_blocks <= max_blocks")
         if self.samples_per_block < 1:
             raise ContractError(f"samples_per_block {self.samples_per_block!r} must be at least 1")
-        for name in ("min_sample_s", "ci_half_width", "budget_s"):
+        if self.processes != 1 and not MIN_PROCESSES <= self.processes <= MAX_PROCESSES:
+            raise ContractError(
+                f"processes {self.processes!r} must be 1, or {MIN_PROCESSES} to {MAX_PROCESSES}: fewer give no interval"
+            )
+        if self.thermal_mode is ThermalMode.COLD and self.budget_s > COLD_MAX_S * self.processes:
+            raise ContractError(
+                f"budget_s {self.budget_s!r} is too long for the thermal mode 'cold': at most {COLD_MAX_S:g} s in each "
+                "process"
+            )
+        if self.thermal_mode is not ThermalMode.SUSTAINED and self.load_s != DEFAULT_LOAD_S:
+            raise ContractError(f"load_s {self.load_s!r} is for the thermal mode 'sustained' only: leave it out")
+        for name in ("min_sample_s", "ci_half_width", "budget_s", "load_s"):
             if not getattr(self, name) > 0:
                 raise ContractError(f"{name} {getattr(self, name)!r} must be positive")
         if self.min_warmup_s < 0:
@@ -158,6 +201,23 @@ class Conditions:
     battery_percent: float | None = None
     #: Involuntary context switches of the measuring process so far.
     involuntary_switches: int | None = None
+    #: The highest frequency that the core may run at now.
+    frequency_limit_hz: int | None = None
+    #: Whether the device says that it lowers its clock now, and how often it did since it started.
+    throttled: bool | None = None
+    throttle_count: int | None = None
+    #: Since the device started: time, time in which the measuring core was busy with anything, and CPU time of the
+    #: measuring process. Only where the process is pinned to one core.
+    uptime_s: float | None = None
+    core_busy_s: float | None = None
+    process_cpu_s: float | None = None
+    #: CPUs that the control group grants, and the time for which it held the process back so far.
+    cpu_quota: float | None = None
+    quota_throttled_s: float | None = None
+    #: What a phone's speed depends on: its screen, its charger, and the group that Android put the process in.
+    screen_on: bool | None = None
+    charging: bool | None = None
+    cpuset: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +230,11 @@ class Block:
     thread_cpu_ns: tuple[float, ...]
     wall_ns: tuple[float, ...]
     reference_ns: tuple[float, ...] = ()
+    #: The frequency of the measuring core just before and after the block.
+    frequency_before_hz: int | None = None
+    frequency_after_hz: int | None = None
+    #: Which of the fresh processes of a measurement took it.
+    process: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -192,9 +257,10 @@ class Provenance:
 class Statistics:
     """Derived from the raw samples of the clock that the setup names. Undefined is None, never 0.
 
-    `ci95_low_ns` and `ci95_high_ns` bound the median, with the block as the unit. `reference_ratio` is the median over
-    blocks of candidate / reference: it cancels the drift of the machine. Ratios to references of different
-    `reference_name` do not compare.
+    `ci95_low_ns` and `ci95_high_ns` bound the median. Their unit is the block, or the process where there are several.
+    `unit_cv` is the coefficient of variation between units. `trimmed_mean_ns` is the mean of the middle 80 %.
+    `reference_ratio` is the median over units of candidate / reference: it cancels the drift of the machine. Ratios to
+    references of different `reference_name` do not compare.
     """
 
     median_ns: float
@@ -212,6 +278,10 @@ class Statistics:
     reference_ns: float | None = None
     reference_ratio: float | None = None
     reference_name: str | None = None
+    stdev_ns: float | None = None
+    trimmed_mean_ns: float | None = None
+    unit_cv: float | None = None
+    num_processes: int = 1
 
 
 def drift_corrected_ns(statistics: Statistics, usual_reference_ns: float | None) -> float:
@@ -248,6 +318,10 @@ class Measurement:
     op_ns: tuple[float, ...] = ()
     #: Memory that the runtime holds for this kernel or network; None where it cannot be told.
     memory_bytes: int | None = None
+    #: What a process grew by, at most, while it loaded and ran this once: of a process that timed nothing.
+    peak_memory_bytes: int | None = None
+    #: What the reference kernel usually takes on this device, as far as its agent knew then.
+    usual_reference_ns: float | None = None
     duration_s: float = 0.0
 
 

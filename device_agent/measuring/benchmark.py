@@ -14,18 +14,21 @@ import dataclasses
 import gc
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 from typing import Protocol
 
 from device_agent.contracts.measurement import Block, Clock, MeasuringSetup
-from device_agent.measuring.statistics import block_medians, is_narrow, median_interval
+from device_agent.contracts.statistics import block_medians, is_narrow, median_interval
 
 #: Warm-up is over when this many batches in a row agree within this part of their median.
 STABLE_BATCHES = 3
 STABLE_WITHIN = 0.02
+
+#: And not before so many runs (nn-Meter, ExecuTorch), as far as the time allows.
+MIN_WARMUP_RUNS = 10
 
 #: The most of the budget that warming up may take.
 WARMUP_SHARE = 0.2
@@ -78,11 +81,14 @@ class Samples:
 
 
 @dataclass(frozen=True, slots=True)
-class _Sample:
+class Sample:
+    """The mean time of one run on both clocks, in ns."""
+
     thread_cpu_ns: float
     wall_ns: float
 
     def read(self, clock: Clock) -> float:
+        """The time on one of them."""
         return self.thread_cpu_ns if clock is Clock.THREAD_CPU else self.wall_ns
 
 
@@ -121,16 +127,17 @@ def warm_up(
     min_warmup_s: float,
     limit_s: float,
 ) -> WarmedUp:
-    """Run until three batches agree within 2 % and `min_warmup_s` has passed, at most for `limit_s`, at least once.
+    """Run until three batches agree within 2 %, ten runs are done and `min_warmup_s` has passed, at most for `limit_s`,
+    at least once.
 
     Batches double until one lasts `min_sample_s` on the clock `read`; from then on they have that length.
     """
     watch = Stopwatch(clock, limit_s)
     iterations = 1
     runs = 0
-    recent: list[_Sample] = []
+    recent: list[Sample] = []
     while True:
-        sample = _take_sample(executable, clock, iterations)
+        sample = take_sample(executable, clock, iterations)
         runs += iterations
         reached = sample.read(read) * iterations >= min_sample_s * 1e9
         if not reached and iterations < MAX_ITERATIONS and watch.left_s > 0:
@@ -143,7 +150,8 @@ def warm_up(
         recent.append(sample)
         last = [s.read(read) for s in recent[-STABLE_BATCHES:]]
         stable = len(last) == STABLE_BATCHES and max(last) - min(last) <= STABLE_WITHIN * median(last)
-        if watch.left_s <= 0 or (stable and watch.elapsed_s >= min_warmup_s):
+        enough = runs >= MIN_WARMUP_RUNS and watch.elapsed_s >= min_warmup_s
+        if watch.left_s <= 0 or (stable and enough):
             wall_ns = median(s.wall_ns for s in recent[-STABLE_BATCHES:])
             return WarmedUp(iterations=iterations, runs=runs, sample_wall_s=wall_ns * iterations / 1e9)
 
@@ -208,8 +216,14 @@ def prepare(
     )
 
 
-def take_samples(prepared: Prepared, setup: MeasuringSetup, clock: SampleClock, watch: Stopwatch) -> Samples:
-    """Time what was prepared as `setup` says, in the time that `watch` has left.
+def take_samples(
+    prepared: Prepared,
+    setup: MeasuringSetup,
+    clock: SampleClock,
+    watch: Stopwatch,
+    read_frequency_hz: Callable[[], int | None] = lambda: None,
+) -> Samples:
+    """Time what was prepared as `setup` says, in the time that `watch` has left. The frequency is read between blocks.
 
     When the budget is too small for `min_blocks` full blocks, blocks get fewer samples; when even single samples do not
     fit, there are fewer blocks, but always one. The caller sees it by their number.
@@ -218,6 +232,7 @@ def take_samples(prepared: Prepared, setup: MeasuringSetup, clock: SampleClock, 
     blocks: list[Block] = []
     sample_wall_s = warm.sample_wall_s
     reference_wall_s = REFERENCE_SAMPLES_PER_BLOCK * reference_warm.sample_wall_s if reference_warm else 0.0
+    frequency_hz = read_frequency_hz()
     with _without_garbage_collection():
         while len(blocks) < setup.max_blocks:
             left_s = watch.left_s
@@ -228,6 +243,9 @@ def take_samples(prepared: Prepared, setup: MeasuringSetup, clock: SampleClock, 
                 break
             started_ns = clock.wall_ns()
             block = _take_block(prepared, min(max(fitting, 1), setup.samples_per_block), setup, clock)
+            block = dataclasses.replace(
+                block, frequency_before_hz=frequency_hz, frequency_after_hz=(frequency_hz := read_frequency_hz())
+            )
             blocks.append(block)
             if prepared.subtracted is None:
                 sample_wall_s = median(block.wall_ns) * warm.iterations / 1e9
@@ -243,12 +261,12 @@ def take_samples(prepared: Prepared, setup: MeasuringSetup, clock: SampleClock, 
 
 
 def _take_block(prepared: Prepared, num_samples: int, setup: MeasuringSetup, clock: SampleClock) -> Block:
-    samples: list[_Sample] = []
+    samples: list[Sample] = []
     references: list[float] = []
 
     def sample_reference() -> None:
         if prepared.reference is not None and prepared.reference_warm is not None:
-            sample = _take_sample(prepared.reference, clock, prepared.reference_warm.iterations)
+            sample = take_sample(prepared.reference, clock, prepared.reference_warm.iterations)
             references.append(sample.read(setup.clock))
 
     sample_reference()
@@ -264,26 +282,27 @@ def _take_block(prepared: Prepared, num_samples: int, setup: MeasuringSetup, clo
     )
 
 
-def _take_candidate(prepared: Prepared, clock: SampleClock) -> _Sample:
-    sample = _take_sample(prepared.executable, clock, prepared.warm.iterations)
+def _take_candidate(prepared: Prepared, clock: SampleClock) -> Sample:
+    sample = take_sample(prepared.executable, clock, prepared.warm.iterations)
     subtracted = prepared.subtracted
     if subtracted is None:
         return sample
-    less = _take_sample(subtracted.executable, clock, prepared.warm.iterations)
-    return _Sample(
+    less = take_sample(subtracted.executable, clock, prepared.warm.iterations)
+    return Sample(
         (sample.thread_cpu_ns - less.thread_cpu_ns) / subtracted.copies,
         (sample.wall_ns - less.wall_ns) / subtracted.copies,
     )
 
 
-def _take_sample(executable: Repeatable, clock: SampleClock, iterations: int) -> _Sample:
+def take_sample(executable: Repeatable, clock: SampleClock, iterations: int) -> Sample:
+    """Time `iterations` runs as one."""
     # The CPU clock is read inside: it is the headline, and its reading costs more.
     wall_start = clock.wall_ns()
     cpu_start = clock.thread_cpu_ns()
     executable.repeat(iterations)
     cpu_end = clock.thread_cpu_ns()
     wall_end = clock.wall_ns()
-    return _Sample((cpu_end - cpu_start) / iterations, (wall_end - wall_start) / iterations)
+    return Sample((cpu_end - cpu_start) / iterations, (wall_end - wall_start) / iterations)
 
 
 @contextmanager

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import numpy as np
 
 from device_agent import __version__
 from device_agent.contracts.codec import ContractError
@@ -22,31 +20,29 @@ from device_agent.contracts.measurement import (
     MeasuringSetup,
     Provenance,
     Source,
+    ThermalMode,
     Verdict,
     VerdictReason,
 )
+from device_agent.contracts.statistics import summarize
+from device_agent.contracts.verdict import judge
 from device_agent.measuring.benchmark import (
     SampleClock,
     Samples,
     Stopwatch,
-    Subtracted,
     SystemSampleClock,
     prepare,
     take_samples,
 )
-from device_agent.measuring.conditions import ConditionsReader, choose_cores, pinned, why_not_ready
+from device_agent.measuring.conditions import ConditionsReader
+from device_agent.measuring.loading import Loaded, TaskFailure, load_task
+from device_agent.measuring.pinning import choose_cores, pinned
+from device_agent.measuring.preflight import is_cold, limits_of, why_not_ready
 from device_agent.measuring.reference_kernel import ReferenceKernel, make_reference_kernel
-from device_agent.measuring.statistics import summarize
-from device_agent.measuring.verdict import judge
+from device_agent.measuring.sustained import load_until_steady
 from device_agent.runtimes import Runtime, RuntimeUnavailable, UnsupportedTask, make_runtime
-from device_agent.runtimes.base import Executable, FloatArray, HasExactTwin
-from device_agent.runtimes.difference import DifferenceExecutable
-from device_agent.runtimes.reference import is_close, output_agrees
+from device_agent.runtimes.base import Executable
 from device_agent.runtimes.simulated import SimulatedExecutable, SimulatedRuntime
-from device_agent.synthesis import kernel_inputs, synthesize_input, synthesize_weights
-
-#: Outputs travel as JSON: a task may ask for this many numbers (ImageNet: 4000 images).
-MAX_OUTPUT_VALUES = 1 << 22
 
 #: The profile of single operators takes about this part of the budget, between so many rounds.
 PROFILE_SHARE = 0.25
@@ -68,36 +64,8 @@ class Surroundings:
     clock: SampleClock = field(default_factory=SystemSampleClock)
     make_runtime: Callable[[str], Runtime] = make_runtime
     make_reference_kernel: Callable[[], ReferenceKernel] = make_reference_kernel
-
-
-class TaskFailure(Exception):
-    """The task ends without a measurement, for a reason that the server acts upon."""
-
-    def __init__(self, reason: FailureReason, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Loaded:
-    """An executable that has run once: what it gave, and what was found wrong with that.
-
-    `output_sha256` is of outputs whose bits all devices share: those of the exact twin, where there is one.
-    """
-
-    executable: Executable
-    outputs: tuple[FloatArray, ...]
-    output_sha256: str
-    findings: tuple[VerdictReason, ...]
-    wants_outputs: bool
-    wants_profile: bool
-
-    @property
-    def subtracted(self) -> Subtracted | None:
-        """What the executable's time has to be lessened by, where it is more than what was asked for."""
-        if not isinstance(self.executable, DifferenceExecutable):
-            return None
-        return Subtracted(executable=self.executable.fewer, copies=self.executable.copies)
+    #: What reference kernels usually take on this device, in ns, by their names in the statistics.
+    usual_references: Mapping[str, float] = field(default_factory=dict)
 
 
 def measure_task(
@@ -126,24 +94,43 @@ def _measure(task: KernelTask | NetworkTask, artifact: Path | None, around: Surr
     runtime = around.make_runtime(setup.runtime)
     if isinstance(runtime, SimulatedRuntime):
         # No pinning and no conditions: the state of the host has nothing to do with it.
-        return _simulated_measurement(setup, _load(task, artifact, runtime), runtime.info())
+        return _simulated_measurement(setup, load_task(task, artifact, runtime), runtime.info())
     cores = choose_cores(setup.threads, around.root) if around.cores is None else around.cores
     # Pinned from here on: the native runtime tunes its tiles while loading, and that must be on the core that is timed.
     with pinned(cores) as affinity:
-        reader = ConditionsReader(root=around.root, core=affinity[0] if affinity else 0)
-        not_ready = why_not_ready(reader.read())
-        if not_ready is not None:
-            raise TaskFailure(FailureReason.DEVICE_NOT_READY, not_ready)
-        loaded = _load(task, artifact, runtime)
+        # Time that others had is known of a core that this process is bound to.
+        reader = ConditionsReader(root=around.root, core=affinity[0] if affinity else 0, alone=len(affinity) == 1)
+        findings = _preflight(reader.read(), around.root, setup.thermal_mode)
+        if set(affinity) != set(cores):
+            findings.append(VerdictReason.NOT_PINNED)
+        loaded = load_task(task, artifact, runtime)
+        findings += loaded.findings
         reference = around.make_reference_kernel()
+        reference_name = _reference_name(reference, setup.thermal_mode)
         watch = Stopwatch(around.clock, setup.budget_s)
         prepared = prepare(loaded.executable, reference, setup, around.clock, watch, loaded.subtracted)
+        if setup.thermal_mode is ThermalMode.SUSTAINED:
+            load = load_until_steady(
+                loaded.executable,
+                prepared.warm.iterations,
+                around.clock,
+                read=setup.clock,
+                load_s=setup.load_s,
+                read_celsius=lambda: reader.read().temperature_celsius,
+            )
+            prepared = dataclasses.replace(
+                prepared, warm=dataclasses.replace(prepared.warm, runs=prepared.warm.runs + load.runs)
+            )
+            if not load.steady:
+                findings.append(VerdictReason.NOT_STEADY)
+            watch = Stopwatch(around.clock, setup.budget_s)
         # After warming up: a governor raises the clock under load, and that is no change of conditions.
         before = reader.read()
-        samples = take_samples(prepared, setup, around.clock, watch)
+        samples = take_samples(prepared, setup, around.clock, watch, reader.frequency_hz)
         after = reader.read()
-        statistics = summarize(samples.blocks, setup.clock, reference.name)
-        verdict, reasons = judge(samples.blocks, statistics, setup, before, after, loaded.findings)
+        statistics = summarize(samples.blocks, setup.clock, reference_name)
+        usual_ns = around.usual_references.get(reference_name)
+        verdict, reasons = judge(samples.blocks, statistics, setup, before, after, findings, usual_ns)
         op_ns = _profile(loaded, setup, statistics.median_ns)
     return Measurement(
         provenance=_provenance(setup, runtime.info(), loaded.executable, around.source, affinity, before),
@@ -159,109 +146,27 @@ def _measure(task: KernelTask | NetworkTask, artifact: Path | None, around: Surr
         outputs=_as_tuples(loaded),
         op_ns=op_ns,
         memory_bytes=loaded.executable.memory_bytes,
+        usual_reference_ns=usual_ns,
         duration_s=total.elapsed_s,
     )
 
 
-def _load(task: KernelTask | NetworkTask, artifact: Path | None, runtime: Runtime) -> _Loaded:
-    return _load_kernel(task, runtime) if isinstance(task, KernelTask) else _load_network(task, artifact, runtime)
+def _preflight(now: Conditions, root: Path, mode: ThermalMode) -> list[VerdictReason]:
+    """What the beginning says against the measurement. Raises `TaskFailure` where the device is not ready."""
+    limits = limits_of(now, root)
+    # Starting this process may have warmed the device up past the limit for cold runs: that is for the verdict.
+    not_ready = why_not_ready(now, limits, ThermalMode.ANY if mode is ThermalMode.COLD else mode)
+    if not_ready is not None:
+        raise TaskFailure(FailureReason.DEVICE_NOT_READY, not_ready)
+    return [VerdictReason.NOT_COLD] if mode is ThermalMode.COLD and not is_cold(now, limits) else []
 
 
-def _load_kernel(task: KernelTask, runtime: Runtime) -> _Loaded:
-    executable = runtime.load_kernel(task.kernel, task.setup.threads)
-    if isinstance(executable, DifferenceExecutable):
-        outputs, agree = executable.check()
-        findings = executable.findings if agree else (*executable.findings, VerdictReason.WRONG_OUTPUT)
-        return _Loaded(
-            executable=executable,
-            outputs=outputs,
-            output_sha256=_sha256(outputs),
-            findings=findings,
-            wants_outputs=False,
-            wants_profile=False,
-        )
-    x, second = kernel_inputs(task.kernel)
-    output = executable.run(x, second)
-    inputs, residual = ([x], second) if task.kernel.residual or second is None else ([x, second], None)
-    findings = executable.findings
-    if not output_agrees(task.kernel, synthesize_weights(task.kernel), inputs, residual, output):
-        findings = (*findings, VerdictReason.WRONG_OUTPUT)
-    return _Loaded(
-        executable=executable,
-        outputs=(output,),
-        output_sha256=_sha256(_exact_outputs(executable, (output,), lambda twin, _: twin.run(x, second))),
-        findings=findings,
-        wants_outputs=False,
-        wants_profile=False,
-    )
+def _reference_name(reference: ReferenceKernel, mode: ThermalMode) -> str:
+    """A hot device's reference kernel is slower, as the candidate is: their ratio is not that of a cool one."""
+    return reference.name if mode is ThermalMode.ANY else f"{reference.name}, {mode.value}"
 
 
-def _load_network(task: NetworkTask, artifact: Path | None, runtime: Runtime) -> _Loaded:
-    if not 0 <= task.num_outputs <= MAX_OUTPUT_VALUES:
-        raise ContractError(f"num_outputs {task.num_outputs!r} is not in 0..{MAX_OUTPUT_VALUES}")
-    if task.input_seed < 0:
-        raise ContractError(f"input_seed {task.input_seed!r} must not be negative")
-    data = _read_artifact(task, artifact)
-    executable = runtime.load_network(data, task.format, task.input_shape, task.setup.threads)
-
-    def run(one: Executable, index: int) -> FloatArray:
-        return one.run(synthesize_input(task.input_shape, task.input_seed + index))
-
-    outputs: list[FloatArray] = []
-    for i in range(max(task.num_outputs, 1)):
-        outputs.append(run(executable, i))
-        if outputs[0].size * task.num_outputs > MAX_OUTPUT_VALUES:
-            raise ContractError(
-                f"{task.num_outputs} outputs of {outputs[0].size} values exceed the limit of {MAX_OUTPUT_VALUES}: "
-                "ask for fewer"
-            )
-    exact_outputs = _exact_outputs(executable, outputs, run)
-    finite = all(bool(np.isfinite(output).all()) for output in outputs)
-    right = finite and all(map(is_close, outputs, exact_outputs))
-    findings = executable.findings if right else (*executable.findings, VerdictReason.WRONG_OUTPUT)
-    return _Loaded(
-        executable=executable,
-        outputs=tuple(outputs),
-        output_sha256=_sha256(exact_outputs),
-        findings=findings,
-        # JSON has no infinity; the verdict tells why the outputs are missing.
-        wants_outputs=finite and task.num_outputs > 0,
-        wants_profile=True,
-    )
-
-
-def _exact_outputs(
-    executable: Executable, outputs: Sequence[FloatArray], run: Callable[[Executable, int], FloatArray]
-) -> Sequence[FloatArray]:
-    """`outputs` with the bits that all devices share: by `run` on the exact twin of `executable`, if it has one.
-
-    The twin is gone before anything is timed.
-    """
-    twin = executable.exact_twin() if isinstance(executable, HasExactTwin) else None
-    return outputs if twin is None else [run(twin, index) for index in range(len(outputs))]
-
-
-def _read_artifact(task: NetworkTask, artifact: Path | None) -> bytes:
-    if artifact is None:
-        raise TaskFailure(FailureReason.ARTIFACT_UNAVAILABLE, f"no file came with artifact {task.artifact_sha256}")
-    try:
-        if artifact.stat().st_size != task.artifact_bytes:
-            raise TaskFailure(
-                FailureReason.ARTIFACT_UNAVAILABLE,
-                f"the artifact has {artifact.stat().st_size} bytes instead of {task.artifact_bytes}",
-            )
-        data = artifact.read_bytes()
-    except OSError as error:
-        raise TaskFailure(FailureReason.ARTIFACT_UNAVAILABLE, f"the artifact cannot be read: {error}") from None
-    digest = hashlib.sha256(data).hexdigest()
-    if digest != task.artifact_sha256:
-        raise TaskFailure(
-            FailureReason.ARTIFACT_UNAVAILABLE, f"the artifact hashes to {digest}, not to {task.artifact_sha256}"
-        )
-    return data
-
-
-def _profile(loaded: _Loaded, setup: MeasuringSetup, median_ns: float) -> tuple[float, ...]:
+def _profile(loaded: Loaded, setup: MeasuringSetup, median_ns: float) -> tuple[float, ...]:
     """Times of single operators: a pass of its own, since reading clocks in between costs time."""
     if not loaded.wants_profile:
         return ()
@@ -269,12 +174,14 @@ def _profile(loaded: _Loaded, setup: MeasuringSetup, median_ns: float) -> tuple[
     return loaded.executable.op_ns(int(min(max(affordable, MIN_PROFILE_ROUNDS), MAX_PROFILE_ROUNDS)))
 
 
-def _simulated_measurement(setup: MeasuringSetup, loaded: _Loaded, info: RuntimeInfo) -> Measurement:
+def _simulated_measurement(setup: MeasuringSetup, loaded: Loaded, info: RuntimeInfo) -> Measurement:
     """Blocks of equal samples. Nothing of the host is in it, so the same task always gives the same measurement."""
     executable = loaded.executable
     assert isinstance(executable, SimulatedExecutable)
     times = (executable.latency_ns,) * setup.samples_per_block
-    blocks = (Block(thread_cpu_ns=times, wall_ns=times),) * max(setup.min_blocks, _SIMULATED_BLOCKS)
+    count = max(setup.min_blocks, setup.processes, _SIMULATED_BLOCKS)
+    # One process computed them all; the labels say how many a real device would have started.
+    blocks = tuple(Block(thread_cpu_ns=times, wall_ns=times, process=i % setup.processes) for i in range(count))
     samples = Samples(blocks=blocks, iterations_per_sample=1, warmup_runs=0)
     wrong = VerdictReason.WRONG_OUTPUT in loaded.findings
     return Measurement(
@@ -316,12 +223,5 @@ def _provenance(
     )
 
 
-def _sha256(outputs: Sequence[FloatArray]) -> str:
-    digest = hashlib.sha256()
-    for output in outputs:
-        digest.update(output.astype("<f4", copy=False).tobytes())
-    return digest.hexdigest()
-
-
-def _as_tuples(loaded: _Loaded) -> tuple[tuple[float, ...], ...]:
+def _as_tuples(loaded: Loaded) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(output.tolist()) for output in loaded.outputs) if loaded.wants_outputs else ()

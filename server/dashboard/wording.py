@@ -54,6 +54,11 @@ REASON_TEXTS = {
     VerdictReason.WRONG_DELEGATE: "the runtime took another delegate than asked",
     VerdictReason.SPARSE_PATH_NOT_TAKEN: "the sparse path was not taken",
     VerdictReason.WRONG_OUTPUT: "the output was wrong",
+    VerdictReason.CPU_QUOTA: "a control group held the process back",
+    VerdictReason.NOT_PINNED: "the system refused to pin it to its core",
+    VerdictReason.RUN_MODE_CHANGED: "screen, charger or process group changed while measuring",
+    VerdictReason.NOT_COLD: "the device was not known to be cold",
+    VerdictReason.NOT_STEADY: "the device had not become steady under load",
 }
 
 _OP_NAMES = {

@@ -29,6 +29,10 @@ _PASSING = frozenset(
         VerdictReason.TOO_HOT,
         VerdictReason.CONTENTION,
         VerdictReason.REFERENCE_DRIFTED,
+        VerdictReason.CPU_QUOTA,
+        VerdictReason.RUN_MODE_CHANGED,
+        VerdictReason.NOT_COLD,
+        VerdictReason.NOT_STEADY,
     }
 )
 

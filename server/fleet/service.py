@@ -22,6 +22,7 @@ from device_agent.contracts import (
     RenewAnswer,
     ReportAnswer,
     ReportBatch,
+    ThermalMode,
     decode,
 )
 from server.accounts import repository as accounts
@@ -131,8 +132,9 @@ def _lease(item: leases.LeasedTask) -> Lease:
 
 
 def deadline_s(setup: MeasuringSetup) -> float:
-    """When the child process of a task is killed."""
-    return DEADLINE_BASE_S + DEADLINE_FACTOR * (setup.budget_s + setup.min_warmup_s)
+    """When a child process of a task is killed: its only one, or each of several."""
+    load_s = setup.load_s if setup.thermal_mode is ThermalMode.SUSTAINED else 0.0
+    return DEADLINE_BASE_S + load_s + DEADLINE_FACTOR * (setup.budget_s + setup.min_warmup_s)
 
 
 def renew(context: Context, device_id: str, lease_id: str, attempt: int) -> RenewAnswer:

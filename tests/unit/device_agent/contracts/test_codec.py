@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from device_agent.contracts import (
+    Clock,
     ContractError,
     KernelSpec,
     KernelTask,
@@ -20,6 +21,7 @@ from device_agent.contracts import (
     NetworkTask,
     Op,
     PruningScheme,
+    ThermalMode,
     WeightPruning,
     canonical_json,
     decode,
@@ -27,6 +29,7 @@ from device_agent.contracts import (
     encode,
     kernel_id,
     loads,
+    setup_id,
 )
 
 
@@ -120,6 +123,16 @@ def test_a_check_of_the_class_names_the_place() -> None:
 def test_canonical_json_leaves_defaults_out_and_sorts() -> None:
     assert canonical_json(Outer(items=(Inner(number=1.0),))) == '{"items":[{"number":1.0}]}'
     assert canonical_json({"b": 1, "a": 2}) == '{"a":2,"b":1}'
+
+
+def test_the_identity_of_a_setup_never_changes() -> None:
+    # Part of every measurement's key: what was added later must not show in the identities of older setups.
+    assert setup_id(MeasuringSetup(runtime="native")) == "m_dbd14224c735042542bcb128f2dc5c4d"
+    older = MeasuringSetup(runtime="tflite", threads=2, clock=Clock.WALL, budget_s=3.0, ci_half_width=0.01)
+    assert setup_id(older) == "m_24a047b176b57af61177b512a35979a1"
+    cold = MeasuringSetup(runtime="native", thermal_mode=ThermalMode.COLD)
+    several = MeasuringSetup(runtime="native", processes=6)
+    assert len({setup_id(setup) for setup in (MeasuringSetup(runtime="native"), cold, several)}) == 3
 
 
 def test_the_identity_of_a_kernel_never_changes() -> None:

@@ -16,6 +16,7 @@ from device_agent.contracts import (
     Op,
     PlanOp,
     PruningScheme,
+    ThermalMode,
     WeightPruning,
 )
 
@@ -106,6 +107,10 @@ def test_a_plan_that_reads_what_is_not_there_is_refused(op: PlanOp, message: str
         ({"threads": 2}, "set clock to 'wall'"),
         ({"min_blocks": 1}, "min_blocks"),
         ({"ci_half_width": 0.0}, "ci_half_width"),
+        ({"processes": 3}, "processes 3 must be 1, or 6 to 64"),
+        ({"thermal_mode": ThermalMode.COLD, "budget_s": 60.0}, "too long for the thermal mode 'cold'"),
+        ({"load_s": 60.0}, "for the thermal mode 'sustained' only"),
+        ({"load_s": 0.0, "thermal_mode": ThermalMode.SUSTAINED}, "load_s 0.0 must be positive"),
     ],
 )
 def test_impossible_setups_are_refused(changes: dict[str, Any], message: str) -> None:

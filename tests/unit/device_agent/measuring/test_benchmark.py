@@ -93,6 +93,25 @@ def test_the_reference_kernel_surrounds_the_candidate() -> None:
     assert set(reference.calls[-3:]) == {15}  # 0.3 ms a sample
 
 
+def test_the_frequency_is_read_around_every_block() -> None:
+    clock = FakeClock()
+    readings = iter(range(1, 100))
+    setup = setup_of()
+    watch = Stopwatch(clock, setup.budget_s)
+    prepared = prepare(FakeKernel(clock, 50_000), None, setup, clock, watch)
+    samples = take_samples(prepared, setup, clock, watch, lambda: next(readings))
+    read = [(b.frequency_before_hz, b.frequency_after_hz) for b in samples.blocks]
+    assert read == [(i, i + 1) for i in range(1, 7)]
+
+
+def test_warm_up_takes_ten_runs_where_the_time_allows() -> None:
+    for limit_s, runs in ((10.0, 10), (0.35, 4)):
+        clock = FakeClock()
+        kernel = FakeKernel(clock, 1e8)
+        warm = warm_up(kernel, clock, read=Clock.THREAD_CPU, min_sample_s=0.0005, min_warmup_s=0.0, limit_s=limit_s)
+        assert warm.runs == runs
+
+
 @pytest.mark.parametrize("cost_ms", [0.01, 1, 12, 40])
 def test_the_fewest_blocks_fit_a_small_budget(cost_ms: float) -> None:
     clock = FakeClock()

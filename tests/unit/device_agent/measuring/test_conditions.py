@@ -8,14 +8,10 @@ from pathlib import Path
 import pytest
 
 from device_agent.contracts import Conditions
-from device_agent.measuring.conditions import (
-    ConditionsReader,
-    choose_cores,
-    fastest_cores,
-    pinned,
-    read_temperature_celsius,
-    why_not_ready,
-)
+from device_agent.measuring.conditions import ConditionsReader
+from device_agent.measuring.pinning import choose_cores, fastest_cores, pinned
+from device_agent.measuring.preflight import why_not_ready
+from device_agent.measuring.thermal import read_temperature_celsius
 
 TREES = Path(__file__).parents[3] / "fixtures" / "sysfs"
 
