@@ -16,14 +16,16 @@ import numpy as np
 from scipy import stats
 
 from bench.search.networks import EVALUATION_IMAGES, NetworkCase
-from bench.search.trained import FineTuner
+from bench.search.trained import FineTuner, uniform_genomes
 from bench.search.true_evaluations import RememberedEstimates
 from search.accuracy.supernet import SupernetEstimator
-from search.algorithms.factors import evaluate
+from search.algorithms.axis_model import fit_axis_model
+from search.algorithms.factors import evaluate as evaluate_factors
 from search.algorithms.sampling import draw_at_level, draw_new
 from search.domain.config import TrainingConfig
 from search.domain.objective import Metric
-from search.domain.space import Genome
+from search.domain.space import Genome, SearchSpace, VariableKind
+from search.evaluation import evaluate
 from search.pareto import FloatArray
 from search.problem import SearchProblem
 
@@ -35,11 +37,16 @@ _RESAMPLES = 2000
 #: The supernet's 10 and 20 epochs, times this: about the time that fine-tuning four candidates takes.
 _SUPERNET_FACTOR = 0.2
 _BATCH_SIZE = 128
+#: The polynomial's axes, and the points of each chain beside the unpruned network.
+_AXES = (VariableKind.CHANNELS, VariableKind.DENSITY)
+_AXIS_POINTS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EstimatorRow:
-    """Kendall's tau of one estimator, 1 is a perfect ranking. `seconds` are for all candidates, on one thread."""
+    """Kendall's tau of one estimator, 1 is a perfect ranking. `seconds` are for all candidates, on one thread, without
+    those of the `trainings` that it has to see first.
+    """
 
     network: str
     estimator: str
@@ -47,6 +54,16 @@ class EstimatorRow:
     kendall_tau_ci95: tuple[float, float]
     candidates: int
     seconds: float
+    trainings: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    """What an estimator says of all candidates, higher being better, and what it took."""
+
+    scores: FloatArray
+    seconds: float
+    trainings: int = 0
 
 
 def estimator_rows(
@@ -61,15 +78,32 @@ def estimator_rows(
     tuner = FineTuner(case, settings, folder)
     accuracies = np.array([tuner(decided)[1] for decided in decisions])
     one_shot = [estimates(decided) for decided in decisions]
+    one_shot_s = sum(seconds for _, seconds in one_shot)
+    known = problem.require_known((Metric.MACS, Metric.LATENCY_MS), "the comparison")(genomes)
     scored = {
-        "one_shot": (np.array([-e.loss for e, _ in one_shot]), sum(seconds for _, seconds in one_shot)),
-        "one_shot_accuracy": (np.array([e.accuracy for e, _ in one_shot]), sum(seconds for _, seconds in one_shot)),
+        "one_shot": _Scored(np.array([-e.loss for e, _ in one_shot]), one_shot_s),
+        "one_shot_accuracy": _Scored(np.array([e.accuracy for e, _ in one_shot]), one_shot_s),
         "supernet": _supernet(case, genomes),
         "additive": _additive(problem, genomes),
+        "polynomial": _polynomial(case, problem, tuner, genomes),
+        Metric.MACS.value: _Scored(known[Metric.MACS], 0.0),
+        Metric.LATENCY_MS.value: _Scored(known[Metric.LATENCY_MS], 0.0),
     }
-    known = problem.require_known((Metric.MACS, Metric.LATENCY_MS), "the comparison")(genomes)
-    scored |= {metric.value: (known[metric], 0.0) for metric in (Metric.MACS, Metric.LATENCY_MS)}
-    return [_row(case, name, scores, accuracies, seconds) for name, (scores, seconds) in scored.items()]
+    rows = []
+    for name, found in scored.items():
+        tau, interval = tau_with_interval(found.scores, accuracies)
+        rows.append(
+            EstimatorRow(
+                network=case.name,
+                estimator=name,
+                kendall_tau=tau,
+                kendall_tau_ci95=interval,
+                candidates=len(genomes),
+                seconds=found.seconds,
+                trainings=found.trainings,
+            )
+        )
+    return rows
 
 
 def as_json(rows: Sequence[EstimatorRow]) -> list[dict[str, Any]]:
@@ -98,19 +132,7 @@ def tau_with_interval(scores: FloatArray, truth: FloatArray) -> tuple[float, tup
     return float(stats.kendalltau(scores, truth).statistic), (float(low), float(high))
 
 
-def _row(case: NetworkCase, name: str, scores: FloatArray, truth: FloatArray, seconds: float) -> EstimatorRow:
-    tau, interval = tau_with_interval(scores, truth)
-    return EstimatorRow(
-        network=case.name,
-        estimator=name,
-        kendall_tau=tau,
-        kendall_tau_ci95=interval,
-        candidates=len(scores),
-        seconds=seconds,
-    )
-
-
-def _supernet(case: NetworkCase, genomes: Sequence[Genome]) -> tuple[FloatArray, float]:
+def _supernet(case: NetworkCase, genomes: Sequence[Genome]) -> _Scored:
     estimator = SupernetEstimator(
         case.model,
         case.spec,
@@ -122,11 +144,40 @@ def _supernet(case: NetworkCase, genomes: Sequence[Genome]) -> tuple[FloatArray,
     )
     started = time.perf_counter()
     found = estimator.estimate_generation([case.space.decode(genome) for genome in genomes], 0)
-    return np.array([-estimate.loss for estimate in found]), time.perf_counter() - started
+    return _Scored(np.array([-estimate.loss for estimate in found]), time.perf_counter() - started)
 
 
-def _additive(problem: SearchProblem, genomes: Sequence[Genome]) -> tuple[FloatArray, float]:
+def _additive(problem: SearchProblem, genomes: Sequence[Genome]) -> _Scored:
     """The sum of the layers' estimated errors; what estimating them took is not counted."""
     started = time.perf_counter()
-    errors = evaluate(problem.errors, np.array(genomes, dtype=np.int64))
-    return -errors, time.perf_counter() - started
+    errors = evaluate_factors(problem.errors, np.array(genomes, dtype=np.int64))
+    return _Scored(-errors, time.perf_counter() - started)
+
+
+def _polynomial(case: NetworkCase, problem: SearchProblem, tuner: FineTuner, genomes: Sequence[Genome]) -> _Scored:
+    """Three-dimensional pruning's polynomial of rank 1 (Wang et al., arXiv 2010.04879), over width and density: fitted
+    to networks that are pruned along one axis each, fine-tuned like the candidates and judged on held-out images.
+    """
+    sampled = [problem.space.unpruned]
+    for kind in _AXES:
+        levels = uniform_genomes(problem, kind)[:-1]
+        sampled += [levels[round(i)] for i in np.linspace(0, len(levels) - 1, _AXIS_POINTS)]
+    trained = [tuner(case.space.decode(genome))[0] for genome in sampled]
+    started = time.perf_counter()
+    held_out = case.data.split.holdout
+    accuracies = [evaluate(pruned.model, held_out, case.data.normalise).accuracy for pruned in trained]
+    model = fit_axis_model(kept_parts(problem.space, sampled), np.array(accuracies))
+    scores = model(kept_parts(problem.space, genomes))
+    return _Scored(scores, time.perf_counter() - started, trainings=len(sampled))
+
+
+def kept_parts(space: SearchSpace, genomes: Sequence[Genome]) -> FloatArray:
+    """(n, 2) the kept part of all channels that may be pruned, and the mean density, both in (0, 1]."""
+    genes = np.array(genomes, dtype=np.int64)
+    columns = []
+    for kind in _AXES:
+        positions = [p for p, v in enumerate(space.variables) if v.kind is kind]
+        choices = [np.array(space.variables[p].choices, dtype=np.float64) for p in positions]
+        kept = sum(of[genes[:, p]] for p, of in zip(positions, choices, strict=True))
+        columns.append(np.asarray(kept) / sum(float(of[-1]) for of in choices))
+    return np.column_stack(columns)

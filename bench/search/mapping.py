@@ -34,12 +34,13 @@ from bench.search.mapping_table import (
     measured_network_ms,
 )
 from search.accuracy.one_shot import OneShotEstimator
+from search.algorithms.factors import Factor
 from search.algorithms.registry import make_searcher
 from search.data.loading import load_data
 from search.domain.candidate import EvaluatedCandidate, Evaluation
 from search.domain.config import DatasetConfig, MappingConfig, SpaceConfig, WeightsConfig
 from search.domain.objective import Metric
-from search.domain.space import Decisions, Genome, SearchSpace, VariableKind
+from search.domain.space import Decisions, Genome, SearchSpace, VariableKind, space_id
 from search.known_figures import NetworkFigures
 from search.latency.network import fit_network_model
 from search.latency.table import load_table
@@ -48,9 +49,11 @@ from search.lowering import lower
 from search.mapping import MappingInput, network_layers
 from search.models.checkpoint import load_checkpoint
 from search.models.zoo import build_model
+from search.pareto import FloatArray
 from search.problem import SearchProblem
 from search.pruning.trace import trace_network
 from search.rates import threshold_rates
+from search.reconstruction.estimates import errors_from_json, errors_to_json, estimate_errors
 from search.space_builder import build_space
 from search.training.reweighted import group_scores
 from server.worker.mapping import rated_groups
@@ -90,6 +93,7 @@ class Bench:
 
     def __init__(self, table: Path) -> None:
         torch.set_num_threads(1)
+        self._folder = table.parent
         data_dir = shared_data()
         self.model = build_model(ARCHITECTURE)
         load_checkpoint(self.model, data_dir / "resnet20-cifar10-jpeg.safetensors")
@@ -140,6 +144,19 @@ class Bench:
         )
         return MappingInput(layers=network_layers(self.spec, space, figures.latency_tables()), rates=rates)
 
+    def _errors(self, space: SearchSpace) -> tuple[Factor, ...]:
+        """Estimated errors of layers, kept beside the table; for each network and space there is one file."""
+        path = self._folder / f"errors-{space_id(space)}.json"
+        if not path.exists():
+
+            def losses(genomes: Sequence[Genome]) -> FloatArray:
+                return np.array([self.loss(space.decode(genome)) for genome in genomes])
+
+            split = self.data.split
+            found = estimate_errors(self.model, self.spec, space, split.calibration, self.data.normalise, losses)
+            path.write_text(errors_to_json(found))
+        return errors_from_json(path.read_text()).factors
+
     def loss(self, decisions: Decisions) -> float:
         key = repr((sorted(decisions.channels.items()), sorted((k, repr(v)) for k, v in decisions.pruning.items())))
         if key not in self._losses:
@@ -164,6 +181,7 @@ class Bench:
             known_metrics=frozenset({Metric.LATENCY_MS}),
             tables=figures.tables,
             mapping=self._mapping(space, figures) if method in ("rule_mapping", "policy_gradient") else None,
+            errors=self._errors(space) if method == "exact" else (),
         )
 
         def evaluate(genomes: Sequence[Genome]) -> list[Evaluation]:
