@@ -16,15 +16,16 @@ import numpy as np
 from scipy import stats
 
 from bench.search.networks import EVALUATION_IMAGES, NetworkCase
-from bench.search.trained import FineTuner, uniform_genomes
+from bench.search.trained import FineTuner
 from bench.search.true_evaluations import RememberedEstimates
 from search.accuracy.supernet import SupernetEstimator
 from search.algorithms.axis_model import fit_axis_model
+from search.algorithms.axis_points import AxisPoints
 from search.algorithms.factors import evaluate as evaluate_factors
 from search.algorithms.sampling import draw_at_level, draw_new
 from search.domain.config import TrainingConfig
 from search.domain.objective import Metric
-from search.domain.space import Genome, SearchSpace, VariableKind
+from search.domain.space import Genome
 from search.evaluation import evaluate
 from search.pareto import FloatArray
 from search.problem import SearchProblem
@@ -37,9 +38,6 @@ _RESAMPLES = 2000
 #: The supernet's 10 and 20 epochs, times this: about the time that fine-tuning four candidates takes.
 _SUPERNET_FACTOR = 0.2
 _BATCH_SIZE = 128
-#: The polynomial's axes, and the points of each chain beside the unpruned network.
-_AXES = (VariableKind.CHANNELS, VariableKind.DENSITY)
-_AXIS_POINTS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,26 +156,12 @@ def _polynomial(case: NetworkCase, problem: SearchProblem, tuner: FineTuner, gen
     """Three-dimensional pruning's polynomial of rank 1 (Wang et al., arXiv 2010.04879), over width and density: fitted
     to networks that are pruned along one axis each, fine-tuned like the candidates and judged on held-out images.
     """
-    sampled = [problem.space.unpruned]
-    for kind in _AXES:
-        levels = uniform_genomes(problem, kind)[:-1]
-        sampled += [levels[round(i)] for i in np.linspace(0, len(levels) - 1, _AXIS_POINTS)]
+    axes = AxisPoints(problem.space, with_density=True)
+    sampled = axes.samples(())
     trained = [tuner(case.space.decode(genome))[0] for genome in sampled]
     started = time.perf_counter()
     held_out = case.data.split.holdout
     accuracies = [evaluate(pruned.model, held_out, case.data.normalise).accuracy for pruned in trained]
-    model = fit_axis_model(kept_parts(problem.space, sampled), np.array(accuracies))
-    scores = model(kept_parts(problem.space, genomes))
+    model = fit_axis_model(axes.coordinates(sampled), np.array(accuracies))
+    scores = model(axes.coordinates(genomes))
     return _Scored(scores, time.perf_counter() - started, trainings=len(sampled))
-
-
-def kept_parts(space: SearchSpace, genomes: Sequence[Genome]) -> FloatArray:
-    """(n, 2) the kept part of all channels that may be pruned, and the mean density, both in (0, 1]."""
-    genes = np.array(genomes, dtype=np.int64)
-    columns = []
-    for kind in _AXES:
-        positions = [p for p, v in enumerate(space.variables) if v.kind is kind]
-        choices = [np.array(space.variables[p].choices, dtype=np.float64) for p in positions]
-        kept = sum(of[genes[:, p]] for p, of in zip(positions, choices, strict=True))
-        columns.append(np.asarray(kept) / sum(float(of[-1]) for of in choices))
-    return np.column_stack(columns)
