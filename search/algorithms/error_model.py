@@ -1,11 +1,13 @@
 """Estimated errors of candidates as sums of tables, corrected by the losses that candidates truly had.
 
 With error estimates of layers (`search.reconstruction`), the loss is taken as a growing function of a sum:
-loss = floor + exp(a) * (sum_l s_l E_l + sum_v r_v)^b. The exponent takes what all layers have in common (losses
-saturate), the weights s_l what a layer's estimate is wrong by as a whole. Both come from the evaluated candidates, in
-turns; the weights by ridge regression towards 1 on relative errors, none negative. What is left is the residual error:
-one smooth function r_v for each variable (`surrogate.AdditiveSurrogate`), whose prior is nothing, learnt on relative
-errors as well. As the function grows, whatever minimises the sum minimises the loss.
+loss = floor + exp(a) * (sum_l s_l sum_k t_k E_lk + sum_v r_v)^b. The exponent takes what all layers have in common
+(losses saturate), the weights s_l what a layer's estimate is wrong by as a whole, and t_k what the estimates of one way
+of pruning (whole channels, one scheme of zeros) are wrong by in all layers: errors of ways that differ do not compare
+as they are. All come from the evaluated candidates, in turns; the weights by ridge regression towards 1 on relative
+errors, none negative. What is left is the residual error: one smooth function r_v for each variable
+(`surrogate.AdditiveSurrogate`), whose prior is nothing, learnt on relative errors as well. As the function grows,
+whatever minimises the sum minimises the loss.
 
 Without estimates, the sum is learnt: one smooth function for each variable (`surrogate.AdditiveSurrogate`) on the loss
 or on its logarithm, whichever ranks held-out candidates better.
@@ -18,9 +20,9 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.optimize import nnls
 
-from search.algorithms.factors import Factor, evaluate
+from search.algorithms.factors import Factor
 from search.algorithms.surrogate import AdditiveSurrogate
-from search.domain.space import SearchSpace
+from search.domain.space import SearchSpace, VariableKind
 from search.pareto import FloatArray, IntArray
 
 #: With fewer evaluated candidates nothing is corrected, and nothing learnt.
@@ -28,6 +30,8 @@ MIN_TOLD = 8
 #: Relative noise of a candidate's error around the weighted sum, and by how much weights stray from 1.
 _RELATIVE_NOISE = 0.2
 _WEIGHT_SIGMA = 0.5
+#: The same for ways of pruning: a few weights, of which all candidates tell.
+_WAY_SIGMA = 1.0
 _ROUNDS = 3
 _FOLDS = 4
 _MOST_JUDGED = 192
@@ -43,7 +47,10 @@ class ErrorModel:
     def __init__(self, space: SearchSpace, estimates: Sequence[Factor] = ()) -> None:
         self._space = space
         self._estimates = tuple(f for f in estimates if f.variables and np.any(f.values != 0))
+        self._parts = [_parts_by_way(space, factor) for factor in self._estimates]
+        self._ways = list(dict.fromkeys(way for parts in self._parts for way in parts))
         self.weights: FloatArray = np.ones(len(self._estimates))
+        self.way_weights: FloatArray = np.ones(len(self._ways))
         #: Without estimates the sum itself, else what corrects it.
         self._learnt: tuple[Factor, ...] = ()
 
@@ -58,12 +65,14 @@ class ErrorModel:
     def factors(self, rng: np.random.Generator | None = None, strength: float = 1.0) -> tuple[Factor, ...]:
         """The tables as they are believed; with `rng`, the weight of each one is drawn around its own. Corrections of
         estimates are not drawn: they are learnt where candidates were."""
-        tables, weights = (self._estimates, self.weights) if self.has_estimates else (self._learnt, _ones(self._learnt))
+        tables = self._weighted_estimates() if self.has_estimates else self._learnt
         corrections = self._learnt if self.has_estimates else ()
         if rng is not None:
-            weights = weights * np.exp(strength * rng.standard_normal(len(weights)))
-        weighted = (Factor(variables=f.variables, values=w * f.values) for w, f in zip(weights, tables, strict=True))
-        return (*weighted, *corrections)
+            drawn = np.exp(strength * rng.standard_normal(len(tables)))
+            tables = tuple(
+                Factor(variables=f.variables, values=w * f.values) for w, f in zip(drawn, tables, strict=True)
+            )
+        return (*tables, *corrections)
 
     def fit(self, genomes: IntArray, losses: FloatArray) -> None:
         """Learn from the losses (n,), all finite, of `genomes` (n, v). With fewer than `MIN_TOLD`, nothing."""
@@ -72,13 +81,50 @@ class ErrorModel:
         if not self.has_estimates:
             self._learnt = _learnt_tables(self._space, genomes, losses)
             return
-        shares = np.column_stack([evaluate([f], genomes) for f in self._estimates])
-        self.weights, target = _weights(shares, losses)
-        self._learnt = () if target is None else _residual_tables(self._space, genomes, shares @ self.weights, target)
+        shares = self._shares(genomes)
+        self.weights, self.way_weights, target = _weights(shares, losses)
+        total = shares @ self.way_weights @ self.weights
+        self._learnt = () if target is None else _residual_tables(self._space, genomes, total, target)
+
+    def _weighted_estimates(self) -> tuple[Factor, ...]:
+        of_way = dict(zip(self._ways, self.way_weights, strict=True))
+        return tuple(
+            Factor(variables=f.variables, values=weight * sum(of_way[way] * values for way, values in parts.items()))
+            for weight, f, parts in zip(self.weights, self._estimates, self._parts, strict=True)
+        )
+
+    def _shares(self, genomes: IntArray) -> FloatArray:
+        """What each layer and each way of pruning has in the errors of `genomes`: (n, factors, ways)."""
+        shares = np.zeros((len(genomes), len(self._estimates), len(self._ways)))
+        for index, (factor, parts) in enumerate(zip(self._estimates, self._parts, strict=True)):
+            places = tuple(genomes[:, v] for v in factor.variables)
+            for way, values in parts.items():
+                shares[:, index, self._ways.index(way)] = values[places]
+        return shares
 
 
-def _ones(factors: Sequence[Factor]) -> FloatArray:
-    return np.ones(len(factors))
+def _parts_by_way(space: SearchSpace, factor: Factor) -> dict[str, FloatArray]:
+    """The table as a sum of tables of its shape: what the widths alone err, and what each scheme of zeros adds."""
+    variables = [space.variables[v] for v in factor.variables]
+    kinds = [v.kind for v in variables]
+    if VariableKind.DENSITY not in kinds:
+        return {kinds[0].value: factor.values}
+    unpruned = [slice(None)] * len(kinds)
+    for axis, position in enumerate(factor.variables):
+        if kinds[axis] in (VariableKind.DENSITY, VariableKind.SCHEME):
+            unpruned[axis] = slice(space.unpruned[position], space.unpruned[position] + 1)
+    widths = np.broadcast_to(factor.values[tuple(unpruned)], factor.values.shape)
+    zeros = factor.values - widths
+    parts = {VariableKind.CHANNELS.value: widths}
+    if VariableKind.SCHEME not in kinds:
+        parts[VariableKind.DENSITY.value] = zeros
+    else:
+        axis = kinds.index(VariableKind.SCHEME)
+        shape = [-1 if a == axis else 1 for a in range(len(kinds))]
+        for index, choice in enumerate(variables[axis].choices):
+            is_chosen = (np.arange(len(variables[axis].choices)) == index).reshape(shape)
+            parts[str(choice)] = np.where(is_chosen, zeros, 0.0)
+    return {way: values for way, values in parts.items() if np.any(values != 0)}
 
 
 def _above_floor(losses: FloatArray) -> FloatArray:
@@ -88,27 +134,37 @@ def _above_floor(losses: FloatArray) -> FloatArray:
     return losses - floor
 
 
-def _weights(shares: FloatArray, losses: FloatArray) -> tuple[FloatArray, FloatArray | None]:
-    """The weights (factors,) of the error shares (n, factors), and the sums (n,) that the losses ask for.
-
-    None where the estimates say nothing about these candidates: better not to bend them.
+def _weights(shares: FloatArray, losses: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray | None]:
+    """The weights (factors,) and (ways,) of the error shares (n, factors, ways), and the sums (n,) that the losses ask
+    for. None where the estimates say nothing about these candidates: better not to bend them.
     """
-    weights = np.ones(shares.shape[1])
+    weights, ways = np.ones(shares.shape[1]), np.ones(shares.shape[2])
     height = np.log(_above_floor(losses))
     target = None
     for _ in range(_ROUNDS):
-        total = shares @ weights
+        total = shares @ ways @ weights
         positive = total > 0
         if positive.sum() < MIN_TOLD or np.ptp(np.log(total[positive])) <= 0:
-            return weights, target
+            break
         exponent, constant = np.polyfit(np.log(total[positive]), height[positive], 1)
         if exponent <= 0:
-            return np.ones_like(weights), None
+            return np.ones_like(weights), np.ones_like(ways), None
         target = np.exp(np.clip((height - constant) / exponent, *np.log(_range_of(total[positive]))))
-        scale = 1.0 / (_RELATIVE_NOISE * target)
-        rows = np.vstack((shares * scale[:, None], np.eye(len(weights)) / _WEIGHT_SIGMA))
-        weights, _ = nnls(rows, np.concatenate((target * scale, np.full(len(weights), 1.0 / _WEIGHT_SIGMA))))
-    return weights, target
+        if len(ways) > 1:
+            ways = _ridge_towards_one(np.einsum("nfw,f->nw", shares, weights), target, _WAY_SIGMA)
+        weights = _ridge_towards_one(shares @ ways, target, _WEIGHT_SIGMA)
+    return weights, ways, target
+
+
+def _ridge_towards_one(columns: FloatArray, target: FloatArray, sigma: float) -> FloatArray:
+    """Weights (k,), none negative, with which `columns` (n, k) meet `target` (n,) up to its relative noise; their prior
+    is 1 +- sigma."""
+    scale = 1.0 / (_RELATIVE_NOISE * target)
+    count = columns.shape[1]
+    rows = np.vstack((columns * scale[:, None], np.eye(count) / sigma))
+    found, _ = nnls(rows, np.concatenate((target * scale, np.full(count, 1.0 / sigma))))
+    weights: FloatArray = found
+    return weights
 
 
 def _residual_tables(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import ArrayLike
 
-from bench.search import estimators, trained, true_evaluations
+from bench.search import trained, true_evaluations
 from bench.search.networks import NetworkCase
 from bench.search.true_evaluations import Progress
 from device_agent.contracts import PruningScheme
@@ -51,11 +51,6 @@ def test_uniform_networks_take_one_part_of_all_widths(problem: SearchProblem) ->
         (2, 1, 4),
     ]
     assert trained.uniform_genomes(problem, VariableKind.DENSITY) == [(2, 0, 4), (2, 1, 4)]
-
-
-def test_kept_parts_are_of_all_channels_and_of_all_densities(problem: SearchProblem) -> None:
-    parts = estimators.kept_parts(problem.space, [problem.space.unpruned, (0, 0, 1)])
-    assert parts == pytest.approx(np.array([[1.0, 1.0], [12 / 32, 0.5]]))
 
 
 def test_each_budget_gets_the_best_that_is_fast_enough(problem: SearchProblem) -> None:
