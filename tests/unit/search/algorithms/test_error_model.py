@@ -59,8 +59,8 @@ def test_ways_of_pruning_are_weighed_against_each_other(genomes: IntArray) -> No
     before = _rank_correlation(model, genomes[others], losses[others])
     model.fit(genomes[told], losses[told])
     assert _rank_correlation(model, genomes[others], losses[others]) > max(0.95, before)
-    widths, group, free = model.way_weights
-    assert widths > group > free
+    widths, *zeros = model.way_weights
+    assert widths > 3 * max(zeros)
 
 
 def test_right_estimates_are_left_alone(genomes: IntArray) -> None:
