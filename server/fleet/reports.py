@@ -17,6 +17,7 @@ from device_agent.contracts import (
     FailureReason,
     Measurement,
     MeasurementFailure,
+    MeasuringSetup,
     ReportReceipt,
     ReportStatus,
     Source,
@@ -25,6 +26,7 @@ from device_agent.contracts import (
 )
 from server.errors import Conflict
 from server.fleet import leases, retry
+from server.fleet.checking import judged, why_inconsistent
 from server.latency.repository import store_failure, store_measurement
 from server.models import DeviceRow, ReportRow, TaskRow
 from server.states import TaskState
@@ -129,7 +131,9 @@ def _after_failure(session: Session, task: TaskRow, failure: MeasurementFailure,
 def _checked(
     task: TaskRow, result: Measurement | MeasurementFailure, source: Source
 ) -> Measurement | MeasurementFailure:
-    """The result, or a failure where it is not of what was asked: numbers of different keys must never mix."""
+    """The result with the verdict that its samples lead to, or a failure where it is not of what was asked (numbers of
+    different keys must never mix) or contradicts its own samples.
+    """
     if isinstance(result, MeasurementFailure):
         return result
     provenance, setup = result.provenance, task.task["setup"]
@@ -142,7 +146,11 @@ def _checked(
         # Also a report from before the device became emulated, or stopped being it: it is measured again.
         detail = f"the report's source is {provenance.source.value!r}, but that of this device is {source.value!r}"
         return MeasurementFailure(reason=FailureReason.AGENT_ERROR, detail=detail)
-    return result
+    measuring = decode(MeasuringSetup, setup)
+    contradiction = why_inconsistent(result, measuring)
+    if contradiction is not None:
+        return MeasurementFailure(reason=FailureReason.AGENT_ERROR, detail=contradiction)
+    return judged(result, measuring)
 
 
 def _follow_key(session: Session, task: TaskRow, measurement: Measurement, profile_id: str) -> None:

@@ -37,6 +37,7 @@ from device_agent.contracts import (
     dumps,
     loads,
 )
+from device_agent.contracts.statistics import summarize
 from server.accounts.service import Scope, mint_enrolment_code, mint_user_token
 from server.accounts.tokens import SecretHasher
 from server.database import Database
@@ -45,7 +46,6 @@ from server.latency.source import SqlLatencySource
 from server.models import TaskRow
 from server.searches.queries import insert_search
 from server.settings import Settings
-from tests.samples import flat_statistics
 
 SETUP = MeasuringSetup(runtime="native")
 
@@ -79,6 +79,8 @@ def measurement(
     runtime: str = "native",
     runtime_version: str = "1.0",
 ) -> Measurement:
+    times = (median_ns, median_ns)
+    blocks = (Block(thread_cpu_ns=times, wall_ns=times, reference_ns=(5.0,)),) * 6
     return Measurement(
         provenance=Provenance(
             source=source,
@@ -89,10 +91,10 @@ def measurement(
             threads=1,
             agent_version="0.1.0",
         ),
-        blocks=(Block(thread_cpu_ns=(median_ns, median_ns), wall_ns=(median_ns, median_ns), reference_ns=(5.0,)),),
+        blocks=blocks,
         iterations_per_sample=10,
         warmup_runs=3,
-        statistics=flat_statistics(median_ns, num_samples=2),
+        statistics=summarize(blocks, SETUP.clock),
         verdict=verdict,
         reasons=reasons,
         before=Conditions(),
