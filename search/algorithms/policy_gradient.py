@@ -19,6 +19,7 @@ Ours, and why:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -29,6 +30,7 @@ from search.algorithms.base import SearcherState
 from search.algorithms.history import History, check_told
 from search.algorithms.policy_network import Episodes, PolicyNetwork
 from search.algorithms.policy_steps import actions_of, features_of, genomes_of, padded, steps_of
+from search.algorithms.repair import Repair
 from search.algorithms.sampling import draw_at_level, draw_new, genome_code, genome_of_code, initial_genomes
 from search.algorithms.surrogate import AdditiveSurrogate
 from search.domain.objective import Metric
@@ -51,7 +53,9 @@ _GUESSED_PART = 0.75
 #: With fewer evaluated candidates, guesses are worth nothing.
 _MIN_TOLD = 8
 #: Streams of random numbers of one generation.
-_ASKING, _PRACTISING, _FIRST_WEIGHTS = 0, 1, 2
+_ASKING, _PRACTISING, _FIRST_WEIGHTS, _CUTTING = 0, 1, 2, 3
+#: Networks that tell what the bounds leave.
+_CUT_NETWORKS = 64
 
 
 class PolicyGradientSearcher:
@@ -82,10 +86,10 @@ class PolicyGradientSearcher:
             features_of(self._steps, problem.mapping), places, allowed, np.random.default_rng([seed, 0, _FIRST_WEIGHTS])
         )
         ends = self._known(np.array([problem.space.smallest, problem.space.unpruned]))[Metric.LATENCY_MS]
-        bounds = [c.max for c in problem.constraints if c.metric is Metric.LATENCY_MS and c.device is None]
         self._fastest, self._slowest = float(ends.min()), float(ends.max())
-        highest = max(self._fastest, min([self._slowest, *bounds]))
-        self._target_ms = np.linspace(self._fastest, highest, _NUM_TARGETS + 1)[1:]
+        #: No network within the bounds is slower, or hardly.
+        self.highest_target_ms = max(self._fastest, min(self._slowest, _highest_within_bounds(problem, seed)))
+        self._target_ms = np.linspace(self._fastest, self.highest_target_ms, _NUM_TARGETS + 1)[1:]
         self._baseline = np.zeros(_NUM_TARGETS)
         #: Objectives and violation of every genome that was evaluated, by its code.
         self._told: dict[str, tuple[float, ...]] = {}
@@ -224,6 +228,24 @@ class PolicyGradientSearcher:
     def _places_of(self, latency_ms: FloatArray) -> FloatArray:
         """Latencies as parts of the space's range."""
         return (latency_ms - self._fastest) / max(self._slowest - self._fastest, 1e-12)
+
+
+def _highest_within_bounds(problem: SearchProblem, seed: int) -> float:
+    """The largest latency in ms that the bounds leave; infinite without any.
+
+    Bounds on other figures, such as the latency on one of several devices, tell it only through networks that use them
+    up: unpruned ones, cut until they fit.
+    """
+    own = [c.max for c in problem.constraints if c.metric is Metric.LATENCY_MS and c.device is None]
+    highest = min(own, default=math.inf)
+    if len(own) < len(problem.known_constraints):
+        assert problem.known is not None
+        free = np.full(_CUT_NETWORKS, math.inf)
+        unpruned = np.repeat(np.array([problem.space.unpruned], dtype=np.int64), _CUT_NETWORKS, axis=0)
+        rng = np.random.default_rng([seed, 0, _CUTTING])
+        cut = Repair(problem, Metric.LATENCY_MS, free)(rng, unpruned, free)
+        highest = min(highest, float(problem.known(cut)[Metric.LATENCY_MS].max()))
+    return highest
 
 
 class _Guess:

@@ -11,6 +11,7 @@ import pytest
 
 from device_agent.contracts import ContractError, Source
 from search.algorithms.factors import Factor, evaluate
+from search.algorithms.policy_gradient import PolicyGradientSearcher
 from search.algorithms.registry import make_searcher
 from search.domain.candidate import Candidate, EvaluatedCandidate, Evaluation
 from search.domain.config import ChannelsConfig, SearchConfig, SpaceConfig, WeightsConfig, parse_config
@@ -23,6 +24,7 @@ from search.latency.network import NetworkLatencyModel, fit_network_model
 from search.latency.table import KernelLatency, LatencyTable, NetworkLatency
 from search.loop import SearchState, state_from_json, state_to_json, total_violation
 from search.lowering import lower
+from search.mapping import MappingInput, RateVector, network_layers
 from search.problem import SearchProblem
 from search.space_builder import build_space
 from tests.unit.search.sample_networks import resnet_spec
@@ -112,14 +114,21 @@ def test_one_device_of_a_fleet_is_that_device_bit_for_bit() -> None:
         assert alone[metric].tobytes() == fleet[metric].tobytes()
 
 
+def bounds_at(**quantiles: float) -> tuple[Constraint, ...]:
+    """A bound on each of these devices, at a quantile of the latencies of random networks there."""
+    latencies = NetworkFigures(SPEC, SPACE, FleetLatencyModel(MODELS, LatencyOverDevices.MAX)).latencies_ms(GENOMES)
+    return tuple(
+        Constraint(metric=Metric.LATENCY_MS, device=device, max=float(np.quantile(latencies[device], quantile)))
+        for device, quantile in quantiles.items()
+    )
+
+
 @pytest.mark.parametrize("method", ["jcw", "aacp", "nsga2", "random"])
 def test_bounds_on_one_device_hold(method: str) -> None:
-    latencies = NetworkFigures(SPEC, SPACE, FleetLatencyModel(MODELS, LatencyOverDevices.MAX)).latencies_ms(GENOMES)
-    bounds = (
-        Constraint(metric=Metric.LATENCY_MS, device="pi4", max=float(np.quantile(latencies["pi4"], 0.3))),
-        Constraint(metric=Metric.LATENCY_MS, device="phone", max=float(np.quantile(latencies["phone"], 0.7))),
-    )
+    bounds = bounds_at(pi4=0.3, phone=0.7)
     stated = problem(constraints=bounds)
+    assert stated.known_latencies is not None
+    latencies = stated.known_latencies(GENOMES)
     violations = stated.known_violations(GENOMES)
     for row, violation in enumerate(violations):
         figures = {name: float(values[row]) for name, values in latencies.items()}
@@ -131,6 +140,46 @@ def test_bounds_on_one_device_hold(method: str) -> None:
     assert asked.shape == (8, len(SPACE.variables))
     if method == "aacp":
         assert not stated.known_violations(asked).any()
+
+
+def mapped_problem(constraints: tuple[Constraint, ...]) -> SearchProblem:
+    figures = NetworkFigures(SPEC, SPACE, FleetLatencyModel(MODELS, LatencyOverDevices.MAX))
+    mapping = MappingInput(
+        layers=network_layers(SPEC, SPACE, figures.latency_tables()),
+        rates=tuple(RateVector(target=t, densities=dict.fromkeys(SPEC.prunable_ops, t)) for t in (0.2, 0.4, 0.7)),
+    )
+    return problem(constraints=constraints, mapping=mapping)
+
+
+@pytest.mark.parametrize(
+    ("method", "generations", "kept_part"), [("policy_gradient", 4, 0.75), ("rule_mapping", 1, 1.0)]
+)
+def test_methods_that_map_schemes_keep_to_bounds_on_devices(method: str, generations: int, kept_part: float) -> None:
+    stated = mapped_problem(bounds_at(pi4=0.1, phone=0.9))
+    assert stated.known is not None
+    searcher = make_searcher(method, stated, population=12, seed=0)
+    for generation in range(generations + 1):
+        genomes = np.array(searcher.ask())
+        kept = stated.known_violations(genomes) <= 0
+        if generation < generations:
+            place = (genomes / (np.array(SPACE.num_choices) - 1).clip(1)).mean(axis=1)
+            latency = stated.known(genomes)[Metric.LATENCY_MS]
+            violations = stated.known_violations(genomes)
+            searcher.tell(searcher.ask(), np.column_stack(((1 - place) ** 2, latency)), violations)
+    assert kept.mean() >= kept_part
+
+
+def test_a_policy_is_asked_for_no_latency_that_the_bounds_on_devices_forbid() -> None:
+    """The latency over the devices is the phone's for most networks, and the bounds are on the other one."""
+    free, bounded = (
+        PolicyGradientSearcher(mapped_problem(bounds), population=12, seed=0) for bounds in ((), bounds_at(pi4=0.1))
+    )
+    stated = mapped_problem(bounds_at(pi4=0.1))
+    assert stated.known is not None
+    feasible = GENOMES[stated.known_violations(GENOMES) <= 0]
+    assert len(feasible)
+    highest = float(stated.known(feasible)[Metric.LATENCY_MS].max())
+    assert highest <= bounded.highest_target_ms < 0.7 * free.highest_target_ms
 
 
 def test_bounds_that_no_network_meets_on_one_device_are_refused_with_its_name() -> None:
