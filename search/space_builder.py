@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from device_agent.contracts import ContractError, KernelSpec, Op, PlanOp, PruningScheme, WeightPruning
@@ -116,25 +116,28 @@ def spread(values: Sequence[T], count: int) -> tuple[T, ...]:
 
 
 def check_budget(
-    space: SearchSpace, constraints: Sequence[Constraint], measure: Callable[[Genome], Mapping[Metric, float]]
+    space: SearchSpace, constraints: Sequence[Constraint], measure: Callable[[Genome, Constraint], float]
 ) -> None:
     """Refuse bounds that no candidate can meet, before a search spends time on them.
 
-    `measure` gives the figures of `BUDGET_METRICS` for a genome. Bounds on accuracy are not checked: their best value
-    is unknown before the search.
+    `measure` gives the figure of a genome that a constraint bounds. Bounds on accuracy are not checked: their best
+    value is unknown before the search.
 
-    Raises `InfeasibleBudget`, naming the bound and the smallest value that was reached.
+    Raises `InfeasibleBudget`, naming every such bound with the smallest value that was reached.
     """
+    broken = []
     for constraint in constraints:
-        if constraint.metric not in BUDGET_METRICS:
-            continue
-        smallest = smallest_value(space, functools.partial(_metric, measure, constraint.metric))
-        if constraint.violation(smallest) > 0:
-            raise InfeasibleBudget(
-                f"no candidate reaches {constraint.subject} <= {constraint.max:g}: the smallest found in this space is "
-                f"{smallest:.6g}. Raise the bound, or allow smaller channel counts (space.channels.min_ratio) or "
-                f"densities (space.weights.densities), removed blocks (space.depth) or resolutions (space.resolution)"
-            )
+        if constraint.metric in BUDGET_METRICS:
+            smallest = smallest_value(space, functools.partial(_figure, measure, constraint))
+            if constraint.violation(smallest) > 0:
+                bound = f"{constraint.subject} <= {constraint.max:g}"
+                broken.append(f"{bound}: the smallest found in this space is {smallest:.6g}")
+    if broken:
+        raise InfeasibleBudget(
+            f"no candidate reaches {'; nor '.join(broken)}. Raise the {'bound' if len(broken) == 1 else 'bounds'}, or "
+            "allow smaller channel counts (space.channels.min_ratio) or densities (space.weights.densities), removed "
+            "blocks (space.depth) or resolutions (space.resolution)"
+        )
 
 
 def smallest_value(space: SearchSpace, value: Callable[[Genome], float]) -> float:
@@ -160,8 +163,8 @@ def smallest_value(space: SearchSpace, value: Callable[[Genome], float]) -> floa
     return best_value
 
 
-def _metric(measure: Callable[[Genome], Mapping[Metric, float]], metric: Metric, genome: Genome) -> float:
-    return measure(genome)[metric]
+def _figure(measure: Callable[[Genome, Constraint], float], constraint: Constraint, genome: Genome) -> float:
+    return measure(genome, constraint)
 
 
 def _resolution_variables(spec: NetworkSpec, config: ResolutionConfig) -> list[Variable]:

@@ -233,8 +233,11 @@ def append_events(session: Session, search_id: str, events: Sequence[SearchEvent
 
 
 def save_candidates(session: Session, claim: JobClaim, records: Sequence[CandidateRecord]) -> None:
-    """Insert candidates. One that is stored gets the new metrics and generation, and keeps results and marks."""
+    """Insert candidates. One that is stored gets the new metrics and generation, and what its evaluation told; it keeps
+    its marks and what later stages found.
+    """
     _fence(session, claim)
+    later = _results_of_later_stages(session, claim, [r.candidate_id for r in records])
     rows = [
         {
             "search_id": claim.search_id,
@@ -245,13 +248,24 @@ def save_candidates(session: Session, claim: JobClaim, records: Sequence[Candida
             "generation": r.generation,
             "on_front": r.on_front,
             "selected": r.selected,
-            "results": encode(r.results),
+            "results": {**later.get(r.candidate_id, {}), **encode(r.results)},
         }
         for r in records
     ]
-    upsert(
-        session, CandidateRow, rows, key=("search_id", "candidate_id"), replace=("metrics", "violation", "generation")
+    replaced = ("metrics", "violation", "generation", "results")
+    upsert(session, CandidateRow, rows, key=("search_id", "candidate_id"), replace=replaced)
+
+
+def _results_of_later_stages(
+    session: Session, claim: JobClaim, candidate_ids: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    query = select(CandidateRow.candidate_id, CandidateRow.results).where(
+        CandidateRow.search_id == claim.search_id, CandidateRow.candidate_id.in_(candidate_ids)
     )
+    return {
+        candidate_id: {stage: found for stage, found in results.items() if stage != JobStage.SEARCHING.value}
+        for candidate_id, results in session.execute(query)
+    }
 
 
 def mark_front(session: Session, claim: JobClaim, candidate_ids: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from search.data.loading import LoadedData, load_data
 from search.domain.architectures import ARCHITECTURES
 from search.domain.config import DatasetConfig
 from search.domain.network import NetworkSpec
-from search.domain.objective import Metric
+from search.domain.objective import Constraint
 from search.domain.space import Decisions, Genome, SearchSpace
 from search.evaluation import evaluate
 from search.known_figures import PLAN_METRICS, bounds_problem, plan_figures
@@ -127,11 +127,11 @@ def _check_budget_before_measuring(run: SearchRun, spec: NetworkSpec, space: Sea
     on the search.
     """
 
-    def counts(genome: Genome) -> dict[Metric, float]:
-        return plan_figures(lower(spec, space.decode(genome)))
+    def count(genome: Genome, bound: Constraint) -> float:
+        return plan_figures(lower(spec, space.decode(genome)))[bound.metric]
 
     known = [c for c in run.config.constraints if c.metric in PLAN_METRICS]
-    check_budget(space, known, counts)
+    check_budget(space, known, count)
     if len(known) > 1:
         least_violating(bounds_problem(spec, space, known))
 

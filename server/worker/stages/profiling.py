@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from device_agent.contracts import (
     setup_id,
 )
 from search.algorithms.repair import least_violating
-from search.domain.objective import Metric
+from search.domain.objective import Constraint, Metric
 from search.domain.space import Decisions, Genome
 from search.known_figures import NetworkFigures, bounds_problem
 from search.latency.card import model_card
@@ -341,14 +340,13 @@ def _check_coverage(run: SearchRun, prepared: Prepared, result: Profile) -> None
     for genome in (prepared.space.smallest, prepared.space.unpruned):
         fleet.latencies_ms(lower(prepared.spec, prepared.space.decode(genome)))
 
-    def latency(genome: Genome, device: str | None) -> dict[Metric, float]:
+    def latency_ms(genome: Genome, bound: Constraint) -> float:
         plan = lower(prepared.spec, prepared.space.decode(genome))
-        model = fleet if device is None else fleet.models[device]
-        return {Metric.LATENCY_MS: model.latency_ms(plan)}
+        model = fleet if bound.device is None else fleet.models[bound.device]
+        return model.latency_ms(plan)
 
-    for bound in run.config.constraints:
-        if bound.metric is Metric.LATENCY_MS:
-            check_budget(prepared.space, [bound], functools.partial(latency, device=bound.device))
+    latencies = [bound for bound in run.config.constraints if bound.metric is Metric.LATENCY_MS]
+    check_budget(prepared.space, latencies, latency_ms)
     if len(run.config.constraints) > 1:
         figures = NetworkFigures(prepared.spec, prepared.space, fleet)
         least_violating(bounds_problem(prepared.spec, prepared.space, run.config.constraints, figures))

@@ -92,7 +92,10 @@ def search(run: SearchRun, prepared: Prepared, profile: Profile) -> None:
     selected = select(front, config.selection, profile.dense.tflite_ms)
     with run.database.write() as session:
         if judged != state.archive:
-            save_candidates(session, run.claim, [_record(item, state.generation) for item in judged])
+            records = [_record(item, state.generation) for item in judged]
+            save_candidates(session, run.claim, records)
+            told = {_id(item) for item in state.archive if item.evaluation.failure is not None}
+            add_events(session, run.claim, _failure_events([r for r in records if r.candidate_id not in told]))
         mark_front(session, run.claim, [_id(c) for c in front])
         mark_selected(session, run.claim, [_id(c) for c in selected])
     run.put_document(SEARCHED_FRONT, searched_front(prepared.space, front))
