@@ -12,9 +12,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from device_agent.child_process import converse, shorten
@@ -52,6 +52,10 @@ class ChildJob:
     #: Address space in bytes; None leaves it unlimited.
     memory_limit_bytes: int | None = None
     simulated: bool = False
+    #: What reference kernels usually take here, in ns, by their names in statistics.
+    usual_references: Mapping[str, float] = field(default_factory=dict)
+    #: Only find out how much memory the task takes.
+    memory_only: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +70,13 @@ class ChildResult:
     """The child's answer to a task."""
 
     result: Measurement | MeasurementFailure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryResult:
+    """The child's answer where only the memory is asked for."""
+
+    peak_bytes: int | None
 
 
 def run_task(
@@ -120,9 +131,13 @@ def run_in_child(
     cores: Sequence[int] | None = None,
     interrupt: threading.Event | None = None,
     memory_limit_bytes: int | None = None,
+    usual_references: Mapping[str, float] | None = None,
     command: Sequence[str] | None = None,
 ) -> Measurement | MeasurementFailure:
-    """Run `task` in a process of its own, with the arguments of `run_task`. `command` replaces the child in tests."""
+    """Run `task` in a process of its own, with the arguments of `run_task`. `command` replaces the child in tests.
+
+    `usual_references` is what reference kernels usually take on this device.
+    """
     job = ChildJob(
         task=task,
         artifact_path=None if artifact is None else str(artifact.resolve()),
@@ -130,6 +145,7 @@ def run_in_child(
         cores=None if cores is None else tuple(cores),
         deadline_s=deadline_s,
         memory_limit_bytes=memory_limit_bytes,
+        usual_references=usual_references or {},
     )
     answer = converse(command or _COMMAND, dumps(job).encode(), deadline_s=deadline_s, interrupt=interrupt)
     if isinstance(answer, MeasurementFailure):
@@ -140,6 +156,25 @@ def run_in_child(
         return MeasurementFailure(
             reason=FailureReason.AGENT_ERROR, detail=shorten(f"the child's answer is malformed: {error}")
         )
+
+
+def peak_memory_in_child(
+    task: KernelTask | NetworkTask,
+    artifact: Path | None = None,
+    *,
+    deadline_s: float,
+    interrupt: threading.Event | None = None,
+) -> int | None:
+    """What a process grows by while it loads and runs `task` once; None where that fails or cannot be told."""
+    job = ChildJob(
+        task=task,
+        artifact_path=None if artifact is None else str(artifact.resolve()),
+        deadline_s=deadline_s,
+        memory_only=True,
+    )
+    answer = converse(_COMMAND, dumps(job).encode(), deadline_s=deadline_s, interrupt=interrupt)
+    # The measurement is there already: what it is missing then is this one figure.
+    return None if isinstance(answer, MeasurementFailure) else loads(MemoryResult, answer).peak_bytes
 
 
 def probe_in_child(*, simulated: bool = False, deadline_s: float = PROBE_DEADLINE_S) -> tuple[RuntimeInfo, ...]:
@@ -172,15 +207,20 @@ def main() -> int:
     os._exit(0)
 
 
-def _answer(job: ChildJob) -> ChildResult | ProbeResult:
+def _answer(job: ChildJob) -> ChildResult | ProbeResult | MemoryResult:
     if job.task is None:
         from device_agent.runtimes import probe_runtimes
 
         return ProbeResult(runtimes=probe_runtimes(simulated=job.simulated))
+    artifact = None if job.artifact_path is None else Path(job.artifact_path)
+    if job.memory_only:
+        from device_agent.measuring.memory import peak_memory_bytes
+
+        return MemoryResult(peak_bytes=peak_memory_bytes(job.task, artifact))
     from device_agent.measuring.task import Surroundings, measure_task
 
-    artifact = None if job.artifact_path is None else Path(job.artifact_path)
-    return ChildResult(result=measure_task(job.task, artifact, Surroundings(source=job.source, cores=job.cores)))
+    around = Surroundings(source=job.source, cores=job.cores, usual_references=job.usual_references)
+    return ChildResult(result=measure_task(job.task, artifact, around))
 
 
 def _limit_resources(job: ChildJob) -> None:

@@ -25,6 +25,9 @@ from device_agent.contracts import (
 from device_agent.errors import AgentError, CredentialsRefused, SettingsError, TryAgainLater
 from device_agent.identity import locked_state
 from device_agent.log import configure_logging
+from device_agent.measuring.conditions import ConditionsReader
+from device_agent.measuring.pinning import choose_cores, pinned
+from device_agent.measuring.preflight import checks, limits_of
 from device_agent.runner import ChildRunner
 from device_agent.service import ENROL_ATTEMPTS, announcement_of, enrol, run_service
 from device_agent.settings import ENVIRONMENT, AgentSettings, load_settings
@@ -55,7 +58,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             log_level=options.log_level,
         )
         configure_logging(settings.log_level)
-        commands = {"run": _run, "enrol": _enrol, "probe": _probe, "bench": _bench, "deploy": _deploy}
+        commands = {
+            "run": _run,
+            "enrol": _enrol,
+            "probe": _probe,
+            "bench": _bench,
+            "deploy": _deploy,
+            "preflight": _preflight,
+        }
         return commands[options.command](settings, options)
     except CredentialsRefused as error:
         print(
@@ -107,6 +117,21 @@ def _probe(settings: AgentSettings, options: argparse.Namespace) -> int:
     announcement = announcement_of(settings)
     print(json.dumps({"profile": encode(announcement.profile), "runtimes": encode(announcement.runtimes)}, indent=2))
     return 0
+
+
+def _preflight(settings: AgentSettings, options: argparse.Namespace) -> int:
+    """Print what is good and bad about measuring here; 1 where something is bad."""
+    cores = choose_cores(1)
+    with pinned(cores) as affinity:
+        reader = ConditionsReader(core=affinity[0] if affinity else 0, alone=len(affinity) == 1)
+        before = reader.read()
+        SystemClock().wait(threading.Event(), options.seconds)
+        after = reader.read()
+    found = checks(before, after, limits_of(after), affinity)
+    signs = {True: "good", False: "bad", None: "unknown"}
+    for check in found:
+        print(f"{signs[check.ok]:8} {check.name:12} {check.found}" + (f": {check.remedy}" if check.remedy else ""))
+    return EXIT_ERROR if any(check.ok is False for check in found) else 0
 
 
 def _bench(settings: AgentSettings, options: argparse.Namespace) -> int:
@@ -193,6 +218,10 @@ def _parser() -> argparse.ArgumentParser:
         help="tries while the server cannot be reached (default: %(default)s)",
     )
     commands.add_parser("probe", parents=[common], help="print what this device is and which runtimes it has")
+    preflight = commands.add_parser(
+        "preflight", parents=[common], help="look at heat, frequency, quota and other load before measuring"
+    )
+    preflight.add_argument("--seconds", type=float, default=1.0, help="how long to look (default: %(default)s)")
     bench = commands.add_parser("bench", parents=[common], help="time one kernel and print the measurement")
     bench.add_argument("kernel", type=Path, metavar="KERNEL.json", help="a KernelSpec or a KernelTask; - is stdin")
     bench.add_argument(

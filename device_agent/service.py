@@ -22,7 +22,7 @@ from device_agent.held import HeldLeases
 from device_agent.identity import Credentials, agent_key, load_credentials, store_credentials
 from device_agent.log import bind_fields, log_event
 from device_agent.measuring.conditions import ConditionsReader
-from device_agent.measuring.preflight import why_not_ready
+from device_agent.measuring.preflight import limits_of, why_not_ready
 from device_agent.outbox import Outbox
 from device_agent.probe import probe_device
 from device_agent.retry import LOOPBACK_POLICY, Backoff, BackoffPolicy
@@ -194,6 +194,7 @@ def _work(
     _warn_of_plain_http(credentials.server_url)
     bind_fields(device_id=credentials.device_id)
     reader = ConditionsReader(core=runner.measuring_core)
+    limits = limits_of(reader.read())
     log_event(
         logger,
         logging.INFO,
@@ -216,7 +217,7 @@ def _work(
             # The count of switches is about a measuring thread, not about this process.
             read_conditions=lambda: dataclasses.replace(reader.read(), involuntary_switches=None),
             # A simulated device has neither heat nor battery.
-            why_not_ready=(lambda: None) if settings.simulated else (lambda: why_not_ready(reader.read())),
+            why_not_ready=(lambda: None) if settings.simulated else (lambda: why_not_ready(reader.read(), limits)),
         ).run()
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from device_agent.contracts import VerdictReason
 from device_agent.settings import ENVIRONMENT
 from search.domain.config import SearchConfig, parse_config
 from search.domain.result import FrontPoint, SearchResult, result_schema
@@ -14,6 +15,7 @@ from server.settings import ENV_PREFIX, Settings
 
 ROOT = Path(__file__).parents[2]
 CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+MEASURING = (ROOT / "docs" / "measuring.md").read_text(encoding="utf-8")
 RESULT = (ROOT / "docs" / "result.md").read_text(encoding="utf-8")
 
 
@@ -54,3 +56,8 @@ def test_the_schema_has_the_fields_of_the_result() -> None:
     point = schema["properties"]["front"]["items"]
     assert set(point["properties"]) == set(point["required"]) == {f.name for f in dataclasses.fields(FrontPoint)}
     assert [f.name for f in dataclasses.fields(FrontPoint) if f"`{f.name}`" not in RESULT] == []
+
+
+@pytest.mark.parametrize("reason", VerdictReason)
+def test_every_reason_of_a_verdict_is_explained(reason: VerdictReason) -> None:
+    assert f"| `{reason.value}` |" in MEASURING

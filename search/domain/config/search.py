@@ -27,7 +27,9 @@ class MeasuringConfig:
         default_factory=lambda: MeasuringSetup(runtime="native", budget_s=0.5, ci_half_width=0.03)
     )
     networks: MeasuringSetup = field(
-        default_factory=lambda: MeasuringSetup(runtime="native", budget_s=3.0, ci_half_width=0.02)
+        default_factory=lambda: MeasuringSetup(
+            runtime="native", budget_s=18.0, min_warmup_s=0.5, processes=6, ci_half_width=0.02
+        )
     )
     calibration_networks: int = 5
     max_kernels: int = 400

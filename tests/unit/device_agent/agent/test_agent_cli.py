@@ -7,6 +7,7 @@ import pytest
 
 from device_agent import cli
 from device_agent.contracts import dumps
+from device_agent.measuring.preflight import Check
 from tests.unit.device_agent.agent.agent_samples import kernel, kernel_task
 from tests.unit.device_agent.agent.fake_kerf_server import CODE, FakeServer
 
@@ -126,3 +127,13 @@ def test_a_runtime_that_the_device_does_not_have_is_a_failure(
     assert run("bench", str(path), "--runtime", "native", "--simulated") == cli.EXIT_ERROR
     printed = json.loads(capsys.readouterr().out)
     assert printed["result"]["reason"] == "unsupported"
+
+
+def test_preflight_says_what_it_found(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    found = [Check(name="battery", ok=True, found="none"), Check(name="governor", ok=None, found="not known")]
+    monkeypatch.setattr(cli, "checks", lambda *_: found)
+    assert run("preflight", "--seconds", "0") == 0
+    found.append(Check(name="quota", ok=False, found="0.5 CPUs", remedy="raise it"))
+    assert run("preflight", "--seconds", "0") == cli.EXIT_ERROR
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1].split() == ["bad", "quota", "0.5", "CPUs:", "raise", "it"]

@@ -18,11 +18,13 @@ from device_agent.contracts import (
     RuntimeInfo,
     Source,
 )
+from device_agent.contracts.statistics import summarize
+from device_agent.measuring.preflight import CoolingGate
 from device_agent.runner import ChildRunner
 from device_agent.runtimes.sparse_probe import probe_sparse_1x1
 from device_agent.service import log_unavailable
 from device_agent.stopping import PollInterrupted, StopRequest
-from tests.unit.device_agent.agent.agent_samples import kernel_task
+from tests.unit.device_agent.agent.agent_samples import kernel, kernel_task
 from tests.unit.device_agent.runtimes.sparse_samples import pointwise
 
 SIMULATED = RuntimeInfo(name="simulated", version="1")
@@ -148,3 +150,19 @@ def test_a_drain_without_a_signal_lets_no_new_wait_begin() -> None:
     stop.ask_drain()
     with pytest.raises(PollInterrupted), stop.interruptible():
         pytest.fail("a wait must not begin while draining")
+
+
+def test_a_measurement_of_several_processes() -> None:
+    setup = MeasuringSetup(runtime="native", processes=6, budget_s=0.3, min_sample_s=1e-4, ci_half_width=0.9)
+    task = KernelTask(kernel=kernel(), setup=setup)
+    result = ChildRunner((NATIVE,)).run_task(task, deadline_s=120.0)
+    assert isinstance(result, Measurement), result
+    assert {block.process for block in result.blocks} == set(range(6))
+    assert result.statistics == summarize(result.blocks, setup.clock, result.statistics.reference_name)
+    assert result.peak_memory_bytes is None or 0 <= result.peak_memory_bytes < 1 << 30
+
+
+def test_a_device_that_does_not_become_ready_gives_the_task_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CoolingGate, "wait", lambda *_: "the processor is at 91 °C")
+    result = ChildRunner((NATIVE,)).run_task(kernel_task(0, "native"), deadline_s=60.0)
+    assert result == MeasurementFailure(reason=FailureReason.DEVICE_NOT_READY, detail="the processor is at 91 °C")
