@@ -126,16 +126,32 @@ class ThreeDimensionsSearcher:
         return found
 
     def report(self) -> tuple[str, ...]:
-        """A line for each of `optima`."""
+        """A line for each of `optima`, and for each latency among them one for the legal network that holds most."""
         lines = []
         for found in self.optima():
-            point = ", ".join(f"{a} {x:.2f}" for a, x in zip(found["axes"], found["point"], strict=True))
+            point = self._told_point(found["point"])
             budget = (
                 f"{found['budget']:.3g} ms" if found["cost"] == "latency_ms" else f"{found['budget']:.0%} of d w2 r2"
             )
             residual = max(*found["residuals"], found["cost_residual"])
             lines.append(f"continuous optimum at {budget}: {point} (largest KKT residual {residual:.1g})")
+            if found["cost"] == "latency_ms":
+                lines.append(f"legal optimum at {budget}: {self._legal_optimum(found['budget'])}")
         return tuple(lines)
+
+    def _told_point(self, point: Sequence[float]) -> str:
+        return ", ".join(f"{name} {x:.2f}" for name, x in zip(self._axes.names, point, strict=True))
+
+    def _legal_optimum(self, budget_ms: float) -> str:
+        """Where the model holds most of all legal networks within a latency, by the latency table itself."""
+        genomes = self._axes.legal(self._order())
+        latencies = self._latencies(genomes)
+        within = np.flatnonzero((latencies <= budget_ms) & (self._problem.known_violations(np.array(genomes)) <= 0))
+        if not len(within):
+            return "none within the bounds"
+        points = self._axes.coordinates(genomes)[within]
+        best = int(np.argmax(self._model()(points)))
+        return f"{self._told_point(points[best])} ({latencies[within[best]]:.3g} ms)"
 
     # -- the points of each stage -----------------------------------------------------------------------------------
 

@@ -98,7 +98,7 @@ class DeviceFigures:
 class FrontPoint:
     """One candidate of the front.
 
-    `accuracy_estimate` is the one-shot estimate on held-out training data, `accuracy` that after training on the test
+    `accuracy_estimate` is that of the search on held-out training data, `accuracy` that after training on the test
     set. Measured figures are of the exported packed network on the device, brought to the speed that the machine had on
     the whole during profiling, by the reference kernel that is interleaved in every measurement;
     `uncorrected_latency_ms` is the median as it was read. `output_max_abs_error` compares its outputs with torch's on

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from device_agent.contracts import decode
 from search.domain.result import BaselineLatency, DeviceFigures, FrontPoint, SearchResult
+from server.cli.designs import design_table
 from server.client import KerfClient
 
 RESULT_FILE = "result.json"
@@ -45,8 +46,8 @@ def write_output(client: KerfClient, search_id: str, output: Path) -> SearchResu
 
 
 def print_front(result: SearchResult, console: Console) -> None:
-    """The front as a table, fastest first, with the dense networks above it; then one table for each of several
-    devices.
+    """The front as a table, fastest first, with the dense networks above it; what its networks are; then one table for
+    each of several devices.
     """
     base = result.baseline
     devices = result.devices or (result.device,)
@@ -70,6 +71,8 @@ def print_front(result: SearchResult, console: Console) -> None:
             *_latency_cells(point, base.latency_ms),
         )
     console.print(table)
+    console.print()
+    console.print(design_table(result))
     for place, device in enumerate(devices if several else ()):
         own = base.devices[place].latency_ms
         console.print(f"\non [bold]{device.name}[/bold]")

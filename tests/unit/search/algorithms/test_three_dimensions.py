@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -144,7 +145,14 @@ def test_optima_are_reported_with_their_residuals() -> None:
         assert found["cost_residual"] < 1e-6
         assert max(found["residuals"]) < 1e-3
     lines = searcher.report()
-    assert len(lines) == len(optima)
+    told = [line for line in lines if line.startswith("continuous optimum at ")]
+    assert len(told) == len(optima)
+    legal = [line for line in lines if line.startswith("legal optimum at ")]
+    assert len(legal) == sum(o["cost"] == "latency_ms" for o in optima)
+    assert len(lines) == len(told) + len(legal)
+    for line in legal:
+        budget_ms, latency_ms = (float(number) for number in re.findall(r"([\d.e+-]+) ms", line))
+        assert latency_ms <= budget_ms * 1.01
     assert "largest KKT residual" in lines[0]
 
 
