@@ -1,0 +1,1 @@
+"""A latency model of one device: predicts kernels that were never measured, with its uncertainty."""

@@ -1,0 +1,193 @@
+"""The latency model of one device, runtime and setup: any kernel of the operators that it has seen, with uncertainty.
+
+A physical part (prices of work) times a Gaussian process on what it misses, in logarithms. With `prior`, the model of
+another device takes the place of the physical part, up to a factor for each mode of code: a device that is like a known
+one needs few measurements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from device_agent.contracts import KernelSpec
+from search.errors import LatencyModelError
+from search.latency.families import without_seed
+from search.latency.model.features import FeatureTable, KernelFeatures, feature_table, kernel_features
+from search.latency.model.physical import PhysicalModel, fit_physical
+from search.latency.model.residual import GaussianProcess, Settings, fit_settings
+from search.latency.predictor import Prediction
+from search.latency.table import KernelLatency
+from search.pareto import FloatArray
+
+#: Fewer say nothing about prices.
+MIN_KERNELS = 5
+
+#: No measurement is believed to be closer than this to the truth of another process, relative.
+_LEAST_OWN_NOISE = 0.002
+
+#: A measurement that its neighbours contradict by more standard deviations than this is believed less.
+_DOUBT_SIGMAS = 3.0
+_DOUBT_ROUNDS = 2
+
+#: The factor of a mode is drawn to that of all modes by so many measurements that agree with it.
+_FACTOR_SHRINKAGE = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transfer:
+    """What a device takes from the model of another: its predictions times a factor for each mode."""
+
+    prior: KernelLatencyModel
+    common_log_factor: float
+    log_factors: Mapping[str, float]
+
+    def times(self, kernels: Sequence[KernelSpec], modes: Sequence[str]) -> FloatArray:
+        """The times of n kernels in ns (n,)."""
+        logs = np.array([self.log_factors.get(mode, self.common_log_factor) for mode in modes])
+        return np.asarray(self.prior.predict_all(kernels)[0] * np.exp(logs))
+
+
+class KernelLatencyModel:
+    """Predicts kernels from measurements of others. Made by `fit_kernel_model`, or loaded (`storage`).
+
+    Deterministic: equal measurements, base and settings predict the same, so none of the matrices is stored.
+    """
+
+    def __init__(
+        self, runtime: str, entries: Sequence[KernelLatency], base: PhysicalModel | Transfer, settings: Settings
+    ) -> None:
+        self.runtime = runtime
+        self.entries = tuple(entries)
+        self.base = base
+        self.settings = settings
+        self._features: dict[KernelSpec, KernelFeatures] = {}
+        self._known: dict[KernelSpec, Prediction] = {}
+        self._exact = {without_seed(entry.kernel): entry for entry in self.entries}
+        kernels = [entry.kernel for entry in self.entries]
+        table = self.features(kernels)
+        self._mode_numbers = {mode: number for number, mode in enumerate(sorted(set(table.modes)))}
+        measured = np.array([entry.latency_ns for entry in self.entries])
+        self._process = GaussianProcess(
+            settings,
+            table.coordinates,
+            self._numbers(table.modes),
+            np.log(measured / _base_times(base, kernels, table)),
+            own_noise(self.entries),
+        )
+
+    def predict(self, kernel: KernelSpec) -> Prediction:
+        """The latency of `kernel`; `exact` where it was measured."""
+        known = self._known.get(kernel)
+        if known is None:
+            entry = self._exact.get(without_seed(kernel))
+            if entry is not None:
+                known = Prediction(latency_ns=entry.latency_ns, std_ns=entry.std_ns, exact=True)
+            else:
+                latency_ns, std_ns = self.predict_all([kernel])
+                known = Prediction(latency_ns=float(latency_ns[0]), std_ns=float(std_ns[0]), exact=False)
+            self._known[kernel] = known
+        return known
+
+    def predict_all(self, kernels: Sequence[KernelSpec]) -> tuple[FloatArray, FloatArray]:
+        """Latencies and their standard deviations in ns, (n,) each, by the model alone: measured ones are smoothed."""
+        table = self.features(kernels)
+        mean, variance = self._process.predict(table.coordinates, self._numbers(table.modes))
+        latency_ns = _base_times(self.base, kernels, table) * np.exp(mean)
+        # Of a logarithm that is normal with this variance, near enough for small ones.
+        return latency_ns, latency_ns * np.sqrt(np.expm1(np.minimum(variance, 1.0)))
+
+    def log_covariance(self, kernels: Sequence[KernelSpec], others: Sequence[KernelSpec]) -> FloatArray:
+        """The covariance (n, m) of the logarithms of latencies, without what is each kernel's own."""
+        table, other = self.features(kernels), self.features(others)
+        return self._process.covariance(
+            table.coordinates, self._numbers(table.modes), other.coordinates, self._numbers(other.modes)
+        )
+
+    def features(self, kernels: Iterable[KernelSpec]) -> FeatureTable:
+        """The features of `kernels`; each one's are worked out once."""
+        found = []
+        for kernel in kernels:
+            features = self._features.get(kernel)
+            if features is None:
+                features = self._features[kernel] = kernel_features(kernel, self.runtime)
+            found.append(features)
+        return feature_table(found)
+
+    def _numbers(self, modes: Sequence[str]) -> np.ndarray:
+        unseen: dict[str, int] = {}
+        return np.array([self._mode_numbers.get(m, -1 - unseen.setdefault(m, len(unseen))) for m in modes])
+
+
+def fit_kernel_model(
+    entries: Sequence[KernelLatency],
+    runtime: str,
+    *,
+    rng: np.random.Generator,
+    prior: KernelLatencyModel | None = None,
+) -> KernelLatencyModel:
+    """The model of kernels that were measured on one device with one setup.
+
+    `rng` chooses the measurements that the settings are found on, where there are many. Raises `LatencyModelError` with
+    fewer than `MIN_KERNELS`.
+    """
+    if len(entries) < MIN_KERNELS:
+        raise LatencyModelError(
+            f"{len(entries)} kernels were measured, but a latency model needs at least {MIN_KERNELS}: measure more"
+        )
+    kernels = [entry.kernel for entry in entries]
+    table = feature_table([kernel_features(kernel, runtime) for kernel in kernels])
+    measured = np.array([entry.latency_ns for entry in entries])
+    noise = own_noise(entries)
+    base = (
+        fit_physical(table, measured, noise) if prior is None else _fit_transfer(prior, kernels, table.modes, measured)
+    )
+    values = np.log(measured / _base_times(base, kernels, table))
+    numbers = {mode: number for number, mode in enumerate(sorted(set(table.modes)))}
+    modes = np.array([numbers[mode] for mode in table.modes])
+    for _ in range(_DOUBT_ROUNDS):
+        settings = fit_settings(table.coordinates, modes, values, noise, rng)
+        process = GaussianProcess(settings, table.coordinates, modes, values, noise)
+        missed, variance = process.leave_one_out()
+        # What is as far off as this would be by chance once in 400 times is doubted by as much.
+        far = np.maximum(np.abs(missed) - _DOUBT_SIGMAS * np.sqrt(variance), 0.0)
+        if not far.any():
+            break
+        noise = noise + far**2
+    settings = fit_settings(table.coordinates, modes, values, noise, rng)
+    return KernelLatencyModel(runtime, _with_noise(entries, noise), base, settings)
+
+
+def _with_noise(entries: Sequence[KernelLatency], noise: FloatArray) -> tuple[KernelLatency, ...]:
+    """`entries` with the uncertainty that `own_noise` turns into `noise`."""
+    relative = np.sqrt(np.maximum(noise - _LEAST_OWN_NOISE**2, 0.0))
+    return tuple(
+        replace(entry, std_ns=float(std) * entry.latency_ns) for entry, std in zip(entries, relative, strict=True)
+    )
+
+
+def own_noise(entries: Sequence[KernelLatency]) -> FloatArray:
+    """The variance of the logarithm of each measured latency (n,), by the measurement alone."""
+    relative = np.array([entry.std_ns / entry.latency_ns for entry in entries])
+    return np.asarray(relative**2 + _LEAST_OWN_NOISE**2)
+
+
+def _base_times(base: PhysicalModel | Transfer, kernels: Sequence[KernelSpec], table: FeatureTable) -> FloatArray:
+    return base.times(table) if isinstance(base, PhysicalModel) else base.times(kernels, table.modes)
+
+
+def _fit_transfer(
+    prior: KernelLatencyModel, kernels: Sequence[KernelSpec], modes: Sequence[str], measured: FloatArray
+) -> Transfer:
+    logs = np.log(measured / prior.predict_all(kernels)[0])
+    common = float(np.median(logs))
+    by_mode: dict[str, list[float]] = {}
+    for mode, log in zip(modes, logs, strict=True):
+        by_mode.setdefault(mode, []).append(float(log))
+    factors = {
+        mode: (sum(found) + _FACTOR_SHRINKAGE * common) / (len(found) + _FACTOR_SHRINKAGE)
+        for mode, found in sorted(by_mode.items())
+    }
+    return Transfer(prior=prior, common_log_factor=common, log_factors=factors)
