@@ -108,7 +108,11 @@ def fit_correction(predictor: LatencyPredictor, networks: Sequence[NetworkLatenc
             "more (measuring.calibration_networks), or look why measurements failed"
         )
     sums = np.array([sum_kernels(predictor, network.kernels).latency_ns for network in networks])
-    measured = np.array([network.latency_ns for network in networks])
+    return correction_of_sums(sums, np.array([network.latency_ns for network in networks]))
+
+
+def correction_of_sums(sums: FloatArray, measured: FloatArray) -> Correction:
+    """The correction that takes `sums` over kernels to what the networks took, (n,) each with n >= 1, in ns."""
     if sums.max() >= _MIN_SPREAD * sums.min():
         scale, offset_ns = _robust_fit(np.column_stack((sums, np.ones_like(sums))), measured)
         if scale > 0 and offset_ns >= 0:
