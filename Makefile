@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-.PHONY: setup demo test test-slow test-sanitizers check bench bench-kernels bench-search wheels clean
+.PHONY: setup demo test test-slow test-sanitizers check bench bench-kernels bench-search bench-latency wheels clean
 
 setup: $(VENV)/.installed
 
@@ -40,7 +40,11 @@ bench-kernels: setup
 bench-search: setup
 	$(BIN)/python -m bench.search $(if $(QUICK),--quick) --json bench/results/search.json
 
-bench: bench-kernels bench-search
+# QUICK=1: 10 held-out networks of the stored measurements, seconds. `python -m bench.latency.dataset` measures anew.
+bench-latency: setup
+	$(BIN)/python -m bench.latency $(if $(QUICK),--quick) --json bench/results/latency.json
+
+bench: bench-kernels bench-search bench-latency
 
 # One wheel for each machine in WHEELS; armv7l works the same way, untested on hardware.
 WHEELS ?= x86_64 aarch64

@@ -1,0 +1,1 @@
+"""Benchmarks of measuring and of latency models."""

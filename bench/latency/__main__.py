@@ -1,0 +1,100 @@
+"""`python -m bench.latency`: the figures of the latency database, one part after the other.
+
+python -m bench.latency --parts model baselines --quick     # 10 held-out networks of the stored table, no device
+python -m bench.latency --parts model baselines curve       # all of the stored table: minutes
+python -m bench.latency.dataset && python -m bench.latency --measurements out/bench/latency    # measured anew, here
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.latency.dataset import MEASUREMENTS_FILE, read_records
+from bench.latency.model import baselines_part, curve_part, model_part
+from bench.latency.stored import Dataset, from_records, read_dataset, write_dataset
+
+#: Measurements that came with the source: what machine they are of is in them.
+STORED = Path(__file__).with_name("measurements.json.gz")
+
+_QUICK_NETWORKS = 10
+#: Fitting takes the third power of their number.
+_QUICK_KERNELS = 600
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What a part is told: `quick` asks for under 20 s."""
+
+    quick: bool
+    measurements: Path | None
+
+    def dataset(self) -> Dataset:
+        """The measurements of the work folder, or those that came with the source."""
+        if self.measurements is None:
+            return read_dataset(STORED)
+        machine = f"{os.cpu_count()} cores, {_processor()}"
+        return from_records(read_records(self.measurements / MEASUREMENTS_FILE), machine)
+
+    @property
+    def limits(self) -> tuple[int | None, int | None]:
+        """How many kernels and held-out networks are used; None is all."""
+        return (_QUICK_KERNELS, _QUICK_NETWORKS) if self.quick else (None, None)
+
+
+def _processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _model(run: Run) -> dict[str, Any]:
+    return model_part(run.dataset(), *run.limits)
+
+
+def _baselines(run: Run) -> dict[str, Any]:
+    return baselines_part(run.dataset(), *run.limits)
+
+
+def _curve(run: Run) -> dict[str, Any]:
+    return curve_part(run.dataset(), (50, 100, 200) if run.quick else (50, 100, 200, 500, 1000, 2000), run.limits[1])
+
+
+PARTS: dict[str, Callable[[Run], dict[str, Any]]] = {"model": _model, "baselines": _baselines, "curve": _curve}
+#: What `--quick` runs where `--parts` names none.
+QUICK_PARTS = ("model", "baselines")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.latency", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--parts", nargs="+", choices=tuple(PARTS), help="run these alone")
+    parser.add_argument("--quick", action="store_true", help="fewer measurements and networks: seconds for each part")
+    parser.add_argument(
+        "--measurements", type=Path, help="the work folder of bench.latency.dataset; else the stored ones"
+    )
+    parser.add_argument("--store", action="store_true", help="make --measurements the stored ones")
+    parser.add_argument("--json", type=Path, default=Path("bench/results/latency.json"), help="file of the figures")
+    arguments = parser.parse_args()
+    run = Run(quick=arguments.quick, measurements=arguments.measurements)
+    if arguments.store:
+        write_dataset(STORED, run.dataset())
+    for name in arguments.parts or (QUICK_PARTS if arguments.quick else tuple(PARTS)):
+        figures = PARTS[name](run)
+        # Other parts' figures stay: each part may be run on its own.
+        known = json.loads(arguments.json.read_text()) if arguments.json.is_file() else {}
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps({**known, name: figures}, indent=1) + "\n")
+        print(f"{name}: {json.dumps(figures, indent=1)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

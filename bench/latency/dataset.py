@@ -1,0 +1,217 @@
+"""Measures what latency models are fitted to and judged by: kernels of pruned networks, and pruned networks whole.
+
+    python -m bench.latency.dataset --work out/bench/latency        # under an hour; goes on where it was stopped
+
+Everything is measured in this process, as an agent would measure it. One line of JSON is kept for each kernel and
+network in `measurements.jsonl` of the work folder, with the reference kernel beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from bench.latency.pruned_networks import (
+    ZOO,
+    Split,
+    network_name,
+    network_spec,
+    pool_kernels,
+    pruned_plan,
+    random_tensors,
+)
+from device_agent.contracts import (
+    KernelSpec,
+    KernelTask,
+    Measurement,
+    MeasurementFailure,
+    MeasuringSetup,
+    NetworkFormat,
+    NetworkPlan,
+    NetworkTask,
+    encode,
+    kernel_id,
+)
+from device_agent.contracts.measurement import Verdict
+from device_agent.measuring.task import measure_task
+from search.domain.network import NetworkSpec
+from search.export import write_network
+from search.latency.families import without_seed
+
+KERNELS = MeasuringSetup(runtime="native", budget_s=0.4, ci_half_width=0.02)
+NETWORKS = MeasuringSetup(runtime="native", budget_s=2.0, ci_half_width=0.01)
+NUM_KERNELS = 2000
+#: Networks of each architecture.
+NUM_NETWORKS = {Split.CALIBRATION: 4, Split.DEVELOPMENT: 5, Split.HELD_OUT: 20}
+MEASUREMENTS_FILE = "measurements.jsonl"
+_ATTEMPTS = 3
+#: So many kernels between two networks.
+_KERNELS_BETWEEN = 8
+#: What the machine was slow or fast for is measured again at the end, so often.
+_TURNS = 3
+_USUAL_WITHIN = 0.08
+
+_Item = KernelSpec | tuple[str, NetworkPlan]
+
+
+def items(specs: list[NetworkSpec], num_kernels: int, num_held_out: int) -> Iterator[_Item]:
+    """Everything to measure, kernels and networks mixed, those that a model is built on first."""
+    networks = [
+        (name, pruned_plan(spec, name))
+        for split, count in (NUM_NETWORKS | {Split.HELD_OUT: num_held_out}).items()
+        for index in range(count)
+        for spec in specs
+        for name in (network_name(spec.architecture, split, index),)
+    ]
+    for index, kernel in enumerate(pool_kernels(specs, num_kernels)):
+        yield kernel
+        if index % _KERNELS_BETWEEN == 0 and networks:
+            yield networks.pop(0)
+    yield from networks
+
+
+def measure_all(work: Path, num_kernels: int, num_held_out: int, minutes: float) -> None:
+    """Measure what is missing in `work`, for at most `minutes`."""
+    specs = [network_spec(architecture, work / "specs") for architecture in ZOO]
+    deadline = time.monotonic() + 60 * minutes
+    wanted = list(items(specs, num_kernels, num_held_out))
+    path = work / MEASUREMENTS_FILE
+    for turn in range(_TURNS):
+        records = read_records(path)
+        usual = usual_reference_ns(records)
+        done = {str(r["key"]) for r in records if turn == 0 or is_at_usual_speed(r, usual)}
+        missing = [item for item in wanted if _key(item) not in done]
+        print(f"turn {turn + 1}: {len(missing)} of {len(wanted)} to measure", file=sys.stderr)
+        with path.open("a", encoding="utf-8") as file:
+            for number, item in enumerate(missing, start=1):
+                if time.monotonic() > deadline:
+                    print("out of time: run again to go on", file=sys.stderr)
+                    return
+                file.write(json.dumps(_record(item)) + "\n")
+                file.flush()
+                if number % 50 == 0:
+                    print(f"{number} of {len(missing)}", file=sys.stderr)
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """The best record of each kernel and network so far, in the order of their first ones.
+
+    The best is that nearest to the machine's usual speed; its `seconds` are those of all attempts. A last line that was
+    cut off by a kill is left out: it is measured again.
+    """
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8")
+    if not text.endswith("\n"):
+        text = text[: text.rfind("\n") + 1]
+        path.write_text(text, encoding="utf-8")
+    records = [json.loads(line) for line in text.splitlines()]
+    usual = usual_reference_ns(records)
+    best: dict[str, dict[str, Any]] = {}
+    for record in records:
+        known = best.get(record["key"])
+        if known is None:
+            best[record["key"]] = record
+            continue
+        nearer = min(known, record, key=lambda r: _off_speed(r, usual))
+        best[record["key"]] = nearer | {"seconds": known["seconds"] + record["seconds"]}
+    return list(best.values())
+
+
+def usual_reference_ns(records: list[dict[str, Any]]) -> float:
+    """The median time of the reference kernel; 1 without any measurement."""
+    times = [r["statistics"]["reference_ns"] for r in records if "statistics" in r]
+    return float(median(times)) if times else 1.0
+
+
+def is_at_usual_speed(record: dict[str, Any], usual_ns: float) -> bool:
+    """Whether the machine ran at its usual speed. A neighbour's load slows kernels by different factors."""
+    return _off_speed(record, usual_ns) <= _USUAL_WITHIN
+
+
+def _off_speed(record: dict[str, Any], usual_ns: float) -> float:
+    if "statistics" not in record:
+        return math.inf
+    return abs(math.log(record["statistics"]["reference_ns"] / usual_ns))
+
+
+def _key(item: _Item) -> str:
+    return kernel_id(item) if isinstance(item, KernelSpec) else item[0]
+
+
+def _record(item: _Item) -> dict[str, Any]:
+    if isinstance(item, KernelSpec):
+        kernel = without_seed(item)
+        about: dict[str, Any] = {"key": _key(item), "kernel": encode(kernel)}
+        found, seconds = _measured(KernelTask(kernel=kernel, setup=KERNELS), None)
+    else:
+        name, plan = item
+        about = {
+            "key": name,
+            "ops": [[op.name, list(op.inputs), op.residual, encode(without_seed(op.kernel))] for op in plan.ops],
+        }
+        data = write_network(plan, random_tensors(plan), NetworkFormat.PACKED)
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "network"
+            path.write_bytes(data)
+            task = NetworkTask(
+                artifact_sha256=hashlib.sha256(data).hexdigest(),
+                artifact_bytes=len(data),
+                format=NetworkFormat.PACKED,
+                input_shape=plan.input_shape,
+                setup=NETWORKS,
+            )
+            found, seconds = _measured(task, path)
+    about["seconds"] = round(seconds, 3)
+    if isinstance(found, str):
+        return about | {"failed": found}
+    return about | {
+        "statistics": dataclasses.asdict(found.statistics),
+        "verdict": found.verdict.value,
+        "reasons": [reason.value for reason in found.reasons],
+        "op_ns": [round(ns, 1) for ns in found.op_ns],
+        "runtime_version": found.provenance.runtime_version,
+        "runtime_sha256": found.provenance.runtime_sha256,
+        "isa": found.provenance.isa,
+    }
+
+
+def _measured(task: KernelTask | NetworkTask, path: Path | None) -> tuple[Measurement | str, float]:
+    """The measurement, or why there is none after some attempts; and the seconds that all attempts took."""
+    started = time.monotonic()
+    why = ""
+    for _ in range(_ATTEMPTS):
+        result = measure_task(task, path)
+        if isinstance(result, MeasurementFailure):
+            why = result.detail
+        elif result.verdict is Verdict.REJECTED:
+            why = ", ".join(reason.value for reason in result.reasons)
+        else:
+            return result, time.monotonic() - started
+    print(f"left out ({why}): {task}", file=sys.stderr)
+    return why, time.monotonic() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("out/bench/latency"))
+    parser.add_argument("--kernels", type=int, default=NUM_KERNELS)
+    parser.add_argument("--held-out", type=int, default=NUM_NETWORKS[Split.HELD_OUT], help="of each architecture")
+    parser.add_argument("--minutes", type=float, default=60.0)
+    options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
+    measure_all(options.work, options.kernels, options.held_out, options.minutes)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""Measurements of kernels and whole networks as one small file: columns of numbers, compressed."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.latency.pruned_networks import Split
+from device_agent.contracts import Activation, KernelSpec, Op, PruningScheme, Statistics, WeightPruning
+from device_agent.contracts.codec import decode
+from search.latency.drift import at_usual_speed, usual_references
+from search.latency.table import KernelLatency, NetworkLatency, median_std_ns
+
+FORMAT = 1
+
+#: Where the machine was slower by a factor, kernels were so by this part of its logarithm more or less (seen on 800
+#: kernels: quartiles at 1.40 and 1.60 where the reference kernel took 1.48 times as long).
+_SPEED_DOUBT = 0.2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dataset:
+    """Measured kernels in the order in which they were drawn, and measured networks by name.
+
+    `about` says what measured them; `minutes` how long kernels, and networks of each split, took.
+    """
+
+    about: dict[str, str]
+    kernels: tuple[KernelLatency, ...]
+    networks: dict[str, NetworkLatency]
+    op_ns: dict[str, tuple[float, ...]]
+    minutes: dict[str, float]
+
+    def of_split(self, split: Split) -> dict[str, NetworkLatency]:
+        return {name: network for name, network in self.networks.items() if f"/{split.value}/" in name}
+
+
+def from_records(records: Sequence[dict[str, Any]], machine: str) -> Dataset:
+    """What `bench.latency.dataset` wrote, brought to one speed of the machine by the reference kernel.
+
+    Raises `ValueError` where records are of different runtimes: they are no one series.
+    """
+    found = [record for record in records if "statistics" in record]
+    builds = {record["runtime_sha256"] for record in found}
+    if len(builds) != 1:
+        raise ValueError(f"the measurements are of {len(builds)} builds of the runtime: measure anew in another folder")
+    statistics = [decode(Statistics, record["statistics"]) for record in found]
+    usual = usual_references(statistics)
+    kernels: list[KernelLatency] = []
+    networks: dict[str, NetworkLatency] = {}
+    op_ns: dict[str, tuple[float, ...]] = {}
+    minutes: dict[str, float] = {}
+    for record, raw in zip(found, statistics, strict=True):
+        corrected = at_usual_speed(raw, usual)
+        latency_ns = corrected.median_ns
+        # What slows the reference kernel slows others by another factor.
+        doubt = _SPEED_DOUBT * abs(math.log(corrected.median_ns / raw.median_ns))
+        std_ns = math.hypot(median_std_ns(corrected), doubt * latency_ns)
+        kind = "kernels" if "kernel" in record else str(record["key"]).split("/")[1]
+        minutes[kind] = minutes.get(kind, 0.0) + record["seconds"] / 60
+        if "kernel" in record:
+            kernel = decode(KernelSpec, record["kernel"])
+            kernels.append(KernelLatency(kernel=kernel, latency_ns=latency_ns, std_ns=std_ns))
+        else:
+            plan = tuple(decode(KernelSpec, op[3]) for op in record["ops"])
+            networks[record["key"]] = NetworkLatency(kernels=plan, latency_ns=latency_ns, std_ns=std_ns)
+            op_ns[record["key"]] = tuple(record["op_ns"])
+    about = {
+        "machine": machine,
+        "runtime": "native",
+        "runtime_version": found[0]["runtime_version"],
+        "isa": found[0]["isa"],
+    }
+    return Dataset(about=about, kernels=tuple(kernels), networks=networks, op_ns=op_ns, minutes=minutes)
+
+
+def write_dataset(path: Path, dataset: Dataset) -> None:
+    """Write `dataset` without times of single operators. Equal datasets are equal bytes."""
+    distinct: dict[KernelSpec, int] = {}
+    for entry in dataset.kernels:
+        distinct.setdefault(entry.kernel, len(distinct))
+    for network in dataset.networks.values():
+        for kernel in network.kernels:
+            distinct.setdefault(kernel, len(distinct))
+    columns = list(zip(*(_row(kernel) for kernel in distinct), strict=True))
+    document = {
+        "format": FORMAT,
+        "about": dataset.about,
+        "minutes": {kind: round(value, 2) for kind, value in sorted(dataset.minutes.items())},
+        "columns": columns,
+        "kernels": [
+            [distinct[e.kernel] for e in dataset.kernels],
+            [round(e.latency_ns, 1) for e in dataset.kernels],
+            [round(e.std_ns, 1) for e in dataset.kernels],
+        ],
+        "networks": [
+            [name, round(n.latency_ns, 1), round(n.std_ns, 1), [distinct[kernel] for kernel in n.kernels]]
+            for name, n in sorted(dataset.networks.items())
+        ],
+    }
+    text = json.dumps(document, separators=(",", ":"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(text.encode(), compresslevel=9, mtime=0))
+
+
+def read_dataset(path: Path) -> Dataset:
+    """Read what `write_dataset` wrote. Raises `ValueError` for another format."""
+    document = json.loads(gzip.decompress(path.read_bytes()))
+    if document.get("format") != FORMAT:
+        raise ValueError(f"{path} has format {document.get('format')!r}, not {FORMAT}: write it anew from measurements")
+    kernels = [_kernel(row) for row in zip(*document["columns"], strict=True)]
+    return Dataset(
+        about=document["about"],
+        kernels=tuple(
+            KernelLatency(kernel=kernels[index], latency_ns=latency_ns, std_ns=std_ns)
+            for index, latency_ns, std_ns in zip(*document["kernels"], strict=True)
+        ),
+        networks={
+            name: NetworkLatency(kernels=tuple(kernels[i] for i in plan), latency_ns=latency_ns, std_ns=std_ns)
+            for name, latency_ns, std_ns, plan in document["networks"]
+        },
+        op_ns={},
+        minutes=document["minutes"],
+    )
+
+
+def _row(kernel: KernelSpec) -> tuple[Any, ...]:
+    pruning = kernel.pruning
+    return (
+        kernel.op.value,
+        kernel.in_channels,
+        kernel.out_channels,
+        kernel.input_h,
+        kernel.input_w,
+        kernel.kernel_h,
+        kernel.kernel_w,
+        kernel.stride,
+        kernel.padding,
+        int(kernel.residual),
+        kernel.activation.value,
+        kernel.pad_channels_before,
+        pruning.scheme.value,
+        pruning.density,
+        pruning.block_filters,
+        pruning.block_channels,
+        pruning.pattern_entries,
+    )
+
+
+def _kernel(row: tuple[Any, ...]) -> KernelSpec:
+    op, inputs, outputs, input_h, input_w, kernel_h, kernel_w, stride, padding, residual, activation, before = row[:12]
+    scheme, density, filters, channels, entries = row[12:]
+    return KernelSpec(
+        op=Op(op),
+        in_channels=inputs,
+        out_channels=outputs,
+        input_h=input_h,
+        input_w=input_w,
+        kernel_h=kernel_h,
+        kernel_w=kernel_w,
+        stride=stride,
+        padding=padding,
+        residual=bool(residual),
+        activation=Activation(activation),
+        pad_channels_before=before,
+        pruning=WeightPruning(
+            scheme=PruningScheme(scheme),
+            density=density,
+            block_filters=filters,
+            block_channels=channels,
+            pattern_entries=entries,
+        ),
+    )
