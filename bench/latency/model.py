@@ -1,7 +1,7 @@
 """How well latencies of pruned networks are predicted, on networks that no model has seen.
 
-Everything is fitted to measured kernels and to the whole networks of the splits CALIBRATION and DEVELOPMENT; HELD_OUT is
-for the figures. Baselines get the same kernels, and the same networks for their own affine correction.
+Everything is fitted to measured kernels and to the whole networks of the splits CALIBRATION and DEVELOPMENT; HELD_OUT
+is for the figures. Baselines get the same kernels, and the same networks for their own affine correction.
 """
 
 from __future__ import annotations
