@@ -2,6 +2,7 @@
 
 python -m bench.latency --parts model baselines --quick     # 10 held-out networks of the stored table, no device
 python -m bench.latency --parts model baselines curve       # all of the stored table: minutes
+python -m bench.latency --parts spread verdicts             # how far measurements can be trusted: some ten minutes
 python -m bench.latency.dataset && python -m bench.latency --measurements out/bench/latency    # measured anew, here
 """
 
@@ -18,7 +19,9 @@ from typing import Any
 
 from bench.latency.dataset import MEASUREMENTS_FILE, read_records
 from bench.latency.model import baselines_part, curve_part, model_part
+from bench.latency.spread import spread
 from bench.latency.stored import Dataset, from_records, read_dataset, write_dataset
+from bench.latency.verdicts import verdicts
 
 #: Measurements that came with the source: what machine they are of is in them.
 STORED = Path(__file__).with_name("measurements.json.gz")
@@ -67,9 +70,23 @@ def _curve(run: Run) -> dict[str, Any]:
     return curve_part(run.dataset(), (50, 100, 200) if run.quick else (50, 100, 200, 500, 1000, 2000), run.limits[1])
 
 
-PARTS: dict[str, Callable[[Run], dict[str, Any]]] = {"model": _model, "baselines": _baselines, "curve": _curve}
+def _spread(run: Run) -> dict[str, Any]:
+    return spread(run.quick)
+
+
+def _verdicts(run: Run) -> dict[str, Any]:
+    return verdicts(run.quick)
+
+
+PARTS: dict[str, Callable[[Run], dict[str, Any]]] = {
+    "model": _model,
+    "baselines": _baselines,
+    "curve": _curve,
+    "spread": _spread,
+    "verdicts": _verdicts,
+}
 #: What `--quick` runs where `--parts` names none.
-QUICK_PARTS = ("model", "baselines")
+QUICK_PARTS = ("model", "baselines", "verdicts")
 
 
 def main() -> None:

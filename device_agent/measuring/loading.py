@@ -75,12 +75,14 @@ def _load_kernel(task: KernelTask, runtime: Runtime) -> Loaded:
     output = executable.run(x, second)
     inputs, residual = ([x], second) if task.kernel.residual or second is None else ([x, second], None)
     findings = executable.findings
-    if not output_agrees(task.kernel, synthesize_weights(task.kernel), inputs, residual, output):
+    exact_outputs = _exact_outputs(executable, (output,), lambda twin, _: twin.run(x, second))
+    agrees = output_agrees(task.kernel, synthesize_weights(task.kernel), inputs, residual, output)
+    if not agrees or not is_close(output, exact_outputs[0]):
         findings = (*findings, VerdictReason.WRONG_OUTPUT)
     return Loaded(
         executable=executable,
         outputs=(output,),
-        output_sha256=_sha256(_exact_outputs(executable, (output,), lambda twin, _: twin.run(x, second))),
+        output_sha256=_sha256(exact_outputs),
         findings=findings,
         wants_outputs=False,
         wants_profile=False,

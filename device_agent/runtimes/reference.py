@@ -20,6 +20,9 @@ _Wide = NDArray[np.float64]
 RELATIVE_TOLERANCE = 1e-4
 ABSOLUTE_TOLERANCE = 1e-5
 
+#: What checking an output may compute, in multiply-accumulates: some 10 ms on a desktop core, 100 ms on a small board.
+CHECKED_MACS = 5e7
+
 
 def run_kernel(
     kernel: KernelSpec,
@@ -88,16 +91,19 @@ def output_agrees(
     inputs: Sequence[FloatArray],
     residual: FloatArray | None,
     output: FloatArray,
-    max_channels: int = 8,
+    min_channels: int = 8,
 ) -> bool:
-    """Whether a runtime's `output` (flattened NCHW) is what the kernel must give, looked at in a few channels.
+    """Whether a runtime's `output` (flattened NCHW) is what the kernel must give.
 
-    The first, the last and channels evenly between are computed, so that the check stays cheap for the largest layers.
+    All channels are computed, or as many as `CHECKED_MACS` allow for, but `min_channels`: the first, the last and
+    others evenly between, so that the check stays cheap for the largest layers.
     """
     expected_shape = (kernel.out_channels, kernel.output_h, kernel.output_w)
     if output.size != int(np.prod(expected_shape)):
         return False
-    channels = np.unique(np.linspace(0, kernel.out_channels - 1, max_channels).round().astype(int))
+    affordable = int(CHECKED_MACS / max(kernel.dense_macs / kernel.out_channels, 1.0))
+    count = min(max(affordable, min_channels), kernel.out_channels)
+    channels = np.unique(np.linspace(0, kernel.out_channels - 1, count).round().astype(int))
     expected = run_kernel(kernel, tensors, inputs, residual, channels.tolist())
     got = output.reshape(expected_shape)[channels]
     return is_close(got, expected)
