@@ -32,8 +32,7 @@ def test_within_the_estimation_of_errors(worker: WorkerLab) -> None:
     whole = worker.done(config)
     killed = worker.done(
         config,
-        Kill(note="layers estimated", steps=1),
-        Kill(note="layers estimated", steps=5),
+        Kill(note="layers estimated", steps=4),
         # Behind the estimates, among the candidates of the first generation.
         Kill(note="layers estimated", steps=12),
     )
@@ -74,7 +73,7 @@ def three_dimensions() -> SearchConfig:
 def test_within_a_chain_of_fine_tunings(worker: WorkerLab) -> None:
     config = three_dimensions()
     whole = worker.done(config)
-    killed = worker.done(config, Kill(steps=2), Kill(steps=9), Kill(steps=17))
+    killed = worker.done(config, Kill(steps=5), Kill(steps=17))
     assert worker.outcome(killed) == worker.outcome(whole)
     reports = [[text for text in worker.messages(s) if "continuous optimum" in text] for s in (killed, whole)]
     assert reports[0] == reports[1] != []
