@@ -64,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "probe": _probe,
             "bench": _bench,
             "deploy": _deploy,
+            "fleet": _fleet,
             "preflight": _preflight,
         }
         return commands[options.command](settings, options)
@@ -117,6 +118,31 @@ def _probe(settings: AgentSettings, options: argparse.Namespace) -> int:
     announcement = announcement_of(settings)
     print(json.dumps({"profile": encode(announcement.profile), "runtimes": encode(announcement.runtimes)}, indent=2))
     return 0
+
+
+def _fleet(settings: AgentSettings, options: argparse.Namespace) -> int:
+    """Be a whole fleet of simulated devices until stopped."""
+    # The scenario's code computes with numpy: no other command loads it.
+    from device_agent.runtimes import RuntimeUnavailable
+    from device_agent.simulation.fleet import Fleet
+    from device_agent.simulation.scenario import read_scenario
+
+    try:
+        scenario, curves = read_scenario(options.scenario)
+        fleet = Fleet(scenario, curves, settings)
+    except OSError as error:
+        raise SettingsError(f"cannot read {error.filename}: {error.strerror}") from error
+    except RuntimeUnavailable as error:
+        raise SettingsError(str(error)) from error
+    stop = StopRequest()
+    stop.on_abort(_exit_soon)
+    with stop.signals_handled(), locked_state(settings.state_dir):
+        fleet.start()
+        print(f"{len(fleet)} simulated devices work for {settings.server_url}; stop them with Ctrl-C", flush=True)
+        while fleet.is_alive and not stop.drain.wait(1.0):
+            pass
+        fleet.stop()
+    return EXIT_ERROR if fleet.errors else 0
 
 
 def _preflight(settings: AgentSettings, options: argparse.Namespace) -> int:
@@ -218,6 +244,11 @@ def _parser() -> argparse.ArgumentParser:
         help="tries while the server cannot be reached (default: %(default)s)",
     )
     commands.add_parser("probe", parents=[common], help="print what this device is and which runtimes it has")
+    fleet = commands.add_parser(
+        "fleet", parents=[common, server], help="be a fleet of simulated devices, as a scenario describes it"
+    )
+    fleet.add_argument("scenario", type=Path, metavar="SCENARIO.json", help="see docs/devices.md")
+    fleet.add_argument("--code", help="enrolment code for as many devices, used on the first start")
     preflight = commands.add_parser(
         "preflight", parents=[common], help="look at heat, frequency, quota and other load before measuring"
     )

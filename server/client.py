@@ -150,8 +150,8 @@ class KerfClient:
         items: list[dict[str, Any]] = self._json("GET", "/v1/devices")["items"]
         return items
 
-    def create_enrolment_code(self) -> str:
-        return str(self._json("POST", "/v1/enrolment-codes", json={})["code"])
+    def create_enrolment_code(self, max_uses: int = 1) -> str:
+        return str(self._json("POST", "/v1/enrolment-codes", json={"max_uses": max_uses})["code"])
 
     def ready(self) -> bool:
         """Whether the server answers and its database is in order."""

@@ -87,13 +87,14 @@ class SimulatedExecutable:
 class SimulatedRuntime:
     """Kernels cost what `kernel_latency_ns` says, networks what `network_latency_ns` says.
 
-    The core is one of `CORES`, named by the environment. Raises `RuntimeUnavailable` for any other name.
+    The core is one of `CORES`, given or named by the environment. Raises `RuntimeUnavailable` for any other name.
     """
 
-    def __init__(self) -> None:
-        self._name = os.environ.get(CORE_VARIABLE) or DEFAULT_CORE
+    def __init__(self, core: str | None = None) -> None:
+        self._name = core or os.environ.get(CORE_VARIABLE) or DEFAULT_CORE
         if self._name not in CORES:
-            raise RuntimeUnavailable(f"{CORE_VARIABLE}={self._name!r} is not one of {', '.join(CORES)}")
+            where = CORE_VARIABLE if core is None else "core"
+            raise RuntimeUnavailable(f"{where}={self._name!r} is not one of {', '.join(CORES)}")
         self._core = CORES[self._name]
 
     def info(self) -> RuntimeInfo:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -33,8 +33,12 @@ def _cpu_words(profile: dict[str, Any]) -> str:
     return f"{profile['cpu_model']}{mark}"
 
 
-def enrol_code(server: ServerOption = None, token: TokenOption = None) -> None:
-    """Make a code that lets one new device enrol, and print the command to run there."""
+def enrol_code(
+    server: ServerOption = None,
+    token: TokenOption = None,
+    uses: Annotated[int, typer.Option(help="how many devices may enrol with it")] = 1,
+) -> None:
+    """Make a code that lets new devices enrol, and print the command to run there."""
     with connect(server, token) as client:
-        code = client.create_enrolment_code()
+        code = client.create_enrolment_code(uses)
     typer.echo(f"On the device:\n  kerf-agent run --server {server or DEFAULT_SERVER} --code {code}")

@@ -102,6 +102,19 @@ class Site:
     def start_simulated_agent(self) -> None:
         self.start_agent("--simulated", "--max-leases", "4")
 
+    def start_fleet(self, scenario: Path, count: int) -> None:
+        """A fleet of `count` simulated devices; all of them have enrolled when this returns."""
+        with self.database.write() as session:
+            code = mint_enrolment_code(session, self.hasher, max_uses=count)[0]
+        flags = ["--server", self.url, "--code", code, "--state-dir", str(self._directory / "fleet")]
+        self.agent = self._start(["device_agent", "fleet", str(scenario), *flags], {}, "fleet")
+        wait_until(lambda: len(self.devices()) == count, "the fleet enrols")
+
+    def devices(self) -> dict[str, str]:
+        """The ids of all devices by their names."""
+        with self.database.read() as session:
+            return {row.name: row.id for row in session.execute(select(DeviceRow.name, DeviceRow.id))}
+
     def kill(self, process: subprocess.Popen[bytes] | None) -> None:
         assert process is not None
         process.kill()
@@ -119,17 +132,19 @@ class Site:
         with self.database.read() as session:
             return session.scalar(select(func.count()).select_from(DeviceRow)) == 1
 
-    def ask(self, tasks: Sequence[KernelTask | NetworkTask]) -> list[str]:
-        """Ask for measurements as a search does."""
-        wait_until(self.has_device, "the agent enrols")
+    def ask(self, tasks: Sequence[KernelTask | NetworkTask], device_id: str | None = None) -> list[str]:
+        """Ask for measurements as a search does: the only device, or the one that is named."""
+        if device_id is None:
+            wait_until(self.has_device, "the agent enrols")
+            device_id = self.device_id
         search_id = new_id("search")
         with self.database.write() as session:
             session.execute(
                 insert(SearchRow).values(
-                    id=search_id, name="test", device_id=self.device_id, config=CONFIG, created_by="test"
+                    id=search_id, name="test", device_id=device_id, config=CONFIG, created_by="test"
                 )
             )
-        return self.source.request(self.device_id, tasks, search_id)
+        return self.source.request(device_id, tasks, search_id)
 
     def done(self, task_ids: Sequence[str]) -> int:
         return self.source.progress(task_ids).done

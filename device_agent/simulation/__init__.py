@@ -1,0 +1,1 @@
+"""Simulated fleets: many devices with noise, heat, faults and bad connections, for tests, demonstrations and load."""
