@@ -28,6 +28,8 @@ from server.fleet import devices, leases, service
 from server.fleet import endpoints as agents
 from server.fleet.waiting import LeaseWaiters
 from server.latency import endpoints as latency
+from server.latency import listing_endpoints as listing
+from server.latency.exchange import endpoints as exchange
 from server.logs import configure_logging
 from server.searches import endpoints as searches
 from server.searches import events
@@ -48,7 +50,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         dependencies=[Depends(_refuse_nul)],
     )
     app.state.settings = settings
-    for module in (status, searches, events, devices, agents, latency, artifacts, catalog):
+    for module in (status, searches, events, devices, agents, latency, listing, exchange, artifacts, catalog):
         app.include_router(module.router)
     app.include_router(dashboard.router)
     handlers.install(app)

@@ -23,6 +23,10 @@ FIRST_DELAY_S = 0.2
 MAX_DELAY_S = 5.0
 #: No single answer takes longer than this but the streams, which send a sign of life more often.
 TIMEOUT_S = 30.0
+#: An import of the largest file takes a slow server a while.
+IMPORT_TIMEOUT_S = 300.0
+#: Items of one page of a list, as many as the server gives.
+MAX_PAGE = 500
 
 
 class ClientError(Exception):
@@ -160,7 +164,51 @@ class KerfClient:
         except httpx.TransportError:
             return False
 
+    # -- latencies --------------------------------------------------------------------------------------------------
+
+    def import_latencies(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Import an uploaded file. Repeating it is harmless: nothing is added twice."""
+        return self._json("POST", "/v1/latency:import", json=body, timeout=IMPORT_TIMEOUT_S)
+
+    def export_latencies(self, wanted: Mapping[str, Any], target: Path) -> int:
+        """Write an export into `target`, which appears when it is complete; returns its size in bytes."""
+        partial = target.with_suffix(target.suffix + ".part")
+        size = 0
+        with self._http.stream("GET", "/v1/latency:export", params=dict(wanted)) as response:
+            if response.status_code >= 400:
+                response.read()
+                raise _error(response)
+            with partial.open("wb") as file:
+                for chunk in response.iter_bytes():
+                    size += file.write(chunk)
+        partial.replace(target)
+        return size
+
+    def latencies(self, wanted: Mapping[str, Any], limit: int) -> tuple[list[dict[str, Any]], bool]:
+        """Up to `limit` figures, and whether there are more."""
+        return self._pages("/v1/latencies", wanted, limit)
+
+    def latency_series(self, wanted: Mapping[str, Any], limit: int = 1000) -> list[dict[str, Any]]:
+        """The series that fit."""
+        return self._pages("/v1/latency-series", wanted, limit)[0]
+
+    def compare_latencies(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        """The kernels that two series have in common."""
+        return self._json("GET", "/v1/latency:compare", params=dict(wanted))
+
     # -- plumbing ---------------------------------------------------------------------------------------------------
+
+    def _pages(self, url: str, wanted: Mapping[str, Any], limit: int) -> tuple[list[dict[str, Any]], bool]:
+        """Up to `limit` items of a list, page by page, and whether there are more."""
+        items: list[dict[str, Any]] = []
+        cursor: str | None = None
+        while True:
+            params = {**wanted, "limit": min(MAX_PAGE, limit - len(items))}
+            part = self._json("GET", url, params=params if cursor is None else {**params, "cursor": cursor})
+            items += part["items"]
+            cursor = part["next"]
+            if cursor is None or len(items) >= limit:
+                return items, cursor is not None
 
     def _json(self, method: str, url: str, **arguments: Any) -> dict[str, Any]:
         answer: dict[str, Any] = self._send(method, url, **arguments).json()

@@ -16,12 +16,15 @@ Id = String(80)
 
 
 class DeviceRow(Base):
-    """A device under an agent. Its token is in `token`; `agent_key_hash` recognises an agent that enrols again."""
+    """A device under an agent. Its token is in `token`; `agent_key_hash` recognises an agent that enrols again.
+
+    None as `agent_key_hash`: the device has no agent, and its figures were imported.
+    """
 
     __tablename__ = "device"
     id: Mapped[str] = mapped_column(Id, primary_key=True)
     name: Mapped[str] = mapped_column(String(200), unique=True)
-    agent_key_hash: Mapped[str] = mapped_column(String(64), unique=True)
+    agent_key_hash: Mapped[str | None] = mapped_column(String(64), unique=True)
     profile_id: Mapped[str] = mapped_column(Id)
     profile: Mapped[dict[str, Any]] = mapped_column(JSON)
     runtimes: Mapped[list[dict[str, Any]]] = mapped_column(JSON)
@@ -31,6 +34,15 @@ class DeviceRow(Base):
     spooled_reports: Mapped[int] = mapped_column(Integer, default=0)
     created_at: Mapped[float] = mapped_column(Double, default=now_s())
     last_seen_at: Mapped[float] = mapped_column(Double, default=now_s())
+
+
+class ProfileRow(Base):
+    """A hardware description that a device ever had: measurements name it long after the device has another one."""
+
+    __tablename__ = "device_profile"
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    profile: Mapped[dict[str, Any]] = mapped_column(JSON)
+    created_at: Mapped[float] = mapped_column(Double, default=now_s())
 
 
 class TokenRow(Base):
@@ -80,7 +92,7 @@ class KernelRow(Base):
 
 
 class SetupRow(Base):
-    """A way of measuring that was ever asked for."""
+    """A way of measuring that was ever asked for, or that imported figures came from."""
 
     __tablename__ = "measuring_setup"
     id: Mapped[str] = mapped_column(Id, primary_key=True)
@@ -180,12 +192,59 @@ class ReportRow(Base):
     )
 
 
+class SeriesRow(Base):
+    """Measurements that may be compared and modelled together: all that has one provenance on one device.
+
+    The columns up to `source` are the key, and `id` is their hash (`server.latency.series`). `num_measurements` and
+    `last_at` are kept in the transactions that add measurements.
+    """
+
+    __tablename__ = "latency_series"
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    device_id: Mapped[str] = mapped_column(Id, ForeignKey("device.id"), index=True)
+    profile_id: Mapped[str] = mapped_column(Id, ForeignKey("device_profile.id"))
+    setup_id: Mapped[str] = mapped_column(Id, ForeignKey("measuring_setup.id"))
+    runtime: Mapped[str] = mapped_column(String(64))
+    runtime_version: Mapped[str] = mapped_column(String(64))
+    runtime_sha256: Mapped[str] = mapped_column(String(64))
+    isa: Mapped[str] = mapped_column(String(64))
+    threads: Mapped[int] = mapped_column(Integer)
+    affinity: Mapped[list[int]] = mapped_column(JSON)
+    governor: Mapped[str | None] = mapped_column(String(64))
+    agent_version: Mapped[str] = mapped_column(String(64))
+    source: Mapped[Source] = mapped_column(enum_column(Source))
+    num_measurements: Mapped[int] = mapped_column(Integer, default=0)
+    first_at: Mapped[float] = mapped_column(Double, default=now_s())
+    last_at: Mapped[float] = mapped_column(Double, default=now_s())
+
+
+class ImportRow(Base):
+    """A file of latencies that was imported; the file itself is the artifact `file_sha256`."""
+
+    __tablename__ = "latency_import"
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    device_id: Mapped[str] = mapped_column(Id, ForeignKey("device.id"), index=True)
+    file_name: Mapped[str] = mapped_column(String(200))
+    file_sha256: Mapped[str] = mapped_column(String(64))
+    mapping: Mapped[dict[str, Any] | None] = mapped_column(JSON)
+    num_rows: Mapped[int] = mapped_column(Integer)
+    created_by: Mapped[str] = mapped_column(Id)
+    created_at: Mapped[float] = mapped_column(Double, default=now_s())
+
+
 class MeasurementRow(Base):
-    """A measurement's provenance, statistics and verdict. The samples are in `measurement_raw`."""
+    """A measurement's provenance, statistics and verdict. The samples are in `measurement_raw`.
+
+    One that was imported has `import_id`, and `import_key`, which makes importing it again harmless; no task, no
+    samples, and no statistics but the median where the file had no more.
+    """
 
     __tablename__ = "measurement"
-    result_key: Mapped[str] = mapped_column(Id, ForeignKey("report.result_key"), primary_key=True)
-    task_id: Mapped[str] = mapped_column(Id, ForeignKey("measurement_task.id"), index=True)
+    result_key: Mapped[str] = mapped_column(Id, primary_key=True)
+    task_id: Mapped[str | None] = mapped_column(Id, ForeignKey("measurement_task.id"), index=True)
+    series_id: Mapped[str] = mapped_column(Id, ForeignKey("latency_series.id"), index=True)
+    import_id: Mapped[str | None] = mapped_column(Id, ForeignKey("latency_import.id"))
+    import_key: Mapped[str | None] = mapped_column(Id, unique=True)
     device_id: Mapped[str] = mapped_column(Id, ForeignKey("device.id"), index=True)
     profile_id: Mapped[str] = mapped_column(Id)
     kernel_id: Mapped[str | None] = mapped_column(Id, ForeignKey("kernel.id"), index=True)
@@ -207,10 +266,10 @@ class MeasurementRow(Base):
     median_ns: Mapped[float] = mapped_column(Double)
     ci95_low_ns: Mapped[float | None] = mapped_column(Double)
     ci95_high_ns: Mapped[float | None] = mapped_column(Double)
-    statistics: Mapped[dict[str, Any]] = mapped_column(JSON)
+    statistics: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     before: Mapped[dict[str, Any]] = mapped_column(JSON)
     after: Mapped[dict[str, Any]] = mapped_column(JSON)
-    output_sha256: Mapped[str] = mapped_column(String(64))
+    output_sha256: Mapped[str | None] = mapped_column(String(64))
     memory_bytes: Mapped[int | None] = mapped_column(BigInt)
     duration_s: Mapped[float] = mapped_column(Double)
     created_at: Mapped[float] = mapped_column(Double, default=now_s())
@@ -238,19 +297,14 @@ class MeasurementFailureRow(Base):
 
 
 class LatencyRow(Base):
-    """The roll-up of usable kernel measurements that latency queries read: one row a key, kept in the same
-    transaction as the measurements themselves. `median_ns` is of the latest one.
+    """The roll-up of usable kernel measurements that latency queries read, kept in the same transaction as the
+    measurements themselves: one row for each series, kernel and mode. `median_ns` is of the latest one.
     """
 
     __tablename__ = "latency"
-    device_id: Mapped[str] = mapped_column(Id, ForeignKey("device.id"), primary_key=True)
-    kernel_id: Mapped[str] = mapped_column(Id, ForeignKey("kernel.id"), primary_key=True)
-    setup_id: Mapped[str] = mapped_column(Id, primary_key=True)
-    profile_id: Mapped[str] = mapped_column(Id, primary_key=True)
-    runtime_version: Mapped[str] = mapped_column(String(64), primary_key=True)
-    runtime_sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
-    source: Mapped[Source] = mapped_column(enum_column(Source), primary_key=True)
-    runtime: Mapped[str] = mapped_column(String(64))
+    series_id: Mapped[str] = mapped_column(Id, ForeignKey("latency_series.id"), primary_key=True)
+    kernel_id: Mapped[str] = mapped_column(Id, ForeignKey("kernel.id"), primary_key=True, index=True)
+    mode: Mapped[str] = mapped_column(String(16), primary_key=True)
     result_key: Mapped[str] = mapped_column(Id, ForeignKey("measurement.result_key"))
     verdict: Mapped[Verdict] = mapped_column(enum_column(Verdict))
     median_ns: Mapped[float] = mapped_column(Double)

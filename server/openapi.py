@@ -27,7 +27,9 @@ from search.domain.config import SearchConfig
 from server.catalog.endpoints import DatasetRequest, DatasetView, ModelList, ModelRequest, ModelView
 from server.errors import Problem
 from server.fleet.devices import DeviceView, EnrolmentCode, EnrolmentCodeRequest
-from server.latency.schemas import KernelView, LatencyAnswer, LatencyQuery, MeasurementView
+from server.latency.exchange.service import ImportAnswer, LatencyImport
+from server.latency.listing_endpoints import Comparison
+from server.latency.schemas import KernelView, LatencyAnswer, LatencyQuery, LatencyView, MeasurementView
 from server.searches.schemas import CandidateView, EventView, SearchView
 from server.status import Health, Version
 
@@ -36,6 +38,7 @@ _REF = "#/components/schemas/{model}"
 #: Every class that a route names.
 WIRE_CLASSES: tuple[type, ...] = (
     CandidateView,
+    Comparison,
     DatasetRequest,
     DatasetView,
     DeviceView,
@@ -47,9 +50,12 @@ WIRE_CLASSES: tuple[type, ...] = (
     Health,
     HeartbeatAnswer,
     HeartbeatRequest,
+    ImportAnswer,
     KernelView,
     LatencyAnswer,
+    LatencyImport,
     LatencyQuery,
+    LatencyView,
     LeaseAnswer,
     LeaseRequest,
     MeasurementView,

@@ -60,7 +60,10 @@ def why_unusable(runtimes: Iterable[RuntimeInfo], name: str) -> str | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceProfile:
-    """What stays the same while a device is in service: the hardware side of every measurement's key."""
+    """What stays the same while a device is in service: the hardware side of every measurement's key.
+
+    `imported` says that no agent is on the device: its figures came from a file. What the file does not tell is empty.
+    """
 
     machine: str
     system: str
@@ -72,10 +75,13 @@ class DeviceProfile:
     governors: tuple[str, ...] = ()
     emulated: bool = False
     simulated: bool = False
+    imported: bool = False
 
     @property
     def source(self) -> Source:
-        """Where every number that this device reports comes from."""
+        """Where every number of this device comes from."""
+        if self.imported:
+            return Source.IMPORTED
         if self.simulated:
             return Source.SIMULATED
         return Source.EMULATED if self.emulated else Source.MEASURED

@@ -64,6 +64,8 @@ class VerdictReason(StrEnum):
     RUN_MODE_CHANGED = "run_mode_changed"
     NOT_COLD = "not_cold"
     NOT_STEADY = "not_steady"
+    #: An imported figure that came without samples or a verdict: nothing about it could be checked here.
+    NOT_VERIFIED = "not_verified"
 
 
 class FailureReason(StrEnum):

@@ -27,7 +27,7 @@ def upgrade() -> None:
         "device",
         sa.Column("id", sa.String(length=80), nullable=False),
         sa.Column("name", sa.String(length=200), nullable=False),
-        sa.Column("agent_key_hash", sa.String(length=64), nullable=False),
+        sa.Column("agent_key_hash", sa.String(length=64), nullable=True),
         sa.Column("profile_id", sa.String(length=80), nullable=False),
         sa.Column("profile", sa.JSON(), nullable=False),
         sa.Column("runtimes", sa.JSON(), nullable=False),
@@ -40,6 +40,13 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_device")),
         sa.UniqueConstraint("agent_key_hash", name=op.f("uq_device_agent_key_hash")),
         sa.UniqueConstraint("name", name=op.f("uq_device_name")),
+    )
+    op.create_table(
+        "device_profile",
+        sa.Column("id", sa.String(length=80), nullable=False),
+        sa.Column("profile", sa.JSON(), nullable=False),
+        sa.Column("created_at", sa.Double(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_device_profile")),
     )
     op.create_table(
         "enrolment_code",
@@ -407,9 +414,62 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_search_task_task_id"), ["task_id"], unique=False)
 
     op.create_table(
+        "latency_series",
+        sa.Column("id", sa.String(length=80), nullable=False),
+        sa.Column("device_id", sa.String(length=80), nullable=False),
+        sa.Column("profile_id", sa.String(length=80), nullable=False),
+        sa.Column("setup_id", sa.String(length=80), nullable=False),
+        sa.Column("runtime", sa.String(length=64), nullable=False),
+        sa.Column("runtime_version", sa.String(length=64), nullable=False),
+        sa.Column("runtime_sha256", sa.String(length=64), nullable=False),
+        sa.Column("isa", sa.String(length=64), nullable=False),
+        sa.Column("threads", sa.Integer(), nullable=False),
+        sa.Column("affinity", sa.JSON(), nullable=False),
+        sa.Column("governor", sa.String(length=64), nullable=True),
+        sa.Column("agent_version", sa.String(length=64), nullable=False),
+        sa.Column(
+            "source",
+            sa.Enum("measured", "emulated", "simulated", "imported", name="source", native_enum=False, length=32),
+            nullable=False,
+        ),
+        sa.Column("num_measurements", sa.Integer(), nullable=False),
+        sa.Column("first_at", sa.Double(), nullable=False),
+        sa.Column("last_at", sa.Double(), nullable=False),
+        sa.ForeignKeyConstraint(["device_id"], ["device.id"], name=op.f("fk_latency_series_device_id_device")),
+        sa.ForeignKeyConstraint(
+            ["profile_id"], ["device_profile.id"], name=op.f("fk_latency_series_profile_id_device_profile")
+        ),
+        sa.ForeignKeyConstraint(
+            ["setup_id"], ["measuring_setup.id"], name=op.f("fk_latency_series_setup_id_measuring_setup")
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_latency_series")),
+    )
+    with op.batch_alter_table("latency_series", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_latency_series_device_id"), ["device_id"], unique=False)
+
+    op.create_table(
+        "latency_import",
+        sa.Column("id", sa.String(length=80), nullable=False),
+        sa.Column("device_id", sa.String(length=80), nullable=False),
+        sa.Column("file_name", sa.String(length=200), nullable=False),
+        sa.Column("file_sha256", sa.String(length=64), nullable=False),
+        sa.Column("mapping", sa.JSON(), nullable=True),
+        sa.Column("num_rows", sa.Integer(), nullable=False),
+        sa.Column("created_by", sa.String(length=80), nullable=False),
+        sa.Column("created_at", sa.Double(), nullable=False),
+        sa.ForeignKeyConstraint(["device_id"], ["device.id"], name=op.f("fk_latency_import_device_id_device")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_latency_import")),
+    )
+    with op.batch_alter_table("latency_import", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_latency_import_device_id"), ["device_id"], unique=False)
+
+    op.create_table(
         "measurement",
         sa.Column("result_key", sa.String(length=80), nullable=False),
-        sa.Column("task_id", sa.String(length=80), nullable=False),
+        sa.Column("task_id", sa.String(length=80), nullable=True),
+        sa.Column("series_id", sa.String(length=80), nullable=False),
+        sa.Column("import_id", sa.String(length=80), nullable=True),
+        sa.Column("import_key", sa.String(length=80), nullable=True),
         sa.Column("device_id", sa.String(length=80), nullable=False),
         sa.Column("profile_id", sa.String(length=80), nullable=False),
         sa.Column("kernel_id", sa.String(length=80), nullable=True),
@@ -443,24 +503,31 @@ def upgrade() -> None:
         sa.Column("median_ns", sa.Double(), nullable=False),
         sa.Column("ci95_low_ns", sa.Double(), nullable=True),
         sa.Column("ci95_high_ns", sa.Double(), nullable=True),
-        sa.Column("statistics", sa.JSON(), nullable=False),
+        sa.Column("statistics", sa.JSON(none_as_null=True), nullable=True),
         sa.Column("before", sa.JSON(), nullable=False),
         sa.Column("after", sa.JSON(), nullable=False),
-        sa.Column("output_sha256", sa.String(length=64), nullable=False),
+        sa.Column("output_sha256", sa.String(length=64), nullable=True),
         sa.Column("memory_bytes", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=True),
         sa.Column("duration_s", sa.Double(), nullable=False),
         sa.Column("created_at", sa.Double(), nullable=False),
         sa.ForeignKeyConstraint(["device_id"], ["device.id"], name=op.f("fk_measurement_device_id_device")),
         sa.ForeignKeyConstraint(["kernel_id"], ["kernel.id"], name=op.f("fk_measurement_kernel_id_kernel")),
-        sa.ForeignKeyConstraint(["result_key"], ["report.result_key"], name=op.f("fk_measurement_result_key_report")),
+        sa.ForeignKeyConstraint(
+            ["import_id"], ["latency_import.id"], name=op.f("fk_measurement_import_id_latency_import")
+        ),
+        sa.ForeignKeyConstraint(
+            ["series_id"], ["latency_series.id"], name=op.f("fk_measurement_series_id_latency_series")
+        ),
         sa.ForeignKeyConstraint(
             ["task_id"], ["measurement_task.id"], name=op.f("fk_measurement_task_id_measurement_task")
         ),
         sa.PrimaryKeyConstraint("result_key", name=op.f("pk_measurement")),
+        sa.UniqueConstraint("import_key", name=op.f("uq_measurement_import_key")),
     )
     with op.batch_alter_table("measurement", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_measurement_device_id"), ["device_id"], unique=False)
         batch_op.create_index(batch_op.f("ix_measurement_kernel_id"), ["kernel_id"], unique=False)
+        batch_op.create_index(batch_op.f("ix_measurement_series_id"), ["series_id"], unique=False)
         batch_op.create_index(batch_op.f("ix_measurement_task_id"), ["task_id"], unique=False)
 
     op.create_table(
@@ -474,18 +541,9 @@ def upgrade() -> None:
     )
     op.create_table(
         "latency",
-        sa.Column("device_id", sa.String(length=80), nullable=False),
+        sa.Column("series_id", sa.String(length=80), nullable=False),
         sa.Column("kernel_id", sa.String(length=80), nullable=False),
-        sa.Column("setup_id", sa.String(length=80), nullable=False),
-        sa.Column("profile_id", sa.String(length=80), nullable=False),
-        sa.Column("runtime_version", sa.String(length=64), nullable=False),
-        sa.Column("runtime_sha256", sa.String(length=64), nullable=False),
-        sa.Column(
-            "source",
-            sa.Enum("measured", "emulated", "simulated", "imported", name="source", native_enum=False, length=32),
-            nullable=False,
-        ),
-        sa.Column("runtime", sa.String(length=64), nullable=False),
+        sa.Column("mode", sa.String(length=16), nullable=False),
         sa.Column("result_key", sa.String(length=80), nullable=False),
         sa.Column(
             "verdict",
@@ -499,33 +557,38 @@ def upgrade() -> None:
         sa.Column("min_median_ns", sa.Double(), nullable=False),
         sa.Column("max_median_ns", sa.Double(), nullable=False),
         sa.Column("updated_at", sa.Double(), nullable=False),
-        sa.ForeignKeyConstraint(["device_id"], ["device.id"], name=op.f("fk_latency_device_id_device")),
         sa.ForeignKeyConstraint(["kernel_id"], ["kernel.id"], name=op.f("fk_latency_kernel_id_kernel")),
         sa.ForeignKeyConstraint(
             ["result_key"], ["measurement.result_key"], name=op.f("fk_latency_result_key_measurement")
         ),
-        sa.PrimaryKeyConstraint(
-            "device_id",
-            "kernel_id",
-            "setup_id",
-            "profile_id",
-            "runtime_version",
-            "runtime_sha256",
-            "source",
-            name=op.f("pk_latency"),
-        ),
+        sa.ForeignKeyConstraint(["series_id"], ["latency_series.id"], name=op.f("fk_latency_series_id_latency_series")),
+        sa.PrimaryKeyConstraint("series_id", "kernel_id", "mode", name=op.f("pk_latency")),
     )
+    with op.batch_alter_table("latency", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_latency_kernel_id"), ["kernel_id"], unique=False)
 
 
 def downgrade() -> None:
+    with op.batch_alter_table("latency", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_latency_kernel_id"))
+
     op.drop_table("latency")
     op.drop_table("measurement_raw")
     with op.batch_alter_table("measurement", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_measurement_task_id"))
+        batch_op.drop_index(batch_op.f("ix_measurement_series_id"))
         batch_op.drop_index(batch_op.f("ix_measurement_kernel_id"))
         batch_op.drop_index(batch_op.f("ix_measurement_device_id"))
 
     op.drop_table("measurement")
+    with op.batch_alter_table("latency_import", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_latency_import_device_id"))
+
+    op.drop_table("latency_import")
+    with op.batch_alter_table("latency_series", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_latency_series_device_id"))
+
+    op.drop_table("latency_series")
     with op.batch_alter_table("search_task", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_search_task_task_id"))
 
@@ -589,5 +652,6 @@ def downgrade() -> None:
 
     op.drop_table("idempotency_key")
     op.drop_table("enrolment_code")
+    op.drop_table("device_profile")
     op.drop_table("device")
     op.drop_table("artifact")

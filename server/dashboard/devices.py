@@ -14,6 +14,7 @@ _STATE_LABELS = {
     DeviceState.ONLINE: StateLabel(text="online", tone="good"),
     DeviceState.OFFLINE: StateLabel(text="offline", tone="idle"),
     DeviceState.DISABLED: StateLabel(text="disabled", tone="warn"),
+    DeviceState.IMPORTED: StateLabel(text="imported", tone="warn"),
 }
 
 _MEASURING = StateLabel(text="measuring", tone="busy")
@@ -35,11 +36,10 @@ def device_view(status: DeviceStatus, heartbeat_interval_s: float) -> DeviceView
         cpu_model=profile.cpu_model,
         num_cores=sum(len(cluster.core_ids) for cluster in profile.clusters),
         memory_bytes=profile.memory_bytes,
-        simulated=profile.simulated,
-        emulated=profile.emulated,
+        source=profile.source.value,
         runtimes=tuple(_runtime_view(decode(RuntimeInfo, data)) for data in row.runtimes),
         agent_version=row.agent_version,
-        seen_s=status.silent_s,
+        seen_s=None if state is DeviceState.IMPORTED else status.silent_s,
         open_tasks=status.num_pending + status.num_leased,
     )
 
@@ -54,7 +54,7 @@ def hardware_facts(row: DeviceRow) -> tuple[Fact, ...]:
         ("Processor", profile.cpu_model),
         *(("Cores", _cluster_words(cluster)) for cluster in profile.clusters),
         ("Instruction sets", ", ".join(profile.isa_features)),
-        ("Memory", byte_count(profile.memory_bytes)),
+        ("Memory", byte_count(profile.memory_bytes) if profile.memory_bytes else ""),
         ("Governors", ", ".join(profile.governors)),
     ]
     return tuple(Fact(label=label, value=value) for label, value in facts if value)

@@ -41,7 +41,10 @@ class RuntimeView:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceView:
-    """`seen_s` is the time since the last sign of life."""
+    """`seen_s` is the time since the last sign of life, None for an imported device.
+
+    `source` is that of its figures.
+    """
 
     device_id: str
     name: str
@@ -50,11 +53,10 @@ class DeviceView:
     cpu_model: str
     num_cores: int
     memory_bytes: int
-    simulated: bool
-    emulated: bool
+    source: str
     runtimes: tuple[RuntimeView, ...]
     agent_version: str
-    seen_s: float
+    seen_s: float | None
     open_tasks: int
 
 

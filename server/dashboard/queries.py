@@ -62,7 +62,7 @@ def _measurements(
     query = (
         select(MeasurementRow, DeviceRow.name, KernelRow.spec, TaskRow.task)
         .join(DeviceRow, DeviceRow.id == MeasurementRow.device_id)
-        .join(TaskRow, TaskRow.id == MeasurementRow.task_id)
+        .outerjoin(TaskRow, TaskRow.id == MeasurementRow.task_id)
         .outerjoin(KernelRow, KernelRow.id == MeasurementRow.kernel_id)
         .order_by(MeasurementRow.result_key.desc())
         .limit(limit)

@@ -59,6 +59,7 @@ REASON_TEXTS = {
     VerdictReason.RUN_MODE_CHANGED: "screen, charger or process group changed while measuring",
     VerdictReason.NOT_COLD: "the device was not known to be cold",
     VerdictReason.NOT_STEADY: "the device had not become steady under load",
+    VerdictReason.NOT_VERIFIED: "imported without samples: not verified",
 }
 
 _OP_NAMES = {

@@ -40,10 +40,14 @@ class DeviceState(StrEnum):
     OFFLINE = "offline"
     #: Gets no new work.
     DISABLED = "disabled"
+    #: Has no agent: its figures came from a file. It gets no work.
+    IMPORTED = "imported"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceView:
+    """`last_seen_at` is None for an imported device, which has no agent."""
+
     id: str
     name: str
     state: DeviceState
@@ -146,6 +150,7 @@ def create_enrolment_code(
 
 def device_view(status: DeviceStatus, heartbeat_interval_s: float) -> DeviceView:
     row = status.row
+    is_imported = row.agent_key_hash is None
     return DeviceView(
         id=row.id,
         name=row.name,
@@ -159,11 +164,13 @@ def device_view(status: DeviceStatus, heartbeat_interval_s: float) -> DeviceView
         leased_tasks=status.num_leased,
         spooled_reports=row.spooled_reports,
         created_at=iso(row.created_at),
-        last_seen_at=iso(row.last_seen_at),
+        last_seen_at=None if is_imported else iso(row.last_seen_at),
     )
 
 
 def device_state(status: DeviceStatus, heartbeat_interval_s: float) -> DeviceState:
+    if status.row.agent_key_hash is None:
+        return DeviceState.IMPORTED
     if not status.row.enabled:
         return DeviceState.DISABLED
     if status.silent_s > MISSED_HEARTBEATS * heartbeat_interval_s:

@@ -12,6 +12,7 @@ from device_agent.contracts import DeviceProfile, EnrolmentRequest, HeartbeatReq
 from server.columns import now_s
 from server.errors import NotFound
 from server.ids import new_id
+from server.latency.repository import ensure_profile
 from server.models import DeviceRow, TaskRow
 from server.states import TaskState
 
@@ -33,6 +34,7 @@ def find_by_agent_key(session: Session, agent_key_hash: str) -> DeviceRow | None
 def insert_device(session: Session, request: EnrolmentRequest, agent_key_hash: str) -> str:
     """Add a device; a name that is taken gets a number behind it."""
     device_id = new_id("device")
+    ensure_profile(session, request.profile)
     session.execute(
         insert(DeviceRow).values(
             id=device_id,
@@ -61,7 +63,7 @@ def save_facts(
 ) -> bool:
     """Store what an agent tells about its device; returns whether the device is enabled."""
     values = {
-        "profile_id": profile_id(profile),
+        "profile_id": ensure_profile(session, profile),
         "profile": encode(profile),
         "runtimes": encode(request.runtimes),
         "agent_version": request.agent_version,
@@ -82,13 +84,13 @@ def save_facts(
 def set_enabled(session: Session, device_id: str, enabled: bool) -> None:
     changed = session.execute(
         update(DeviceRow)
-        .where(DeviceRow.id == device_id)
+        .where(DeviceRow.id == device_id, DeviceRow.agent_key_hash.is_not(None))
         .values(enabled=enabled)
         .returning(DeviceRow.id)
         .execution_options(synchronize_session=False)
     ).scalar_one_or_none()
     if changed is None:
-        raise NotFound(f"there is no device {device_id!r}: GET /v1/devices lists them")
+        raise NotFound(f"there is no device {device_id!r} with an agent: GET /v1/devices lists them")
 
 
 def list_devices(session: Session, *, after: str | None, limit: int) -> list[DeviceStatus]:

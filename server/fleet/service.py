@@ -52,6 +52,7 @@ def enrol(context: Context, request: EnrolmentRequest) -> EnrolmentAnswer:
         raise Unprocessable(f"agent_key must have 16 to {MAX_KEY_CHARS} characters, not {len(request.agent_key)}")
     if len(request.device_name) > MAX_NAME_CHARS:
         raise Unprocessable(f"device_name has {len(request.device_name)} characters, more than {MAX_NAME_CHARS}")
+    _require_agent_profile(request)
     try:
         return _enrol(context, request)
     except IntegrityError:
@@ -84,7 +85,13 @@ def _enrol(context: Context, request: EnrolmentRequest) -> EnrolmentAnswer:
     )
 
 
+def _require_agent_profile(request: EnrolmentRequest | HeartbeatRequest) -> None:
+    if request.profile.imported:
+        raise Unprocessable("profile.imported: a device with an agent is not imported: leave the field out")
+
+
 def heartbeat(context: Context, device_id: str, request: HeartbeatRequest) -> HeartbeatAnswer:
+    _require_agent_profile(request)
     with context.database.write() as session:
         enabled = repository.save_facts(session, device_id, request.profile, request)
     return HeartbeatAnswer(interval_s=context.settings.heartbeat_interval_s, drain=not enabled)

@@ -18,12 +18,21 @@ from device_agent.contracts import (
     setup_id,
 )
 from server.context import ContextDep, Reader
-from server.errors import NotFound
+from server.errors import NotFound, Unprocessable
 from server.fleet.repository import get_device
 from server.latency import queries
 from server.latency.queries import KernelFilter, MeasurementFilter
 from server.latency.repository import raw_measurement
-from server.latency.schemas import KernelView, LatencyAnswer, LatencyQuery, kernel_view, latency, measurement_view
+from server.latency.schemas import (
+    KernelView,
+    LatencyAnswer,
+    LatencyQuery,
+    kernel_view,
+    latency,
+    measurement_view,
+    series_view,
+)
+from server.latency.series import get_series, latest_series
 from server.models import KernelRow, LatencyRow
 from server.wire import (
     DEFAULT_PAGE,
@@ -110,7 +119,7 @@ def get_raw_measurement(result_key: str, context: ContextDep, principal: Reader)
     with context.database.read() as session:
         text = raw_measurement(session, result_key)
     if text is None:
-        raise NotFound(f"there is no measurement {result_key!r}")
+        raise NotFound(f"there are no samples of a measurement {result_key!r}; one that was imported never has any")
     return Response(text.encode(), media_type="application/json")
 
 
@@ -118,22 +127,32 @@ def get_raw_measurement(result_key: str, context: ContextDep, principal: Reader)
 def query_latency(
     context: ContextDep, principal: Reader, body: Annotated[LatencyQuery, Depends(body_of(LatencyQuery))]
 ) -> Response:
-    """The latest usable latency of each kernel on a device. Numbers of different keys or sources are never mixed:
-    only the device's present profile and source count, and each answer names its runtime version.
+    """The latest usable latency of each kernel in one series of a device. Numbers of different keys are never mixed:
+    what was not measured in the series is None, whatever other series have.
     """
     ids = [kernel_id(kernel) for kernel in body.kernels]
     with context.database.read() as session:
         device = get_device(session, body.device_id).row
-        profile_id, source = device.profile_id, decode(DeviceProfile, device.profile).source
-        rows = queries.latencies(
-            session,
-            device_id=body.device_id,
-            setup_id=setup_id(body.setup),
-            kernel_ids=sorted(set(ids)),
-            runtime_version=body.runtime_version,
-        )
+        if body.series_id is None:
+            series = latest_series(
+                session,
+                device_id=device.id,
+                setup_id=setup_id(body.setup),
+                profile_id=device.profile_id,
+                source=decode(DeviceProfile, device.profile).source,
+                runtime_version=body.runtime_version,
+            )
+        else:
+            series = get_series(session, body.series_id)
+            if series.device_id != device.id:
+                raise Unprocessable(f"series_id: {series.id} is of device {series.device_id}, not of {device.id}")
+        rows = [] if series is None else queries.latencies(session, series.id, sorted(set(ids)))
     newest: dict[str, LatencyRow] = {}
     for row in rows:
-        if row.profile_id == profile_id and row.source is source:
-            newest.setdefault(row.kernel_id, row)
-    return ContractResponse(LatencyAnswer(latencies=tuple(latency(newest[i]) if i in newest else None for i in ids)))
+        newest.setdefault(row.kernel_id, row)
+    return ContractResponse(
+        LatencyAnswer(
+            series=None if series is None else series_view(series),
+            latencies=tuple(latency(newest[i]) if i in newest else None for i in ids),
+        )
+    )

@@ -63,13 +63,7 @@ def list_measurements(
     return [(row[0], row[1]) for row in session.execute(query)]
 
 
-def latencies(
-    session: Session, *, device_id: str, setup_id: str, kernel_ids: Sequence[str], runtime_version: str | None
-) -> list[LatencyRow]:
-    """The roll-up rows of these kernels, the latest first for each kernel."""
-    query = select(LatencyRow).where(
-        LatencyRow.device_id == device_id, LatencyRow.setup_id == setup_id, LatencyRow.kernel_id.in_(kernel_ids)
-    )
-    if runtime_version is not None:
-        query = query.where(LatencyRow.runtime_version == runtime_version)
+def latencies(session: Session, series_id: str, kernel_ids: Sequence[str]) -> list[LatencyRow]:
+    """The roll-up rows of these kernels in one series, the latest first for each kernel."""
+    query = select(LatencyRow).where(LatencyRow.series_id == series_id, LatencyRow.kernel_id.in_(kernel_ids))
     return list(session.scalars(query.order_by(LatencyRow.kernel_id, LatencyRow.updated_at.desc())))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import BindParameter, bindparam, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from device_agent.contracts import (
@@ -26,12 +27,14 @@ from device_agent.contracts import (
     dumps,
     encode,
     kernel_id,
+    profile_id,
     setup_id,
     why_unusable,
 )
 from server.columns import now_s
 from server.errors import NotFound, Unprocessable
 from server.ids import new_id
+from server.latency.series import SeriesKey, ensure_series, series_id, series_key
 from server.models import (
     DeviceRow,
     KernelRow,
@@ -39,12 +42,17 @@ from server.models import (
     MeasurementFailureRow,
     MeasurementRawRow,
     MeasurementRow,
+    ProfileRow,
+    SeriesRow,
     SetupRow,
     TaskRow,
 )
 from server.upsert import insert_missing
 
 Task = KernelTask | NetworkTask
+
+#: Why a device without an agent gets no tasks; the text continues "device X".
+IMPORTED_DEVICE = "is imported: it has no agent that could measure. Name a device that enrolled"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,12 +88,14 @@ def runtime_key(session: Session, device_id: str, runtime: str) -> RuntimeKey:
     Raises `NotFound` for an unknown device, and `Unprocessable` where the device has no such runtime or cannot use it.
     """
     device = session.execute(
-        select(DeviceRow.name, DeviceRow.profile_id, DeviceRow.runtimes).where(DeviceRow.id == device_id)
+        select(DeviceRow.name, DeviceRow.profile_id, DeviceRow.runtimes, DeviceRow.agent_key_hash).where(
+            DeviceRow.id == device_id
+        )
     ).one_or_none()
     if device is None:
         raise NotFound(f"there is no device {device_id!r}: `kerf devices ls` shows those that enrolled")
     runtimes = tuple(decode(RuntimeInfo, data) for data in device.runtimes)
-    reason = why_unusable(runtimes, runtime)
+    reason = IMPORTED_DEVICE if device.agent_key_hash is None else why_unusable(runtimes, runtime)
     if reason is not None:
         raise Unprocessable(f"device {device.name!r} {reason}", code="runtime_unavailable")
     info = next(info for info in runtimes if info.name == runtime)
@@ -99,15 +109,15 @@ def runtime_key(session: Session, device_id: str, runtime: str) -> RuntimeKey:
 
 
 def device_source(session: Session, device_id: str) -> Source:
-    """Where numbers of this device come from, as it is today: measured, emulated or simulated."""
+    """Where numbers of this device come from, as it is today."""
     profile = session.execute(select(DeviceRow.profile).where(DeviceRow.id == device_id)).scalar_one()
     return decode(DeviceProfile, profile).source
 
 
 def ensure_kernels(session: Session, kernels: Iterable[KernelSpec]) -> None:
     rows = {
-        kernel_id(k): {
-            "id": kernel_id(k),
+        identity: {
+            "id": identity,
             "op": k.op.value,
             "in_channels": k.in_channels,
             "out_channels": k.out_channels,
@@ -120,7 +130,7 @@ def ensure_kernels(session: Session, kernels: Iterable[KernelSpec]) -> None:
             "density": k.pruning.density,
             "spec": encode(k),
         }
-        for k in kernels
+        for k, identity in ((k, kernel_id(k)) for k in kernels)
     }
     insert_missing(session, KernelRow, list(rows.values()))
 
@@ -130,31 +140,32 @@ def ensure_setups(session: Session, setups: Iterable[MeasuringSetup]) -> None:
     insert_missing(session, SetupRow, list(rows.values()))
 
 
+def ensure_profile(session: Session, profile: DeviceProfile) -> str:
+    """Keep a hardware description for as long as measurements name it; returns its identity."""
+    identity = profile_id(profile)
+    insert_missing(session, ProfileRow, [{"id": identity, "profile": encode(profile)}])
+    return identity
+
+
 def store_measurement(
     session: Session, *, result_key: str, task: TaskRow, measurement: Measurement, status: ReportStatus
 ) -> None:
     """Store a measurement with its samples, and take it into the roll-up if it is accepted and usable."""
     p, s = measurement.provenance, measurement.statistics
+    key = series_key(
+        device_id=task.device_id, profile_id=task.profile_id, setup_id=task.setup_id, provenance=measurement.provenance
+    )
+    series = series_id(key)
+    ensure_series(session, [key])
     session.execute(
         insert(MeasurementRow).values(
             result_key=result_key,
             task_id=task.id,
-            device_id=task.device_id,
-            profile_id=task.profile_id,
+            series_id=series,
+            status=status,
+            **provenance_values(key, p.mode),
             kernel_id=task.kernel_id,
             artifact_sha256=task.artifact_sha256,
-            setup_id=task.setup_id,
-            status=status,
-            source=p.source,
-            runtime=p.runtime,
-            runtime_version=p.runtime_version,
-            runtime_sha256=p.runtime_sha256,
-            isa=p.isa,
-            threads=p.threads,
-            mode=p.mode,
-            governor=p.governor,
-            affinity=list(p.affinity),
-            agent_version=p.agent_version,
             verdict=measurement.verdict,
             reasons=encode(measurement.reasons),
             median_ns=s.median_ns,
@@ -169,49 +180,107 @@ def store_measurement(
         )
     )
     session.execute(insert(MeasurementRawRow).values(result_key=result_key, measurement=dumps(measurement)))
+    count_measurements(session, {series: 1})
     usable = status is ReportStatus.ACCEPTED and measurement.verdict is not Verdict.REJECTED
     if usable and task.kernel_id is not None:
-        _roll_up(session, result_key, task, measurement)
+        entry = Latest(
+            result_key=result_key,
+            verdict=measurement.verdict,
+            median_ns=s.median_ns,
+            ci95_low_ns=s.ci95_low_ns,
+            ci95_high_ns=s.ci95_high_ns,
+        )
+        roll_up(session, {(series, task.kernel_id, p.mode): entry})
 
 
-def _roll_up(session: Session, result_key: str, task: TaskRow, measurement: Measurement) -> None:
-    p, s = measurement.provenance, measurement.statistics
-    key = {
-        "device_id": task.device_id,
-        "kernel_id": task.kernel_id,
-        "setup_id": task.setup_id,
-        "profile_id": task.profile_id,
-        "runtime_version": p.runtime_version,
-        "runtime_sha256": p.runtime_sha256,
-        "source": p.source,
-    }
-    latest = {
-        "runtime": p.runtime,
-        "result_key": result_key,
-        "verdict": measurement.verdict,
-        "median_ns": s.median_ns,
-        "ci95_low_ns": s.ci95_low_ns,
-        "ci95_high_ns": s.ci95_high_ns,
-    }
+def provenance_values(key: SeriesKey, mode: str) -> dict[str, Any]:
+    """The columns of a measurement that say where it comes from."""
+    values = {field.name: getattr(key, field.name) for field in fields(SeriesKey)}
+    return {**values, "affinity": list(key.affinity), "mode": mode}
+
+
+def count_measurements(session: Session, counts: Mapping[str, int]) -> None:
+    """Add to how many measurements each series has."""
+    for identity, count in sorted(counts.items()):
+        session.execute(
+            update(SeriesRow)
+            .where(SeriesRow.id == identity)
+            .values(num_measurements=SeriesRow.num_measurements + count, last_at=now_s())
+            .execution_options(synchronize_session=False)
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latest:
+    """The latest of the measurements that go into one row of the roll-up, and how many they are."""
+
+    result_key: str
+    verdict: Verdict
+    median_ns: float
+    ci95_low_ns: float | None
+    ci95_high_ns: float | None
+    count: int = 1
+    min_median_ns: float | None = None
+    max_median_ns: float | None = None
+
+    def followed_by(self, later: Latest) -> Latest:
+        """Both in one row: the later figure, and the extremes of the two."""
+        return dataclasses.replace(
+            later,
+            count=self.count + later.count,
+            min_median_ns=min(self.least_ns, later.least_ns),
+            max_median_ns=max(self.greatest_ns, later.greatest_ns),
+        )
+
+    @property
+    def least_ns(self) -> float:
+        return self.median_ns if self.min_median_ns is None else self.min_median_ns
+
+    @property
+    def greatest_ns(self) -> float:
+        return self.median_ns if self.max_median_ns is None else self.max_median_ns
+
+
+def roll_up(session: Session, entries: Mapping[tuple[str, str, str], Latest]) -> None:
+    """Take usable measurements into the roll-up; keys are (series, kernel, mode)."""
+    if not entries:
+        return
+    names = ("series_id", "kernel_id", "mode")
+    rows = [
+        {
+            **dict(zip(names, key, strict=True)),
+            "result_key": entry.result_key,
+            "verdict": entry.verdict,
+            "median_ns": entry.median_ns,
+            "ci95_low_ns": entry.ci95_low_ns,
+            "ci95_high_ns": entry.ci95_high_ns,
+            "min_median_ns": entry.least_ns,
+            "max_median_ns": entry.greatest_ns,
+            "num_measurements": entry.count,
+        }
+        for key, entry in sorted(entries.items())
+    ]
     # Reports of one task queue up on its row, but two tasks with `repeat` may share a roll-up row: insert first.
-    insert_missing(
-        session,
-        LatencyRow,
-        [{**key, **latest, "num_measurements": 0, "min_median_ns": s.median_ns, "max_median_ns": s.median_ns}],
-    )
+    insert_missing(session, LatencyRow, [{**row, "num_measurements": 0} for row in rows])
     least = func.min if session.get_bind().dialect.name == "sqlite" else func.least
     greatest = func.max if session.get_bind().dialect.name == "sqlite" else func.greatest
-    session.execute(
-        update(LatencyRow)
-        .where(*(getattr(LatencyRow, name) == value for name, value in key.items()))
+    table = LatencyRow.__table__
+    latest = ("result_key", "verdict", "median_ns", "ci95_low_ns", "ci95_high_ns")
+
+    def given(name: str) -> BindParameter[Any]:
+        return bindparam(f"new_{name}", type_=table.c[name].type)
+
+    session.connection().execute(
+        update(LatencyRow.__table__)  # type: ignore[arg-type]
+        .where(*(table.c[name] == given(name) for name in names))
         .values(
-            **latest,
+            **{name: given(name) for name in latest},
             updated_at=now_s(),
-            num_measurements=LatencyRow.num_measurements + 1,
-            min_median_ns=least(LatencyRow.min_median_ns, s.median_ns),
-            max_median_ns=greatest(LatencyRow.max_median_ns, s.median_ns),
-        )
-        .execution_options(synchronize_session=False)
+            num_measurements=table.c.num_measurements + given("num_measurements"),
+            min_median_ns=least(table.c.min_median_ns, given("min_median_ns")),
+            max_median_ns=greatest(table.c.max_median_ns, given("max_median_ns")),
+        ),
+        [{f"new_{name}": value for name, value in row.items()} for row in rows],
     )
 
 

@@ -79,6 +79,7 @@ class MeasurementSummary:
     """A measurement without its samples. `kernel` is None for a whole network."""
 
     task_id: str
+    series_id: str
     result_key: str
     kernel: KernelSpec | None
     artifact_sha256: str | None
@@ -171,7 +172,8 @@ class SqlLatencySource:
                     .outerjoin(KernelRow, KernelRow.id == MeasurementRow.kernel_id)
                     .where(TaskRow.id.in_(part), TaskRow.state == TaskState.SUCCEEDED)
                 )
-                results |= {row.task_id: summary(row, spec) for row, spec in session.execute(query)}
+                for row, spec in session.execute(query):
+                    results[row.task_id] = summary(row, spec)
                 failed = select(TaskRow.id, TaskRow.failure_reason, TaskRow.failure_detail).where(
                     TaskRow.id.in_(part), TaskRow.state == TaskState.FAILED
                 )
@@ -190,8 +192,13 @@ class SqlLatencySource:
 
 
 def summary(row: MeasurementRow, spec: dict[str, Any] | None) -> MeasurementSummary:
+    """The measurement that completed a task; one that was imported completes none."""
+    assert row.task_id is not None
+    assert row.statistics is not None
+    assert row.output_sha256 is not None
     return MeasurementSummary(
         task_id=row.task_id,
+        series_id=row.series_id,
         result_key=row.result_key,
         kernel=None if spec is None else decode(KernelSpec, spec),
         artifact_sha256=row.artifact_sha256,

@@ -23,6 +23,7 @@ from search.domain.config import SearchConfig, parse_config
 from server.artifacts.repository import has_artifact
 from server.context import Context
 from server.errors import NotFound, Unprocessable
+from server.latency.repository import IMPORTED_DEVICE
 from server.models import DeviceRow, SearchRow
 from server.searches import queries
 from server.searches.repository import LATENCY_TABLE, device_document
@@ -119,6 +120,8 @@ def _named_device(session: Session, name: str, runtime: str, field: str) -> Devi
         known = ", ".join(session.scalars(select(DeviceRow.name).order_by(DeviceRow.id).limit(20))) or "none"
         raise _refused(field, f"there is no device {name!r}; enrolled are: {known}")
     device = found[0]
+    if device.agent_key_hash is None:
+        raise _refused(field, f"device {device.name!r} {IMPORTED_DEVICE}")
     if not device.enabled:
         raise _refused(field, f"device {device.name!r} is disabled: enable it, or name another one")
     reason = _why_unusable(device, runtime)
@@ -128,7 +131,8 @@ def _named_device(session: Session, name: str, runtime: str, field: str) -> Devi
 
 
 def _only_device(session: Session, runtime: str) -> DeviceRow:
-    enabled = session.scalars(select(DeviceRow).where(DeviceRow.enabled).order_by(DeviceRow.id)).all()
+    has_agent = DeviceRow.agent_key_hash.is_not(None)
+    enabled = session.scalars(select(DeviceRow).where(DeviceRow.enabled, has_agent).order_by(DeviceRow.id)).all()
     suitable = [device for device in enabled if _why_unusable(device, runtime) is None]
     if not suitable:
         reasons = "".join(f"; device {device.name!r} {_why_unusable(device, runtime)}" for device in enabled[:3])

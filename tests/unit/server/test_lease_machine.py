@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 from sqlalchemy import func, insert, select, update
 
-from device_agent.contracts import FailureReason, TaskReport, encode, profile_id
+from device_agent.contracts import FailureReason, TaskReport, encode
 from server.database import Database, upgrade
 from server.fleet import leases, reports
+from server.latency.repository import ensure_profile
 from server.latency.source import SqlLatencySource
 from server.models import DeviceRow, LatencyRow, MeasurementRow, ReportRow, TaskRow
 from server.searches.queries import insert_search
@@ -53,7 +54,7 @@ class LeaseMachine(RuleBasedStateMachine):
                     id="device_1",
                     name="board",
                     agent_key_hash="k",
-                    profile_id=profile_id(PROFILE),
+                    profile_id=ensure_profile(session, PROFILE),
                     profile=encode(PROFILE),
                     runtimes=encode(RUNTIMES),
                     agent_version="0.1.0",

@@ -17,7 +17,7 @@ from device_agent.contracts import (
     VerdictReason,
     profile_id,
 )
-from server.models import LatencyRow, MeasurementFailureRow, MeasurementRow, ReportRow
+from server.models import LatencyRow, MeasurementFailureRow, MeasurementRow, ReportRow, SeriesRow
 from server.states import TaskState
 from tests.unit.server.server_lab import (
     PROFILE,
@@ -230,7 +230,8 @@ class TestProvenance:
             if told is source:
                 break
         with lab.database.read() as session:
-            assert set(session.scalars(select(LatencyRow.source))) == {source}
+            assert set(session.scalars(select(SeriesRow.source))) == {source}
+            assert count(lab, LatencyRow) == 1
 
     def test_a_device_that_becomes_emulated_shares_nothing_with_what_it_was(self, lab: ServerLab) -> None:
         agent = lab.agent()
@@ -247,7 +248,7 @@ class TestProvenance:
         lab.make_ready(before)
         lab.report(agent, report_of(lab.lease(agent)[0], measurement(source=Source.EMULATED)))
         with lab.database.read() as session:
-            (row,) = session.scalars(select(LatencyRow)).all()
+            (row,) = session.scalars(select(SeriesRow)).all()
         assert (row.source, row.profile_id) == (Source.EMULATED, profile_id(emulated))
         assert lab.task(before).profile_id == profile_id(emulated)
         lab.post("/v1/agents:heartbeat", replace(heartbeat, profile=PROFILE), agent.token)

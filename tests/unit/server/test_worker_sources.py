@@ -9,10 +9,11 @@ from dataclasses import replace
 import pytest
 from sqlalchemy import update
 
-from device_agent.contracts import KernelTask, Source, encode, profile_id, setup_id
+from device_agent.contracts import KernelTask, Source, encode, setup_id
 from search.domain.config import parse_config
 from search.latency.table import LatencyTable, dump_table, kernel_latency
 from server.artifacts.store import ArtifactStore
+from server.latency.repository import ensure_profile
 from server.models import DeviceRow
 from server.searches import repository
 from server.searches.repository import LATENCY_TABLE
@@ -54,7 +55,7 @@ def become(lab: ServerLab, agent: LabAgent, *, emulated: bool) -> None:
         session.execute(
             update(DeviceRow)
             .where(DeviceRow.id == agent.device_id)
-            .values(profile=encode(profile), profile_id=profile_id(profile))
+            .values(profile=encode(profile), profile_id=ensure_profile(session, profile))
         )
 
 

@@ -1,0 +1,1 @@
+"""Latencies in files: import of tables that others measured, and export of ours."""

@@ -1,0 +1,89 @@
+"""`kerf latency` against a running server."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import httpx
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from server.cli import latency
+from server.cli.main import app
+from server.client import KerfClient
+from tests.unit.server.server_lab import ServerLab, measurement, report_of
+
+RUNNER = CliRunner()
+MAPPING = {
+    "unit": "ms",
+    "latency": "ms",
+    "device": {"cpu_model": "Cortex-A55"},
+    "columns": {"in_channels": "c", "out_channels": "c"},
+    "constants": {"op": "conv2d", "runtime": "theirs", "runtime_version": "1", "threads": 1},
+}
+
+
+@pytest.fixture
+def server(sqlite_lab: ServerLab, monkeypatch: pytest.MonkeyPatch) -> ServerLab:
+    """The command line talks to the lab's app instead of a socket."""
+
+    def forward(request: httpx.Request) -> httpx.Response:
+        answer = sqlite_lab.client.request(
+            request.method, str(request.url), headers=dict(request.headers), content=request.read()
+        )
+        return httpx.Response(answer.status_code, headers=dict(answer.headers), content=answer.content)
+
+    def connect(server: str | None, token: str | None) -> KerfClient:
+        client = KerfClient("http://testserver", sqlite_lab.user)
+        headers = client._http.headers
+        client.close()
+        client._http = httpx.Client(
+            base_url="http://testserver", headers=headers, transport=httpx.MockTransport(forward)
+        )
+        return client
+
+    monkeypatch.setattr(latency, "connect", connect)
+    return sqlite_lab
+
+
+def run(*arguments: str | Path) -> str:
+    result = RUNNER.invoke(app, ["latency", *map(str, arguments)], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_import_query_export_compare(server: ServerLab, tmp_path: Path) -> None:
+    table, mapping = tmp_path / "t.csv", tmp_path / "m.yaml"
+    table.write_text("c,ms\n8,0.5\n16,1.5\n")
+    mapping.write_text(yaml.safe_dump(MAPPING))
+    assert "2 rows, 2 added" in run("import", table, "--mapping", mapping, "--device", "theirs")
+    assert json.loads(run("import", table, "--mapping", mapping, "--device", "theirs", "--json"))["added"] == 0
+    told = run("query", "--device", "theirs", "--in-channels", "16")
+    assert "conv2d 16->16" in told
+    assert "1500.00 us" in told
+    assert "imported" in told
+    rows = json.loads(run("query", "--device", "theirs", "--json"))
+    assert len(rows) == 2
+    assert rows[0]["series"]["id"] in run("series", "--device", "theirs")
+
+    copy = tmp_path / "copy.csv"
+    assert "bytes" in run("export", "--device", "theirs", "--output", copy)
+    assert copy.read_text().count("\n") == 3
+    assert not copy.with_suffix(".csv.part").exists()
+    assert "2 added" in run("import", copy, "--device", "again")
+    told = run("compare", "theirs", "again/theirs")
+    assert "they differ in: device" in told
+    assert "over 2 kernels: 1.000" in told
+    assert json.loads(run("compare", "theirs", "again", "--json"))["summary"]["count"] == 2
+
+
+def test_the_page_of_measured_figures(server: ServerLab) -> None:
+    agent = server.agent()
+    server.tasks(agent, 3)
+    leases = server.lease(agent, 3)
+    server.report(agent, *(report_of(lease, measurement(100.0 * (i + 1))) for i, lease in enumerate(leases)))
+    assert "trusted" in run("query")
+    result = RUNNER.invoke(app, ["latency", "query", "--limit", "2"])
+    assert "there are more: these are the first 2" in result.output
