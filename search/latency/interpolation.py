@@ -1,4 +1,4 @@
-"""The published interpolation of JCW, as a baseline for latency models: trilinear over (in, out, density) in a full grid.
+"""The published interpolation of JCW, as a baseline for latency models: trilinear over (in, out, density) in a grid.
 
 Zhao et al. 2021 (JCW, arXiv 2110.08013) measure each convolution at knots of input channels, output channels and
 density, and take the latency in between by linear interpolation (`interpn` in model_latency.py of the released code).

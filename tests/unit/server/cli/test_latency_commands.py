@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+import typer
 import yaml
 from typer.testing import CliRunner
 
+from device_agent.contracts import decode
 from server.cli import latency
 from server.cli.main import app
 from server.client import KerfClient
+from server.latency.exchange.mapping import FIELDS, ImportMapping
 from tests.unit.server.server_lab import ServerLab, measurement, report_of
 
 RUNNER = CliRunner()
@@ -87,3 +93,28 @@ def test_the_page_of_measured_figures(server: ServerLab) -> None:
     assert "trusted" in run("query")
     result = RUNNER.invoke(app, ["latency", "query", "--limit", "2"])
     assert "there are more: these are the first 2" in result.output
+
+
+PAGE = Path(__file__).parents[4] / "docs" / "latency-database.md"
+
+
+@pytest.mark.parametrize("line", re.findall(r"^    kerf latency (.+)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE))
+def test_the_commands_of_the_page_can_be_given(line: str) -> None:
+    group: Any = typer.main.get_command(latency.app)
+    name, *arguments = shlex.split(line)
+    # Raises where an option or argument is unknown, or one is missing.
+    context = group.commands[name].make_context(name, arguments)
+    assert not context.args
+
+
+def test_the_mappings_of_the_page_and_of_the_examples_can_be_read() -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert decode(ImportMapping, yaml.safe_load(text)).missing == (0.0,)
+    example = PAGE.parents[1] / "examples" / "latency" / "jcw-resnet18-a72.yaml"
+    mapping = decode(ImportMapping, yaml.safe_load(example.read_text(encoding="utf-8")))
+    assert [len(axis) for axis in mapping.axes] == [20, 9, 9, 11]
+
+
+def test_the_page_names_every_field() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    assert [name for name in FIELDS if f"`{name}`" not in text] == ["dtype", "pad_channels_before", "seed"]
