@@ -222,8 +222,29 @@ class Fact:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SeriesView:
+    """Figures of one provenance. `change` says why the series began, where it took the place of an earlier one."""
+
+    series_id: str
+    runtime: str
+    runtime_version: str
+    runtime_sha256: str
+    threads: int
+    cores: str
+    governor: str
+    agent_version: str
+    source: str
+    change: str
+    num_measurements: int
+    since_s: float
+    last_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DevicePage:
     device: DeviceView
     hardware: tuple[Fact, ...]
     conditions: tuple[Fact, ...]
+    series: tuple[SeriesView, ...]
+    more_series: bool
     measurements: tuple[MeasurementView, ...]

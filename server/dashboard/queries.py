@@ -12,8 +12,10 @@ from server.columns import now_s
 from server.dashboard.devices import condition_facts, device_view, hardware_facts
 from server.dashboard.pages import DevicePage, MeasurementView, OverviewPage
 from server.dashboard.searches import search_rows
+from server.dashboard.series import series_views
 from server.dashboard.wording import VERDICT_LABELS, kernel_words, network_words, reason_texts
 from server.fleet.repository import get_device, list_devices
+from server.latency.series import series_of_device
 from server.models import DeviceRow, KernelRow, MeasurementRow, TaskRow
 
 #: Rows of each list: about what a reader takes in; REST has the rest.
@@ -21,6 +23,7 @@ SHOWN_SEARCHES = 20
 SHOWN_DEVICES = 60
 SHOWN_MEASUREMENTS = 15
 SHOWN_DEVICE_MEASUREMENTS = 30
+SHOWN_SERIES = 12
 
 
 def overview(session: Session, *, heartbeat_interval_s: float) -> OverviewPage:
@@ -42,10 +45,13 @@ def device_page(session: Session, device_id: str, *, heartbeat_interval_s: float
     """One device. Raises `NotFound`."""
     status = get_device(session, device_id)
     now = database_time_s(session)
+    series = series_of_device(session, device_id, limit=SHOWN_SERIES + 1)
     return DevicePage(
         device=device_view(status, heartbeat_interval_s),
         hardware=hardware_facts(status.row),
         conditions=condition_facts(status.row),
+        series=series_views(series[:SHOWN_SERIES], now),
+        more_series=len(series) > SHOWN_SERIES,
         measurements=_measurements(session, now, limit=SHOWN_DEVICE_MEASUREMENTS, device_id=device_id),
     )
 

@@ -7,16 +7,23 @@ from typing import Any
 
 import pytest
 
-from device_agent.contracts import Measurement, Provenance
+from device_agent.contracts import Block, Measurement, Provenance
+from device_agent.contracts.statistics import summarize
 from server.latency.series import SeriesKey
-from tests.unit.server.server_lab import LabAgent, ServerLab, kernel_task, measurement, report_of
+from tests.unit.server.server_lab import SETUP, LabAgent, ServerLab, kernel_task, measurement, report_of
 
 
 def under(median_ns: float, **changes: Any) -> Measurement:
     """A measurement with another provenance."""
     found = measurement(median_ns)
-    interval = replace(found.statistics, ci95_low_ns=0.99 * median_ns, ci95_high_ns=1.01 * median_ns)
-    return replace(found, provenance=replace(found.provenance, **changes), statistics=interval)
+    times = [(factor * median_ns,) * 2 for factor in (0.99, 1.0, 1.0, 1.0, 1.0, 1.01)]
+    blocks = tuple(Block(thread_cpu_ns=ns, wall_ns=ns) for ns in times)
+    return replace(
+        found,
+        provenance=replace(found.provenance, **changes),
+        blocks=blocks,
+        statistics=summarize(blocks, SETUP.clock),
+    )
 
 
 def measure(lab: ServerLab, agent: LabAgent, *results: Measurement) -> None:
