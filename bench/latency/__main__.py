@@ -3,6 +3,7 @@
 python -m bench.latency --parts model baselines --quick     # 10 held-out networks of the stored table, no device
 python -m bench.latency --parts model baselines curve       # all of the stored table: minutes
 python -m bench.latency --parts spread verdicts             # how far measurements can be trusted: some ten minutes
+python -m bench.latency --parts imported_a72                # the published Cortex-A72 table, imported
 python -m bench.latency.dataset && python -m bench.latency --measurements out/bench/latency    # measured anew, here
 """
 
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.latency.dataset import MEASUREMENTS_FILE, read_records
+from bench.latency.imported_a72 import imported_a72
 from bench.latency.model import baselines_part, curve_part, model_part
 from bench.latency.spread import spread
 from bench.latency.stored import Dataset, from_records, read_dataset, write_dataset
@@ -78,15 +80,23 @@ def _verdicts(run: Run) -> dict[str, Any]:
     return verdicts(run.quick)
 
 
+def _imported_a72(run: Run) -> dict[str, Any]:
+    try:
+        return imported_a72()
+    except FileNotFoundError as error:
+        return {"left_out": f"{error}: set KERF_SHARED_DATA to the folder with the published table"}
+
+
 PARTS: dict[str, Callable[[Run], dict[str, Any]]] = {
     "model": _model,
     "baselines": _baselines,
     "curve": _curve,
     "spread": _spread,
     "verdicts": _verdicts,
+    "imported_a72": _imported_a72,
 }
 #: What `--quick` runs where `--parts` names none.
-QUICK_PARTS = ("model", "baselines", "verdicts")
+QUICK_PARTS = ("model", "baselines", "verdicts", "imported_a72")
 
 
 def main() -> None:
