@@ -29,7 +29,7 @@ def list_devices(server: ServerOption = None, token: TokenOption = None, as_json
 
 def _cpu_words(profile: dict[str, Any]) -> str:
     """The processor, with what its latencies are where they are not measured ones."""
-    mark = next((f" ({name})" for name in ("imported", "simulated", "emulated") if profile[name]), "")
+    mark = next((f" ({name})" for name in ("imported", "simulated", "emulated") if profile.get(name)), "")
     return f"{profile['cpu_model']}{mark}"
 
 

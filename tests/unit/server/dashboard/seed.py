@@ -27,13 +27,13 @@ from device_agent.contracts import (
     ReportBatch,
     RuntimeInfo,
     Source,
-    Statistics,
     TaskReport,
     Verdict,
     VerdictReason,
     WeightPruning,
     encode,
 )
+from device_agent.contracts.statistics import summarize
 from search.domain.config import DatasetConfig, ModelConfig, SearchConfig, SpaceConfig, WeightsConfig
 from server.accounts.service import mint_enrolment_code
 from server.context import Context
@@ -136,7 +136,8 @@ def kernels() -> tuple[KernelSpec, ...]:
 
 
 def measurement(median_ns: float, source: Source, verdict: Verdict, reasons: tuple[VerdictReason, ...]) -> Measurement:
-    low, high = 0.993 * median_ns, 1.006 * median_ns
+    factors = (0.993, 0.998, 1.0, 1.0, 1.002, 1.006)
+    blocks = tuple(Block(thread_cpu_ns=(f * median_ns,) * 10, wall_ns=(f * median_ns,) * 10) for f in factors)
     return Measurement(
         provenance=Provenance(
             source=source,
@@ -147,19 +148,16 @@ def measurement(median_ns: float, source: Source, verdict: Verdict, reasons: tup
             threads=1,
             agent_version="0.1.0",
         ),
-        blocks=(Block(thread_cpu_ns=(median_ns,), wall_ns=(median_ns,)),),
+        blocks=blocks,
         iterations_per_sample=10,
         warmup_runs=10,
-        statistics=Statistics(
-            median_ns=median_ns, mean_ns=median_ns, min_ns=low, p5_ns=low, p10_ns=low, p90_ns=high, p95_ns=high,
-            mad_ns=0.002 * median_ns, num_samples=60, num_blocks=6, ci95_low_ns=low, ci95_high_ns=high,
-        ),
+        statistics=summarize(blocks, SETUP.clock),
         verdict=verdict,
         reasons=reasons,
         before=Conditions(),
         after=Conditions(),
         output_sha256="00" * 32,
-    )  # fmt: skip
+    )
 
 
 def measure(context: Context, claim: JobClaim, tasks: tuple[KernelTask, ...], *, source: Source, judge: Judge) -> None:
