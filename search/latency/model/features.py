@@ -53,6 +53,8 @@ TERMS = (
     "spilled_bytes",
     "far_spilled_bytes",
 )
+#: What the name of a mode ends with where Winograd's algorithm may be chosen.
+WINOGRAD_SUFFIX = " winograd"
 WINOGRAD_TERMS = ("once", "products", "input_tiles", "output_tiles", "weight_bytes", "residual_elements")
 
 
@@ -135,7 +137,7 @@ def _mode(kernel: KernelSpec, density: float, *, has_winograd: bool) -> str:
             zeros = scheme.value
         else:
             zeros = "blocks"
-        return f"conv {window} {stride} {zeros}" + (" winograd" if has_winograd else "")
+        return f"conv {window} {stride} {zeros}" + (WINOGRAD_SUFFIX if has_winograd else "")
     if kernel.op is Op.DEPTHWISE_CONV2D:
         return f"depthwise s{kernel.stride}"
     return kernel.op.value

@@ -106,6 +106,12 @@ class KernelLatencyModel:
             table.coordinates, self._numbers(table.modes), other.coordinates, self._numbers(other.modes)
         )
 
+    def weight_bytes(self, kernels: Sequence[KernelSpec]) -> FloatArray:
+        """The bytes of weights that each kernel reads (n,), by the algorithm that it is thought to run."""
+        if isinstance(self.base, Transfer):
+            return self.base.prior.weight_bytes(kernels)
+        return self.base.weight_bytes(self.features(kernels))
+
     def features(self, kernels: Iterable[KernelSpec]) -> FeatureTable:
         """The features of `kernels`; each one's are worked out once."""
         found = []

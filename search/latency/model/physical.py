@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import nnls
 
-from search.latency.model.features import FeatureTable
+from search.latency.model.features import TERMS, WINOGRAD_SUFFIX, WINOGRAD_TERMS, FeatureTable
 from search.pareto import FloatArray
 
 #: How strongly the prices of a mode are drawn to those of all modes, in measurements that say so.
 _SHRINKAGE = 0.3
 #: Which algorithm a kernel ran is not told by its time: it is guessed from the prices, and they are fitted again.
-_ROUNDS = 6
+_ROUNDS = 10
 #: Far outliers (a kernel whose tuning went wrong) count less: Huber's constant on relative errors.
 _HUBER = 0.15
 #: How far sums of work are from the truth, relative: about what this part alone reaches.
@@ -50,11 +50,24 @@ class PhysicalModel:
 
     def times(self, table: FeatureTable) -> FloatArray:
         """The times of n kernels in ns (n,), all positive: runtimes take the faster of their algorithms."""
-        times = self.direct.times(table.ways, table.modes).min(axis=1)
-        if self.winograd is not None:
-            other = self.winograd.times(table.winograd, table.modes)
-            times = np.where(table.has_winograd, np.minimum(times, other), times)
-        return np.asarray(np.maximum(times, 1.0))
+        direct, winograd = self.both(table)
+        return np.asarray(np.maximum(np.minimum(direct.min(axis=1), winograd), 1.0))
+
+    def weight_bytes(self, table: FeatureTable) -> FloatArray:
+        """The bytes of weights that each of n kernels reads (n,): Winograd's algorithm has several times as many."""
+        direct, winograd = self.both(table)
+        of_ways = table.ways[:, :, TERMS.index("weight_bytes")]
+        of_best = of_ways[np.arange(len(table)), direct.argmin(axis=1)]
+        of_winograd = table.winograd[:, WINOGRAD_TERMS.index("weight_bytes")]
+        return np.asarray(np.where(winograd < direct.min(axis=1), of_winograd, of_best))
+
+    def both(self, table: FeatureTable) -> tuple[FloatArray, FloatArray]:
+        """The times of all ways (n, w), and of Winograd's algorithm (n,), infinite where it cannot be."""
+        direct = self.direct.times(table.ways, _direct_modes(table))
+        if self.winograd is None:
+            return direct, np.full(len(table), np.inf)
+        winograd = self.winograd.times(table.winograd, _winograd_modes(table))
+        return direct, np.where(table.has_winograd, winograd, np.inf)
 
 
 def fit_physical(table: FeatureTable, latencies_ns: FloatArray, own_noise: FloatArray) -> PhysicalModel:
@@ -65,20 +78,40 @@ def fit_physical(table: FeatureTable, latencies_ns: FloatArray, own_noise: Float
     trust = 1.0 / (1.0 + own_noise / _MISFIT**2)
     by_winograd = table.has_winograd & np.array(["dense" in mode for mode in table.modes], dtype=bool)
     way = np.zeros(len(table), dtype=np.int64)
-    for _ in range(_ROUNDS):
+    for turn in range(_ROUNDS):
         direct = ~by_winograd
         model = PhysicalModel(
-            direct=_fit(table.ways[np.arange(len(way)), way], table.modes, latencies_ns, trust, direct),
-            winograd=_fit(table.winograd, table.modes, latencies_ns, trust, by_winograd) if by_winograd.any() else None,
+            direct=_fit(table.ways[np.arange(len(way)), way], _direct_modes(table), latencies_ns, trust, direct),
+            winograd=_fit(table.winograd, _winograd_modes(table), latencies_ns, trust, by_winograd)
+            if by_winograd.any()
+            else None,
         )
-        by_way = model.direct.times(table.ways, table.modes)
+        by_way, winograd = model.both(table)
         chosen_way, chosen = by_way.argmin(axis=1), by_winograd
-        if model.winograd is not None and direct.any():
-            chosen = table.has_winograd & (model.winograd.times(table.winograd, table.modes) < by_way.min(axis=1))
+        if np.array_equal(chosen_way, way) or turn >= _ROUNDS // 2:
+            chosen = winograd < by_way.min(axis=1)
         if np.array_equal(chosen, by_winograd) and np.array_equal(chosen_way, way):
             break
         by_winograd, way = chosen, chosen_way
     return model
+
+
+def _direct_modes(table: FeatureTable) -> list[str]:
+    """Prices of products do not depend on whether another algorithm could be used: else they would learn its times.
+
+    Dense kernels that could be Winograd's nearly always are, so direct ones are as good as never seen: theirs are the
+    prices of blocks of zeros, which the same code computes.
+    """
+    dense, blocks = f" dense{WINOGRAD_SUFFIX}", " blocks"
+    return [
+        mode.removesuffix(dense) + blocks if mode.endswith(dense) else mode.removesuffix(WINOGRAD_SUFFIX)
+        for mode in table.modes
+    ]
+
+
+def _winograd_modes(table: FeatureTable) -> list[str]:
+    """The algorithm computes zeros too: one mode."""
+    return [WINOGRAD_SUFFIX] * len(table)
 
 
 def _fit(

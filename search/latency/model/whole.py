@@ -18,7 +18,6 @@ from scipy.optimize import nnls
 from device_agent.contracts import KernelSpec, Op
 from search.errors import LatencyModelError
 from search.latency.model.choice import network_log_std
-from search.latency.model.features import TERMS
 from search.latency.model.kernel_model import KernelLatencyModel
 from search.latency.table import NetworkLatency
 from search.pareto import FloatArray
@@ -36,8 +35,6 @@ _ROUNDS = 4
 
 #: From the median absolute deviation to the standard deviation, for a normal distribution.
 _SIGMA_PER_MAD = 1.4826
-
-_WEIGHT_BYTES = TERMS.index("weight_bytes")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,8 +72,7 @@ def network_columns(model: KernelLatencyModel, networks: Sequence[Sequence[Kerne
     """(n, 4): the sum in ns, that of strided convolutions, bytes of weights, 1."""
     distinct = list(dict.fromkeys(kernel for network in networks for kernel in network))
     latency_ns = dict(zip(distinct, model.predict_all(distinct)[0].tolist(), strict=True))
-    weights = model.features(distinct).ways[:, 0, _WEIGHT_BYTES].tolist()
-    weight_bytes = dict(zip(distinct, weights, strict=True))
+    weight_bytes = dict(zip(distinct, model.weight_bytes(distinct).tolist(), strict=True))
     return np.array(
         [
             [

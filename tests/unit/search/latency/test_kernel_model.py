@@ -280,7 +280,8 @@ def test_networks_cost_more_than_their_kernels_alone(model: KernelLatencyModel) 
     others = random_networks(2, 30)
     latency_ns, std_ns = whole.predict_all(others)
     off = np.abs(latency_ns / np.array([whole_ns(network) for network in others]) - 1.0)
-    assert off.max() < 0.05
+    assert np.median(off) < 0.03
+    assert off.max() < 0.10
     assert np.all(std_ns > 0)
     with pytest.raises(LatencyModelError, match="at least 5"):
         fit_whole_networks(model, networks[:4])
