@@ -20,6 +20,7 @@ from search.domain.candidate import Candidate, EvaluatedCandidate, Evaluation
 from search.domain.objective import Constraint, Metric, Objective
 from search.domain.space import Genome, space_id
 from search.errors import SearchError
+from search.json_numbers import finite_or_none, number_or
 from search.pareto import FloatArray, non_dominated_mask
 from search.problem import SearchProblem
 
@@ -162,8 +163,8 @@ def state_to_json(state: SearchState) -> dict[str, Any]:
             {
                 "space_id": item.candidate.space_id,
                 "genome": list(item.candidate.genome),
-                "metrics": {metric.value: _finite(v) for metric, v in sorted(item.evaluation.metrics.items())},
-                "violation": _finite(item.evaluation.violation),
+                "metrics": {metric.value: finite_or_none(v) for metric, v in sorted(item.evaluation.metrics.items())},
+                "violation": finite_or_none(item.evaluation.violation),
                 **({} if item.evaluation.failure is None else {"failure": item.evaluation.failure}),
                 **({} if item.evaluation.generation is None else {"scored_in": item.evaluation.generation}),
                 **({"latencies_ms": dict(item.evaluation.latencies_ms)} if item.evaluation.latencies_ms else {}),
@@ -183,8 +184,8 @@ def state_from_json(data: Mapping[str, Any]) -> SearchState:
                 EvaluatedCandidate(
                     candidate=Candidate(space_id=str(row["space_id"]), genome=tuple(int(g) for g in row["genome"])),
                     evaluation=Evaluation(
-                        metrics={Metric(name): _number(v) for name, v in row["metrics"].items()},
-                        violation=_number(row["violation"]),
+                        metrics={Metric(name): number_or(v) for name, v in row["metrics"].items()},
+                        violation=number_or(row["violation"]),
                         failure=row.get("failure"),
                         generation=None if row.get("scored_in") is None else int(row["scored_in"]),
                         latencies_ms={str(d): float(ms) for d, ms in row.get("latencies_ms", {}).items()},
@@ -247,11 +248,3 @@ def _checked_archive(archive: Sequence[EvaluatedCandidate], space_identity: str)
                 "continue with the config that it began with"
             )
     return archive
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else float(value)

@@ -7,8 +7,15 @@ vector is repaired to meet all bounds.
 
 Deviations from the released code, and why:
 - The best of the first generation is the best, not its first member.
+- The best is that of the members. The released code keeps a copy of the best ever told as the base of all mutants, also
+  after its member was replaced: searches then stayed around it (the A72 landscape within 35 % of the latencies' range,
+  1,200 evaluations, 8 seeds: a loss of 0.73 instead of 0.67).
 - A generation is evaluated at once, so its members do not see each other's successes; a replacement for one that is too
   old is the trial of that generation instead of an additional evaluation.
+- A trial is repaired once, after crossover; the released code repairs the mutant as well, of which crossover then
+  drops a part.
+- The steps are those between the choices of a space, which need not be even. On even ones, rounding to choices is the
+  released code's rounding to multiples of the step.
 - After cutting, what fits is given back (`repair`): the released code only ever takes away.
 - Vectors that are known are not evaluated again; the trial moves on by one step.
 - Bounds may be on any figure that a genome decides, measured latency among them. The released code bounds MACs and the
@@ -34,6 +41,7 @@ from search.algorithms.repair import Repair
 from search.algorithms.sampling import draw_new, draw_uniform, genome_code
 from search.domain.objective import Metric
 from search.domain.space import Genome, VariableKind
+from search.json_numbers import finite_or_none, number_or
 from search.pareto import FloatArray, IntArray
 from search.problem import SearchProblem
 
@@ -101,7 +109,7 @@ class AacpSearcher:
         self._ordered = np.array([v.kind is not VariableKind.SCHEME for v in problem.space.variables])
         self._history = History(method=self.METHOD, space=problem.space, population=population, seed=seed)
         self._seed = seed
-        self._num_objectives = len(problem.metrics)
+        self._problem = problem
         unknown = [i for i, metric in enumerate(problem.metrics) if metric not in problem.known_metrics]
         self._column = unknown[0] if unknown else 0
         self._islands = _islands(problem, population)
@@ -114,19 +122,12 @@ class AacpSearcher:
         return tuple(trial.genome for trial in self._current_trials())
 
     def tell(self, genomes: Sequence[Genome], objectives: FloatArray, violations: FloatArray) -> None:
-        values, excess = check_told(self._space, genomes, objectives, violations)
-        if values.shape[1] != self._num_objectives:
-            raise ValueError(f"{values.shape[1]} objectives were told, but {self._num_objectives} before")
+        values, excess = check_told(self._problem, genomes, objectives, violations)
         trials = {trial.genome: trial for trial in self._current_trials()}
         rows = np.array(genomes, dtype=np.int64).reshape(len(genomes), len(self._num_choices))
         fits = [self._repair.is_feasible(rows, np.full(len(rows), i.max_latency_ms)) for i in self._islands]
         for index, (genome, row, violation) in enumerate(zip(genomes, values, excess, strict=True)):
-            is_defined = bool(np.isfinite(row).all())
-            told = _Member(
-                genome=tuple(int(g) for g in genome),
-                violation=float(violation) if is_defined else np.inf,
-                value=float(row[self._column]) if is_defined else np.inf,
-            )
+            told = self._member(genome, row, violation)
             trial = trials.get(told.genome)
             if trial is not None:
                 _select(self._islands[trial.island], trial, told)
@@ -140,19 +141,14 @@ class AacpSearcher:
         return tuple(dict.fromkeys(member.genome for island in self._islands for member in island.members))
 
     def rescore(self, genomes: Sequence[Genome], objectives: FloatArray, violations: FloatArray) -> None:
-        values, excess = check_told(self._space, genomes, objectives, violations)
+        values, excess = check_told(self._problem, genomes, objectives, violations)
         rows = check_survivors(genomes, self.survivors())
         # Made from the figures that `ask` knew.
         self._current_trials()
         for island in self._islands:
             for place, member in enumerate(island.members):
                 row = rows[member.genome]
-                is_defined = bool(np.isfinite(values[row]).all())
-                island.members[place] = replace(
-                    member,
-                    violation=float(excess[row]) if is_defined else np.inf,
-                    value=float(values[row, self._column]) if is_defined else np.inf,
-                )
+                island.members[place] = replace(self._member(member.genome, values[row], excess[row]), stay=member.stay)
 
     def state(self) -> SearcherState:
         return {
@@ -161,8 +157,8 @@ class AacpSearcher:
                 [
                     {
                         "genome": list(m.genome),
-                        "violation": _finite(m.violation),
-                        "value": _finite(m.value),
+                        "violation": finite_or_none(m.violation),
+                        "value": finite_or_none(m.value),
                         "stay": m.stay,
                     }
                     for m in island.members
@@ -177,6 +173,15 @@ class AacpSearcher:
         for island, members in zip(self._islands, restored, strict=True):
             island.members = members
         self._trials = None
+
+    def _member(self, genome: Genome, row: FloatArray, violation: float) -> _Member:
+        """A new member of what was told; the figures of undefined ones are infinite."""
+        is_defined = bool(np.isfinite(row).all())
+        return _Member(
+            genome=tuple(int(g) for g in genome),
+            violation=float(violation) if is_defined else np.inf,
+            value=float(row[self._column]) if is_defined else np.inf,
+        )
 
     def _current_trials(self) -> list[_Trial]:
         if self._trials is None:
@@ -238,9 +243,14 @@ class AacpSearcher:
         return fresh, replaces
 
     def _crossed(self, rng: np.random.Generator, members: IntArray, best: IntArray, place: int) -> IntArray:
-        """DE/best/1 with binomial crossover: at least one gene is the mutant's."""
-        second, third = members[rng.integers(0, len(members), size=2)]
-        moved = np.trunc(best + _SCALE * (second - third)).astype(np.int64)
+        """DE/best/1 with binomial crossover, best + F (g2 - g3): at least one gene is the mutant's.
+
+        g2 and g3 are two different members beside this one (released code, run_one). Half steps go to the even one of
+        the choices, counted from 1, as Python's round of multiples of the step does there.
+        """
+        others = np.delete(np.arange(len(members)), place)
+        second, third = members[rng.choice(others, size=2, replace=False)] if len(others) > 1 else members[[place] * 2]
+        moved = np.rint(1 + best + _SCALE * (second - third)).astype(np.int64) - 1
         either = np.where(rng.random(len(best)) < 0.5, best, second)
         mutant = np.clip(np.where(self._ordered, moved, either), 0, self._num_choices - 1)
         taken = rng.random(len(best)) <= _CROSSOVER_RATE
@@ -295,8 +305,8 @@ def _members_of(islands: Any, count: int) -> list[list[_Member]]:
             [
                 _Member(
                     genome=tuple(int(g) for g in m["genome"]),
-                    violation=_number(m["violation"]),
-                    value=_number(m["value"]),
+                    violation=number_or(m["violation"], np.inf),
+                    value=number_or(m["value"], np.inf),
                     stay=int(m["stay"]),
                 )
                 for m in members
@@ -305,11 +315,3 @@ def _members_of(islands: Any, count: int) -> list[list[_Member]]:
         ]
     except (KeyError, TypeError, ValueError) as error:
         raise ContractError(f"the stored state of the searcher is damaged: {error!r}") from None
-
-
-def _finite(value: float) -> float | None:
-    return value if np.isfinite(value) else None
-
-
-def _number(value: float | None) -> float:
-    return np.inf if value is None else float(value)

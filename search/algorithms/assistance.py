@@ -14,8 +14,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from search.algorithms.base import SearcherState
-from search.algorithms.sampling import genome_code, genome_of_code
+from search.algorithms.sampling import genome_code
 from search.algorithms.surrogate import AdditiveSurrogate
+from search.algorithms.told import ToldFigures
 from search.domain.space import Genome
 from search.pareto import FloatArray, IntArray, non_domination_rank
 from search.problem import SearchProblem
@@ -38,17 +39,15 @@ class Assistance:
     def __init__(self, problem: SearchProblem) -> None:
         self._problem = problem
         self._num_choices = problem.space.num_choices
-        self._told: dict[str, tuple[float, ...]] = {}
+        self._told = ToldFigures(problem.space.num_choices, len(problem.metrics))
 
     def learn(self, genomes: Sequence[Genome], objectives: FloatArray) -> None:
         """Note the objectives (n, m) of `genomes`; rows with a NaN teach nothing."""
-        for genome, values in zip(genomes, objectives, strict=True):
-            if np.isfinite(values).all():
-                self._told[genome_code(genome, self._num_choices)] = tuple(float(v) for v in values)
+        self._told.learn(genomes, objectives)
 
     def forget(self) -> None:
         """Drop all that was learnt: what follows is measured by another yardstick."""
-        self._told = {}
+        self._told.forget()
 
     @property
     def can_propose(self) -> bool:
@@ -68,30 +67,21 @@ class Assistance:
             excess = np.concatenate((excess, child_excess))[first]
             kept = _best(rng, figures, excess, _INNER_POOL * count)
             pool, figures, excess = pool[kept], figures[kept], excess[kept]
-        new = np.array(
-            [genome_code(tuple(int(g) for g in row), self._num_choices) not in self._told for row in pool], dtype=bool
-        )
+        new = np.array([genome_code(row, self._num_choices) not in self._told for row in pool.tolist()], dtype=bool)
         pool, figures, excess = pool[new], figures[new], excess[new]
         proposed: IntArray = pool[spread_over_fronts(figures, excess, count)]
         return proposed
 
     def to_json(self) -> SearcherState:
-        return {code: list(values) for code, values in self._told.items()}
+        return self._told.to_json()
 
     def restore(self, data: SearcherState) -> None:
-        """Take over what `to_json` gave. Raises `ValueError` or `TypeError` where it is damaged."""
-        told = {str(code): tuple(float(v) for v in values) for code, values in data.items()}
-        width = len(self._problem.metrics)
-        for code, values in told.items():
-            genome_of_code(code, self._num_choices)
-            if len(values) != width:
-                raise ValueError(f"{len(values)} objectives are stored for {code!r}, but the problem has {width}")
-        self._told = told
+        """Take over what `to_json` gave. Raises what `ToldFigures.restore` raises."""
+        self._told.restore(data)
 
     def _guesses(self) -> dict[int, AdditiveSurrogate]:
         """A fitted guess for each objective that is not known for free."""
-        genomes = np.array([genome_of_code(code, self._num_choices) for code in self._told], dtype=np.int64)
-        values = np.array(list(self._told.values()), dtype=np.float64)
+        genomes, values = self._told.genomes, self._told.rows
         guesses = {}
         for column, metric in enumerate(self._problem.metrics):
             if metric not in self._problem.known_metrics:

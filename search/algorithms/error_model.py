@@ -185,18 +185,29 @@ def _learnt_tables(space: SearchSpace, genomes: IntArray, losses: FloatArray) ->
     heights = [losses, np.log(_above_floor(losses))]
     # The latest are the most alike those to come; more of them would take most of a search's own time.
     latest = slice(-_MOST_JUDGED, None)
-    target = max(heights, key=lambda values: _held_out_rank_correlation(space, genomes[latest], values[latest]))
+    correlations = _held_out_rank_correlations(space, genomes[latest], [values[latest] for values in heights])
+    target = heights[int(np.argmax(correlations))]
     model = AdditiveSurrogate(space, with_mean=False)
     model.fit(genomes, target)
     return tuple(Factor(variables=(v,), values=table - table.min()) for v, table in enumerate(model.tables()))
 
 
-def _held_out_rank_correlation(space: SearchSpace, genomes: IntArray, values: FloatArray) -> float:
-    guessed = np.zeros(len(values))
-    fold_of = np.arange(len(values)) % _FOLDS
+def _held_out_rank_correlations(space: SearchSpace, genomes: IntArray, heights: Sequence[FloatArray]) -> list[float]:
+    """For each of `heights` (n,), how well sums that were learnt from some genomes rank the others."""
+    guessed = np.zeros((len(heights), len(genomes)))
+    fold_of = np.arange(len(genomes)) % _FOLDS
+    model = AdditiveSurrogate(space, with_mean=False)
     for fold in range(_FOLDS):
-        model = AdditiveSurrogate(space, with_mean=False)
-        model.fit(genomes[fold_of != fold], values[fold_of != fold])
-        guessed[fold_of == fold] = model.predict(genomes[fold_of == fold])
-    ranks = [np.argsort(np.argsort(v, kind="stable"), kind="stable") for v in (guessed, values)]
+        learnt, held_out = fold_of != fold, fold_of == fold
+        for row, values in enumerate(heights):
+            if row == 0:
+                model.fit(genomes[learnt], values[learnt])
+            else:
+                model.refit(values[learnt])
+            guessed[row, held_out] = model.predict(genomes[held_out])
+    return [_rank_correlation(guess, values) for guess, values in zip(guessed, heights, strict=True)]
+
+
+def _rank_correlation(one: FloatArray, other: FloatArray) -> float:
+    ranks = [np.argsort(np.argsort(v, kind="stable"), kind="stable") for v in (one, other)]
     return float(np.corrcoef(ranks[0], ranks[1])[0, 1])

@@ -17,7 +17,8 @@ from device_agent.contracts import ContractError
 from search.algorithms.base import SearcherState
 from search.algorithms.history import History, check_survivors, check_told
 from search.algorithms.sampling import draw_at_level, draw_new, genome_code, initial_genomes
-from search.domain.space import Genome, SearchSpace
+from search.domain.space import Genome
+from search.json_numbers import finite_or_none, number_or
 from search.pareto import FloatArray, IntArray
 from search.problem import SearchProblem
 
@@ -83,8 +84,8 @@ class EvolutionarySearcher(ABC):
         seen = self._history.seen
         found: dict[str, Genome] = {}
         for _ in range(_MATING_ROUNDS):
-            for child in self._offspring(rng, self._population):
-                genome = tuple(int(gene) for gene in child)
+            for child in self._offspring(rng, self._population).tolist():
+                genome = tuple(child)
                 code = genome_code(genome, num_choices)
                 if code not in seen and len(found) < self._size:
                     found.setdefault(code, genome)
@@ -101,13 +102,13 @@ class EvolutionarySearcher(ABC):
         return (*found.values(), *drawn)
 
     def tell(self, genomes: Sequence[Genome], objectives: FloatArray, violations: FloatArray) -> None:
-        values, excess = check_told(self._space, genomes, objectives, violations)
+        values, excess = check_told(self._problem, genomes, objectives, violations)
         told = Population(
             genomes=np.array(genomes, dtype=np.int64).reshape(len(genomes), len(self._space.num_choices)),
             objectives=values,
             violations=excess,
         )
-        pool = told if self._population is None else self._joined(told)
+        pool = told if self._population is None else self._population.joined(told)
         if len(pool) > self._size:
             pool = pool.take(np.sort(self._survivors(self._rng(_TELLING), pool, self._size)))
         self._population = pool if len(pool) else None
@@ -119,7 +120,7 @@ class EvolutionarySearcher(ABC):
         return tuple(dict.fromkeys(tuple(int(gene) for gene in row) for row in self._population.genomes))
 
     def rescore(self, genomes: Sequence[Genome], objectives: FloatArray, violations: FloatArray) -> None:
-        values, excess = check_told(self._space, genomes, objectives, violations)
+        values, excess = check_told(self._problem, genomes, objectives, violations)
         rows = check_survivors(genomes, self.survivors())
         if self._population is not None:
             places = [rows[tuple(int(gene) for gene in row)] for row in self._population.genomes]
@@ -133,8 +134,8 @@ class EvolutionarySearcher(ABC):
             state["individuals"] = [
                 {
                     "genome": [int(gene) for gene in genome],
-                    "objectives": [None if np.isnan(v) else float(v) for v in values],
-                    "violation": None if np.isnan(excess) else float(excess),
+                    "objectives": [finite_or_none(v) for v in values],
+                    "violation": finite_or_none(excess),
                 }
                 for genome, values, excess in zip(
                     self._population.genomes, self._population.objectives, self._population.violations, strict=True
@@ -143,34 +144,22 @@ class EvolutionarySearcher(ABC):
         return state
 
     def restore(self, state: SearcherState) -> None:
-        population = _population_of(state.get("individuals"), self._space)
+        population = _population_of(state.get("individuals"), self._problem)
         self._history.restore(state)
         self._population = population
-
-    def _joined(self, told: Population) -> Population:
-        assert self._population is not None
-        if told.objectives.shape[1] != self._population.objectives.shape[1]:
-            raise ValueError(
-                f"{told.objectives.shape[1]} objectives were told, but {self._population.objectives.shape[1]} before"
-            )
-        return self._population.joined(told)
 
     def _rng(self, stream: int) -> np.random.Generator:
         return np.random.default_rng([self._seed, self._history.generation, stream])
 
 
-def _population_of(individuals: Any, space: SearchSpace) -> Population | None:
+def _population_of(individuals: Any, problem: SearchProblem) -> Population | None:
     if individuals is None:
         return None
     try:
         genomes = [tuple(int(gene) for gene in i["genome"]) for i in individuals]
-        objectives = np.array(
-            [[np.nan if v is None else float(v) for v in i["objectives"]] for i in individuals], dtype=np.float64
-        )
-        violations = np.array(
-            [np.nan if i["violation"] is None else float(i["violation"]) for i in individuals], dtype=np.float64
-        )
-        values, excess = check_told(space, genomes, objectives, violations)
+        objectives = np.array([[number_or(v) for v in i["objectives"]] for i in individuals], dtype=np.float64)
+        violations = np.array([number_or(i["violation"]) for i in individuals], dtype=np.float64)
+        values, excess = check_told(problem, genomes, objectives, violations)
     except (KeyError, TypeError, ValueError) as error:
         raise ContractError(f"the stored state of the searcher is damaged: {error!r}") from None
     return Population(genomes=np.array(genomes, dtype=np.int64), objectives=values, violations=excess)

@@ -5,10 +5,14 @@ the hull is found exactly, from its two ends inwards (Y. P. Aneja, K. P. K. Nair
 Management Science 25(1), 1979), each step one minimisation over the factor graph. Points of the front above the hull
 are found by a mixed-integer programme with a budget, as in HALP (arXiv 2110.10811) and MDP (arXiv 2406.12079): one
 choice for each table, tables agree on shared variables.
+
+Where variables depend on each other so much that minimisations are not exact (`factors.Elimination`), the front says
+how far from the best its points may be.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
@@ -19,7 +23,7 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
-from search.algorithms.factors import Elimination, Factor, elimination_order, evaluate
+from search.algorithms.factors import Elimination, Factor, evaluate
 from search.domain.space import Genome
 from search.errors import InfeasibleBudget, SearchError
 from search.pareto import FloatArray, IntArray, non_dominated_mask
@@ -42,17 +46,16 @@ class ExactFront:
         errors: What is minimised beside the cost.
         costs: The latency, or another figure that a genome alone decides.
         num_choices: Choices of each variable.
-
-    Raises `ContractError` where the variables depend on each other too much.
     """
 
     def __init__(self, errors: Sequence[Factor], costs: Sequence[Factor], num_choices: Sequence[int]) -> None:
         self._errors = _merged(errors)
         self._costs = _merged(costs)
         self._num_choices = tuple(num_choices)
-        order = elimination_order([*self._errors, *self._costs], self._num_choices)
-        scopes = list(dict.fromkeys(f.variables for f in (*self._errors, *self._costs)))
-        self._elimination = Elimination(scopes, self._num_choices, order)
+        scopes = tuple(dict.fromkeys(f.variables for f in (*self._errors, *self._costs)))
+        self._elimination = _elimination(scopes, self._num_choices)
+        #: By how much points of the hulls so far may be off, as a part of the front's range: 0 where they are exact.
+        self.gap = 0.0
         by_scope = [{f.variables: f.values for f in factors} for factors in (self._errors, self._costs)]
         #: (errors, costs) over each scope; None where there is nothing.
         self._tables = [(by_scope[0].get(scope), by_scope[1].get(scope)) for scope in scopes]
@@ -65,7 +68,12 @@ class ExactFront:
 
     def weighted(self, error_weight: float, cost_weight: float) -> ExactPoint:
         """The genome with the smallest `error_weight * error + cost_weight * cost`."""
-        return self._weighted([(error_weight, cost_weight)])[0]
+        return self._weighted([(error_weight, cost_weight)])[0][0]
+
+    def least_cost(self) -> float:
+        """The smallest cost; where minimisations are not exact, a cost that no genome is below."""
+        points, bounds = self._weighted([(0.0, 1.0)])
+        return points[0].cost if self._elimination.is_exact else float(bounds[0])
 
     def hull(self, max_points: int) -> tuple[ExactPoint, ...]:
         """At most `max_points` corners of the lower convex hull, cheapest first; all, where there are fewer.
@@ -81,8 +89,14 @@ class ExactFront:
             looked_into, gaps = gaps[: max_points - len(found)], gaps[max_points - len(found) :]
             # The direction in which both ends are equally good; whatever is better lies between them.
             weights = [(high.cost - low.cost, low.error - high.error) for low, high in looked_into]
-            middles = self._weighted(weights)
-            for (low, high), (error_weight, cost_weight), middle in zip(looked_into, weights, middles, strict=True):
+            middles, bounds = self._weighted(weights)
+            for (low, high), (error_weight, cost_weight), middle, bound in zip(
+                looked_into, weights, middles, bounds, strict=True
+            ):
+                if not self._elimination.is_exact:
+                    value = error_weight * middle.error + cost_weight * middle.cost
+                    unit = error_weight * extent[1] + cost_weight * extent[0]
+                    self.gap = max(self.gap, (value - float(bound)) / unit)
                 gain = (error_weight * low.error + cost_weight * low.cost) - (
                     error_weight * middle.error + cost_weight * middle.cost
                 )
@@ -102,15 +116,16 @@ class ExactFront:
             InfeasibleBudget: No genome is that cheap. The text names the smallest cost.
             SearchError: Nothing was found in time.
         """
-        cheapest = self._ends()[0]
-        if cheapest.cost > max_cost:
-            raise InfeasibleBudget(f"no candidate costs at most {max_cost:g}: the smallest cost is {cheapest.cost:.6g}")
+        least = self.least_cost()
+        if least > max_cost:
+            raise InfeasibleBudget(f"no candidate costs at most {max_cost:g}: the smallest cost is {least:.6g}")
         found = best_under(self._errors, [Bound(self._costs, max_cost)], self._num_choices, time_limit_s=time_limit_s)
         if found is None:
             raise SearchError(f"the exact search found nothing within {time_limit_s:g} s: allow more")
         return self.point(found)
 
-    def _weighted(self, weights: Sequence[tuple[float, float]]) -> list[ExactPoint]:
+    def _weighted(self, weights: Sequence[tuple[float, float]]) -> tuple[list[ExactPoint], FloatArray]:
+        """The best for each pair of weights, and what no weighted sum is below."""
         pairs = np.array(weights, dtype=np.float64)
         tables = []
         for error, cost in self._tables:
@@ -120,22 +135,29 @@ class ExactFront:
                 if values is not None:
                     table = table + pairs[:, column].reshape(shape) * values
             tables.append(np.asarray(table))
-        genomes = self._elimination.minimise(tables)
-        errors, costs = evaluate(self._errors, genomes), evaluate(self._costs, genomes)
-        return [
-            ExactPoint(genome=tuple(int(g) for g in genome), error=float(error), cost=float(cost))
-            for genome, error, cost in zip(genomes, errors, costs, strict=True)
+        genomes, bounds = self._elimination.minimise(tables)
+        errors, costs = evaluate(self._errors, genomes).tolist(), evaluate(self._costs, genomes).tolist()
+        points = [
+            ExactPoint(genome=tuple(genome), error=error, cost=cost)
+            for genome, error, cost in zip(genomes.tolist(), errors, costs, strict=True)
         ]
+        return points, bounds
 
     def _ends(self) -> tuple[ExactPoint, ExactPoint]:
         """The cheapest point and the one with the smallest error, each the best of its equals as far as floats tell."""
-        cheap, good = self.weighted(0.0, 1.0), self.weighted(1.0, 0.0)
+        (cheap, good), _ = self._weighted([(0.0, 1.0), (1.0, 0.0)])
         error_range, cost_range = cheap.error - good.error, good.cost - cheap.cost
         if error_range > 0 and cost_range > 0:
             tiny = 1e-9
-            cheap = self.weighted(tiny / error_range, 1.0 / cost_range)
-            good = self.weighted(1.0 / error_range, tiny / cost_range)
+            weights = [(tiny / error_range, 1.0 / cost_range), (1.0 / error_range, tiny / cost_range)]
+            (cheap, good), _ = self._weighted(weights)
         return cheap, good
+
+
+@functools.lru_cache(maxsize=8)
+def _elimination(scopes: tuple[tuple[int, ...], ...], num_choices: tuple[int, ...]) -> Elimination:
+    """One for all fronts over the same tables: a search makes several in each generation."""
+    return Elimination(scopes, num_choices)
 
 
 def _area(pair: tuple[ExactPoint, ExactPoint], extent: tuple[float, float]) -> float:

@@ -25,7 +25,8 @@ from search.algorithms.error_model import MIN_TOLD, ErrorModel
 from search.algorithms.exact import Bound, ExactFront, best_under
 from search.algorithms.factors import Factor
 from search.algorithms.history import History, check_told
-from search.algorithms.sampling import draw_at_level, draw_new, genome_code, genome_of_code, initial_genomes
+from search.algorithms.sampling import draw_at_level, draw_new, genome_code, initial_genomes
+from search.algorithms.told import ToldFigures
 from search.domain.objective import Constraint, Metric
 from search.domain.space import Genome, VariableKind
 from search.pareto import FloatArray, IntArray
@@ -53,8 +54,7 @@ class ExactSearcher:
     METHOD = "exact"
 
     def __init__(self, problem: SearchProblem, *, population: int, seed: int) -> None:
-        """Raises `ContractError` where latency is not known as tables, and where variables depend on each other too
-        much."""
+        """Raises `ContractError` where latency is not known as tables, or not one objective must be evaluated."""
         unknown = [i for i, metric in enumerate(problem.metrics) if metric not in problem.known_metrics]
         problem.require_known([Metric.LATENCY_MS], self.METHOD)
         if problem.tables is None:
@@ -74,9 +74,8 @@ class ExactSearcher:
         self._seed = seed
         self._column = unknown[0]
         self._history = History(method=self.METHOD, space=problem.space, population=population, seed=seed)
-        self._told: dict[str, tuple[float, float]] = {}
-        #: The same candidates as genomes: decoding all of them in each generation takes long.
-        self._genomes: list[Genome] = []
+        #: What is minimised, and the violation, of every genome that was evaluated.
+        self._told = ToldFigures(problem.space.num_choices, 2)
         self._num_choices = np.array(problem.space.num_choices, dtype=np.int64)
         self._ordered = np.array([v.kind is not VariableKind.SCHEME for v in problem.space.variables])
         others = [m for m in problem.metrics if m in problem.known_metrics and m is not Metric.LATENCY_MS]
@@ -86,8 +85,6 @@ class ExactSearcher:
         #: Figures that are traded against the error: more than one where there are bounds or objectives on them.
         self._traded = list(wanted)
         self._asked: tuple[Genome, ...] | None = None
-        # Refuses at once what elimination cannot do.
-        self._front(problem.errors)
 
     def ask(self) -> tuple[Genome, ...]:
         if self._asked is None:
@@ -95,30 +92,36 @@ class ExactSearcher:
         return self._asked
 
     def tell(self, genomes: Sequence[Genome], objectives: FloatArray, violations: FloatArray) -> None:
-        values, excess = check_told(self._space, genomes, objectives, violations)
-        if values.shape[1] != len(self._problem.metrics):
-            raise ValueError(f"{values.shape[1]} objectives were told, but {len(self._problem.metrics)} before")
-        for genome, row, violation in zip(genomes, values, excess, strict=True):
-            if np.isfinite(row).all():
-                code = genome_code(genome, self._counts)
-                if code not in self._told:
-                    self._genomes.append(tuple(int(g) for g in genome))
-                self._told[code] = (float(row[self._column]), float(violation))
+        values, excess = check_told(self._problem, genomes, objectives, violations)
+        self._told.learn(genomes, np.column_stack((values[:, self._column], excess)))
         self._history.advance(genomes)
         self._asked = None
 
     def state(self) -> SearcherState:
-        return {**self._history.to_json(), "told": {code: list(values) for code, values in self._told.items()}}
+        return {**self._history.to_json(), "told": self._told.to_json()}
 
     def restore(self, state: SearcherState) -> None:
         self._history.restore(state)
         try:
-            told = {str(code): (float(v[0]), float(v[1])) for code, v in state["told"].items()}
-            genomes = [genome_of_code(code, self._counts) for code in told]
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            self._told.restore(state["told"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ContractError(f"the stored state of the searcher is damaged: {error!r}") from None
-        self._told, self._genomes = told, genomes
         self._asked = None
+
+    def report(self) -> tuple[str, ...]:
+        """Where variables depend on each other too much for an exact solution, how far the front may be from it."""
+        model = self._fitted()
+        if not model.is_ready:
+            return ()
+        front = self._front(model.factors())
+        front.hull(self._population)
+        if front.gap <= 0.0:
+            return ()
+        return (
+            "the widths of this network depend on each other too much to be solved exactly: by the estimates, points "
+            f"of the front are within {front.gap:.1%} of its range of the best. Fewer channel counts "
+            "(space.channels.max_choices) bring them closer",
+        )
 
     def _made(self) -> tuple[Genome, ...]:
         """The next generation. The same until the next `tell`."""
@@ -133,7 +136,7 @@ class ExactSearcher:
     def _fitted(self) -> ErrorModel:
         model = ErrorModel(self._space, self._problem.errors)
         if len(self._told) >= MIN_TOLD:
-            model.fit(np.array(self._genomes, dtype=np.int64), np.array([loss for loss, _ in self._told.values()]))
+            model.fit(self._told.genomes, self._told.rows[:, 0])
         return model
 
     def _solutions(self, rng: np.random.Generator, model: ErrorModel) -> list[Genome]:
@@ -218,18 +221,20 @@ class ExactSearcher:
         if not new:
             return []
         rows = np.array(new, dtype=np.int64)
-        latency = self._latencies(rows)
-        kept = (self._problem.known_violations(rows) <= 0) & (latency >= window[0]) & (latency <= window[1])
+        kept = self._problem.known_violations(rows) <= 0
+        if np.isfinite(window).any():
+            latency = self._latencies(rows)
+            kept &= (latency >= window[0]) & (latency <= window[1])
         return [g for g, is_kept in zip(new, kept, strict=True) if is_kept]
 
     def _window(self) -> tuple[float, float]:
         """The latencies that are worth trying, where candidates broke bounds that only their evaluation could tell:
         around those of the feasible ones, or of the half that broke them least."""
-        excess = np.array([violation for _, violation in self._told.values()])
+        excess = self._told.rows[:, 1]
         if not (excess > 0).any():
             return -np.inf, np.inf
         limit = 0.0 if (excess <= 0).any() else float(np.median(excess))
-        rows = np.array(self._genomes, dtype=np.int64)[excess <= limit]
+        rows = self._told.genomes[excess <= limit]
         latency = self._latencies(rows)
         margin = 0.1 * float(np.ptp(latency))
         return float(latency.min()) - margin, float(latency.max()) + margin
@@ -247,7 +252,7 @@ class ExactSearcher:
     def _filled_up(self, rng: np.random.Generator, genomes: list[Genome]) -> tuple[Genome, ...]:
         """With neighbours of what is there, or of what was best so far, and at last with any new genome."""
         found = {genome_code(g, self._counts): g for g in genomes[: self._population]}
-        parents = genomes or self._genomes
+        parents = genomes or [tuple(row) for row in self._told.genomes.tolist()]
         if parents and len(found) < self._population:
             children = [
                 child

@@ -4,6 +4,11 @@ An operator's latency depends on its input and output widths and on its own dens
 small tables that share variables: a factor graph. Where few tables meet in a variable (chains, residual stages), the
 minimum over all genomes is found exactly by dynamic programming over an elimination order (U. Bertele, F. Brioschi:
 Nonserial Dynamic Programming, 1972; AOWS, arXiv 2005.10481, does so for chains of widths).
+
+Where too many tables meet for that, they are minimised in several parts, each as large as is affordable (mini-bucket
+elimination: R. Dechter, I. Rish: Mini-buckets: a general scheme for bounded inference, Journal of the ACM 50(2), 2003).
+The sum of their minima is a lower bound; the genome that the parts lead to is improved by coordinate descent, and is
+as far from the minimum as it is from the bound, at most.
 """
 
 from __future__ import annotations
@@ -11,17 +16,20 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
-from device_agent.contracts import ContractError
-from search.domain.space import Genome
 from search.pareto import FloatArray, IntArray
 
-#: Cells of the largest table that elimination may make: 2^24 doubles are 128 MiB.
+#: Cells of the largest table that exact elimination may make: 2^24 doubles are 128 MiB.
 MAX_CELLS = 1 << 24
+#: Cells of the largest table where that is not enough, and tables of a variable are minimised apart.
+SPLIT_CELLS = 1 << 18
 #: Cells of all tables of one step, where many sums are minimised at once.
 _BATCH_CELLS = 1 << 20
+#: Sweeps of the descent that follows where tables were minimised apart.
+_MAX_SWEEPS = 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -55,109 +63,175 @@ def evaluate(factors: Sequence[Factor], genomes: IntArray) -> FloatArray:
     return total
 
 
-def elimination_order(factors: Sequence[Factor], num_choices: Sequence[int]) -> EliminationOrder:
-    """An order that keeps tables small: always the variable whose neighbours make the smallest table.
-
-    Raises `ContractError` where a table of more than `MAX_CELLS` is needed: too many widths depend on each other.
-    """
+def elimination_order(scopes: Sequence[tuple[int, ...]], num_choices: Sequence[int]) -> EliminationOrder:
+    """An order that keeps tables over `scopes` small: always the variable whose neighbours make the smallest table."""
     neighbours: dict[int, set[int]] = {v: set() for v in range(len(num_choices))}
-    for factor in factors:
-        for variable in factor.variables:
-            neighbours[variable] |= set(factor.variables) - {variable}
+    for scope in scopes:
+        for variable in scope:
+            neighbours[variable] |= set(scope) - {variable}
     order: list[int] = []
     largest = 1
-    sizes = {v: _cells(v, around, num_choices) for v, around in neighbours.items()}
+    sizes = {v: _cells((v, *around), num_choices) for v, around in neighbours.items()}
     while neighbours:
         variable = min(sizes, key=lambda v: (sizes[v], v))
         largest = max(largest, sizes.pop(variable))
-        if largest > MAX_CELLS:
-            raise ContractError(
-                f"the variables of this network depend on each other so much that exact search needs tables of "
-                f"{largest} cells, more than {MAX_CELLS}: offer fewer channel counts (space.channels.max_choices)"
-            )
         around = neighbours.pop(variable)
         for other in around:
             neighbours[other] = (neighbours[other] | around) - {other, variable}
-            sizes[other] = _cells(other, neighbours[other], num_choices)
+            sizes[other] = _cells((other, *neighbours[other]), num_choices)
         order.append(variable)
     return EliminationOrder(variables=tuple(order), largest_cells=largest)
 
 
-def _cells(variable: int, around: Collection[int], num_choices: Sequence[int]) -> int:
-    """Cells of a table over a variable and its neighbours."""
-    return math.prod(num_choices[v] for v in (variable, *around))
+def _cells(variables: Collection[int], num_choices: Sequence[int]) -> int:
+    return math.prod(num_choices[v] for v in variables)
 
 
-def minimise(factors: Sequence[Factor], num_choices: Sequence[int], order: EliminationOrder) -> Genome:
-    """The genome with the smallest sum; of equal ones, that with the smaller choices of late variables."""
-    elimination = Elimination([f.variables for f in factors], num_choices, order)
-    return tuple(int(g) for g in elimination.minimise([f.values[None] for f in factors])[0])
+class Minima(NamedTuple):
+    """Genomes (n, v) with small sums, and what no sum is below (n,): the sums themselves where these are exact."""
+
+    genomes: IntArray
+    bounds: FloatArray
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Step:
-    """The elimination of one variable: the tables that have it, each with its shape in the joint table."""
+class _Part:
+    """Tables that have a variable, each with its shape in their joint table."""
 
-    variable: int
     axis: int
     rest: tuple[int, ...]
     shape: tuple[int, ...]
     tables: tuple[tuple[int, tuple[int, ...]], ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Step:
+    """The elimination of one variable: the tables that have it, in one part where that is affordable."""
+
+    variable: int
+    parts: tuple[_Part, ...]
+
+
 class Elimination:
     """Minimises sums of tables over the same variables again and again, many sums at once.
+
+    Of equal minima, that with the smaller choices of late variables is found.
 
     Args:
         scopes: The variables of each table.
         num_choices: Choices of each variable.
-        order: From `elimination_order`.
+        max_cells: Of a table that exact elimination may make.
+        split_cells: Of a table that is made where that is not enough; given tables may be larger.
     """
 
-    def __init__(self, scopes: Sequence[tuple[int, ...]], num_choices: Sequence[int], order: EliminationOrder) -> None:
+    def __init__(
+        self,
+        scopes: Sequence[tuple[int, ...]],
+        num_choices: Sequence[int],
+        *,
+        max_cells: int = MAX_CELLS,
+        split_cells: int = SPLIT_CELLS,
+    ) -> None:
+        order = elimination_order(scopes, num_choices)
         self._num_choices = tuple(num_choices)
-        self._largest_cells = order.largest_cells
-        known: list[tuple[int, ...]] = list(scopes)
-        remaining = list(range(len(scopes)))
-        self._steps: list[_Step] = []
-        for variable in order.variables:
-            touching = [n for n in remaining if variable in known[n]]
-            remaining = [n for n in remaining if variable not in known[n]]
-            scope = tuple(sorted({variable}.union(*(known[n] for n in touching))))
+        self._num_given = len(scopes)
+        #: Whether what is found is the minimum.
+        self.is_exact = order.largest_cells <= max_cells
+        self._scopes: list[tuple[int, ...]] = list(scopes)
+        self._remaining = list(range(len(scopes)))
+        limit = max_cells if self.is_exact else split_cells
+        self._steps = [self._step(variable, limit) for variable in order.variables]
+        self._largest_cells = max((math.prod(p.shape) for s in self._steps for p in s.parts), default=1)
+
+    def minimise(self, tables: Sequence[FloatArray]) -> Minima:
+        """The smallest sums of `tables`, each (n, *choices of its scope)."""
+        count = max((len(table) for table in tables), default=1)
+        size = max(1, _BATCH_CELLS // self._largest_cells)
+        found = [
+            self._minimised([t[a : a + size] for t in tables], min(size, count - a)) for a in range(0, count, size)
+        ]
+        return Minima(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+
+    def _step(self, variable: int, limit: int) -> _Step:
+        """The next step, whose results are noted as tables."""
+        touching = [n for n in self._remaining if variable in self._scopes[n]]
+        self._remaining = [n for n in self._remaining if variable not in self._scopes[n]]
+        parts = []
+        for numbers in self._affordable(variable, touching, limit):
+            scope = tuple(sorted({variable}.union(*(self._scopes[n] for n in numbers))))
             axis = scope.index(variable)
             rest = (*scope[:axis], *scope[axis + 1 :])
-            self._steps.append(
-                _Step(
-                    variable=variable,
-                    axis=axis + 1,
-                    rest=rest,
-                    shape=tuple(num_choices[v] for v in scope),
-                    tables=tuple((n, tuple(num_choices[v] if v in known[n] else 1 for v in scope)) for n in touching),
-                )
-            )
-            known.append(rest)
-            remaining.append(len(known) - 1)
+            shapes = ((n, tuple(self._num_choices[v] if v in self._scopes[n] else 1 for v in scope)) for n in numbers)
+            shape = tuple(self._num_choices[v] for v in scope)
+            parts.append(_Part(axis=axis + 1, rest=rest, shape=shape, tables=tuple(shapes)))
+            self._scopes.append(rest)
+            self._remaining.append(len(self._scopes) - 1)
+        return _Step(variable=variable, parts=tuple(parts))
 
-    def minimise(self, tables: Sequence[FloatArray]) -> IntArray:
-        """The genomes (n, v) with the smallest sums of `tables`, each (n, *choices of its scope)."""
-        count = max((len(table) for table in tables), default=1)
-        part = max(1, _BATCH_CELLS // self._largest_cells)
-        found = [
-            self._minimised([t[a : a + part] for t in tables], min(part, count - a)) for a in range(0, count, part)
-        ]
-        return np.concatenate(found)
+    def _affordable(self, variable: int, touching: Sequence[int], limit: int) -> list[list[int]]:
+        """The tables in as few parts as joint tables of `limit` cells allow: the largest first, each where it fits."""
+        parts: list[tuple[set[int], list[int]]] = []
+        for number in sorted(touching, key=lambda n: -_cells(self._scopes[n], self._num_choices)):
+            for scope, numbers in parts:
+                if _cells(scope | set(self._scopes[number]), self._num_choices) <= limit:
+                    scope |= set(self._scopes[number])
+                    numbers.append(number)
+                    break
+            else:
+                parts.append((set(self._scopes[number]), [number]))
+        return [sorted(numbers) for _, numbers in parts] or [[]]
 
-    def _minimised(self, tables: Sequence[FloatArray], count: int) -> IntArray:
+    def _minimised(self, tables: Sequence[FloatArray], count: int) -> tuple[IntArray, FloatArray]:
         known = list(tables)
-        decided: list[tuple[_Step, IntArray]] = []
+        decided: list[tuple[_Step, IntArray | None]] = []
         for step in self._steps:
-            joint = np.zeros((count, *step.shape))
-            for number, shape in step.tables:
-                joint += known[number].reshape(-1, *shape)
-            decided.append((step, joint.argmin(axis=step.axis)))
-            known.append(joint.min(axis=step.axis))
+            best = None
+            for part in step.parts:
+                joint = np.zeros((count, *part.shape))
+                for number, shape in part.tables:
+                    joint += known[number].reshape(-1, *shape)
+                if len(step.parts) == 1:
+                    best = joint.argmin(axis=part.axis)
+                known.append(joint.min(axis=part.axis))
+            decided.append((step, best))
         genomes = np.zeros((count, len(self._num_choices)), dtype=np.int64)
         rows = np.arange(count)
         for step, best in reversed(decided):
-            genomes[:, step.variable] = best[(rows, *(genomes[:, v] for v in step.rest))]
-        return genomes
+            if best is None:
+                numbers = [n for part in step.parts for n, _ in part.tables]
+                genomes[:, step.variable] = self._sums(known, numbers, step.variable, genomes).argmin(axis=1)
+            else:
+                genomes[:, step.variable] = best[(rows, *(genomes[:, v] for v in step.parts[0].rest))]
+        if not self.is_exact:
+            self._descend(tables, genomes)
+        bounds = np.zeros(count)
+        for number in self._remaining:
+            bounds += known[number]
+        return genomes, bounds
+
+    def _sums(
+        self, known: Sequence[FloatArray], numbers: Sequence[int], variable: int, genomes: IntArray
+    ) -> FloatArray:
+        """The sum of some tables for each choice of `variable`, (n, choices), other genes being those of `genomes`."""
+        choices = np.arange(self._num_choices[variable])
+        sums = np.zeros((len(genomes), len(choices)))
+        for number in numbers:
+            index = (choices if v == variable else genomes[:, v, None] for v in self._scopes[number])
+            sums += known[number][(np.arange(len(genomes))[:, None], *index)]
+        return sums
+
+    def _descend(self, tables: Sequence[FloatArray], genomes: IntArray) -> None:
+        """Improve `genomes` in place, a gene at a time, until none can be."""
+        rows = np.arange(len(genomes))
+        touching = [
+            [n for n in range(self._num_given) if variable in self._scopes[n]]
+            for variable in range(len(self._num_choices))
+        ]
+        for _ in range(_MAX_SWEEPS):
+            before = genomes.copy()
+            for variable, numbers in enumerate(touching):
+                sums = self._sums(tables, numbers, variable, genomes)
+                better = sums.min(axis=1) < sums[rows, genomes[:, variable]]
+                genomes[better, variable] = sums[better].argmin(axis=1)
+            if (genomes == before).all():
+                return

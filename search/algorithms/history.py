@@ -11,6 +11,7 @@ from search.algorithms.base import SearcherState
 from search.algorithms.sampling import genome_code
 from search.domain.space import Genome, SearchSpace, space_id
 from search.pareto import FloatArray
+from search.problem import SearchProblem
 
 
 class History:
@@ -50,17 +51,18 @@ class History:
 
 
 def check_told(
-    space: SearchSpace, genomes: Sequence[Genome], objectives: FloatArray, violations: FloatArray
+    problem: SearchProblem, genomes: Sequence[Genome], objectives: FloatArray, violations: FloatArray
 ) -> tuple[FloatArray, FloatArray]:
     """Checked copies of the objectives (n, m) and violations (n,) of `genomes`.
 
     A row of which any figure is not finite becomes NaN as a whole, violation included: it is no point.
+
+    Raises `ContractError` on genomes outside the space, and `ValueError` on shapes that do not fit.
     """
+    num_choices = problem.space.num_choices
     for genome in genomes:
-        if len(genome) != len(space.num_choices) or not all(
-            0 <= gene < count for gene, count in zip(genome, space.num_choices, strict=True)
-        ):
-            raise ContractError(f"the genome {tuple(genome)} is not in the space of {space.num_choices} choices")
+        if len(genome) != len(num_choices) or not all(map(_is_choice, genome, num_choices)):
+            raise ContractError(f"the genome {tuple(genome)} is not in the space of {num_choices} choices")
     values = np.array(objectives, dtype=np.float64)
     excess = np.array(violations, dtype=np.float64)
     if values.ndim != 2 or len(values) != len(genomes) or excess.shape != (len(genomes),):
@@ -68,10 +70,16 @@ def check_told(
             f"objectives of shape {values.shape} and violations of shape {excess.shape} do not fit "
             f"{len(genomes)} genomes"
         )
+    if values.shape[1] != len(problem.metrics):
+        raise ValueError(f"{values.shape[1]} objectives were told, but the problem has {len(problem.metrics)}")
     undefined = ~np.isfinite(values).all(axis=1) | ~np.isfinite(excess)
     values[undefined] = np.nan
     excess[undefined] = np.nan
     return values, excess
+
+
+def _is_choice(gene: int, count: int) -> bool:
+    return 0 <= gene < count
 
 
 def check_survivors(genomes: Sequence[Genome], survivors: Sequence[Genome]) -> dict[Genome, int]:

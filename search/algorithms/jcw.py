@@ -192,7 +192,8 @@ def crossover(
     """Simulated binary crossover of `first` and `second` (k, v) on choice indices: 2k children (2k, v).
 
     K. Deb, R. B. Agrawal: Simulated binary crossover for continuous search space, Complex Systems 9, 1995. Children are
-    rounded to the grid and clipped. Variables without an order are swapped only.
+    rounded to the grid and clipped. Of genes that are crossed, children exchange half; the others are their parents'
+    (released code, emo_utils.py). Variables without an order are swapped only.
     """
     shape = first.shape
     u = rng.random(shape)
@@ -202,7 +203,7 @@ def crossover(
     mixed = ordered & (rng.random(shape) < _CROSSOVER_RATE)
     one = np.where(mixed, middle + beta * half, first)
     two = np.where(mixed, middle - beta * half, second)
-    swapped = rng.random(shape) < 0.5
+    swapped = (mixed | ~ordered) & (rng.random(shape) < 0.5)
     children = np.concatenate((np.where(swapped, two, one), np.where(swapped, one, two)))
     snapped: IntArray = np.clip(np.rint(children), 0, num_choices - 1).astype(np.int64)
     return snapped

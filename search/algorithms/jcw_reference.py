@@ -5,8 +5,8 @@ T. Zhao et al., arXiv 2110.08013; the released code's nsga_ii.py and emo_utils.p
 - Polynomial mutation with index 15 is snapped to the grid, where it mostly ends where it began.
 - The 1-D crowding distance leaves out the second point of each front.
 - Four fixed latency targets, from the smallest to the unpruned network, filled from low to high in every stage.
-- Children are compared with the current population only, so that one may be proposed twice. What was evaluated before
-  is not evaluated again, but counts as proposed.
+- Children are compared with the current population and with earlier attempts at the same generation only, so that one
+  may be proposed twice. What was evaluated before is not evaluated again, but counts as proposed.
 - No constraints and no schemes.
 - Genes step over choices; the released code's grid is even, and so is this one where the config's choices are.
 Survivors are scored again with each generation where the estimator wants it, as the published supernet does.
@@ -59,8 +59,10 @@ class JcwReferenceSearcher(EvolutionarySearcher):
         members = {tuple(int(g) for g in row) for row in self._population.genomes}
         found: list[Genome] = []
         for _ in range(_ATTEMPTS):
-            children = [tuple(int(g) for g in row) for row in self._offspring(rng, self._population)]
-            found += [child for child in children if child not in members]
+            children = [tuple(row) for row in self._offspring(rng, self._population).tolist()]
+            new = [child for child in children if child not in members]
+            found += new
+            members.update(new)
             if len(found) >= self._size:
                 break
         return tuple(found[: self._size])
@@ -105,11 +107,13 @@ def released_selection(objectives: FloatArray, latency_index: int, targets: Floa
     chosen: dict[int, None] = {}
     for stage in range(max(int(r.max()) for r in ranks) + 1):
         for row in ranks:
-            front = [int(i) for i in np.flatnonzero(row == stage) if int(i) not in chosen]
-            if len(chosen) + len(front) > count:
-                order = np.argsort(-released_crowding(latencies[front]), kind="stable")
-                front = [front[i] for i in order[: count - len(chosen)]]
-            chosen |= dict.fromkeys(front)
+            front = np.flatnonzero(row == stage)
+            new = [int(i) for i in front if int(i) not in chosen]
+            if len(chosen) + len(new) > count:
+                # Distances are those in the whole front, members of which were chosen before.
+                lonely = front[np.argsort(-released_crowding(latencies[front]), kind="stable")]
+                new = [int(i) for i in lonely if int(i) not in chosen][: count - len(chosen)]
+            chosen |= dict.fromkeys(new)
             if len(chosen) == count:
                 return np.array(sorted(chosen), dtype=np.int64)
     return np.array(sorted(chosen), dtype=np.int64)

@@ -31,8 +31,9 @@ from search.algorithms.history import History, check_told
 from search.algorithms.policy_network import Episodes, PolicyNetwork
 from search.algorithms.policy_steps import actions_of, features_of, genomes_of, padded, steps_of
 from search.algorithms.repair import Repair
-from search.algorithms.sampling import draw_at_level, draw_new, genome_code, genome_of_code, initial_genomes
+from search.algorithms.sampling import draw_at_level, draw_new, genome_code, initial_genomes
 from search.algorithms.surrogate import AdditiveSurrogate
+from search.algorithms.told import ToldFigures
 from search.domain.objective import Metric
 from search.domain.space import Genome
 from search.pareto import FloatArray, IntArray
@@ -91,8 +92,8 @@ class PolicyGradientSearcher:
         self.highest_target_ms = max(self._fastest, min(self._slowest, _highest_within_bounds(problem, seed)))
         self._target_ms = np.linspace(self._fastest, self.highest_target_ms, _NUM_TARGETS + 1)[1:]
         self._baseline = np.zeros(_NUM_TARGETS)
-        #: Objectives and violation of every genome that was evaluated, by its code.
-        self._told: dict[str, tuple[float, ...]] = {}
+        #: Objectives and violation of every genome that was evaluated.
+        self._told = ToldFigures(problem.space.num_choices, len(problem.metrics) + 1)
         self._asked: tuple[Genome, ...] | None = None
         #: The guess from all that was told, once it was made.
         self._guess: _Guess | None = None
@@ -103,15 +104,11 @@ class PolicyGradientSearcher:
         return self._asked
 
     def tell(self, genomes: Sequence[Genome], objectives: FloatArray, violations: FloatArray) -> None:
-        values, excess = check_told(self._space, genomes, objectives, violations)
-        if values.shape[1] != len(self._problem.metrics):
-            raise ValueError(f"{values.shape[1]} objectives were told, but {len(self._problem.metrics)} before")
+        values, excess = check_told(self._problem, genomes, objectives, violations)
         rows = np.column_stack((values, excess))
         defined = np.isfinite(rows).all(axis=1)
         chosen = np.array(genomes, dtype=np.int64).reshape(len(genomes), len(self._num_choices))[defined]
-        for genome, row in zip(chosen, rows[defined], strict=True):
-            code = genome_code(tuple(int(g) for g in genome), self._num_choices)
-            self._told[code] = tuple(float(v) for v in row)
+        self._told.learn(chosen, rows[defined])
         self._guess = None
         if len(self._told) >= _MIN_TOLD:
             self._guess = _Guess(self._problem, self._rewarded, self._told)
@@ -125,22 +122,18 @@ class PolicyGradientSearcher:
             **self._history.to_json(),
             "policy": self._policy.to_json(),
             "baseline": self._baseline.tolist(),
-            "told": {code: list(values) for code, values in self._told.items()},
+            "told": self._told.to_json(),
         }
 
     def restore(self, state: SearcherState) -> None:
         self._history.restore(state)
         try:
-            told = {str(code): tuple(float(v) for v in values) for code, values in state["told"].items()}
-            for code, values in told.items():
-                genome_of_code(code, self._num_choices)
-                if len(values) != len(self._problem.metrics) + 1 or not np.isfinite(values).all():
-                    raise ValueError(f"{code!r} was told as {values}")
+            self._told.restore(state["told"])
             baseline = np.array(state["baseline"], dtype=np.float64).reshape(_NUM_TARGETS)
             self._policy.restore(state["policy"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ContractError(f"the stored state of the searcher is damaged: {error!r}") from None
-        self._told, self._baseline = told, baseline
+        self._baseline = baseline
         self._asked = self._guess = None
 
     def _made(self) -> tuple[Genome, ...]:
@@ -175,8 +168,8 @@ class PolicyGradientSearcher:
     def _new(self, genomes: IntArray, found: dict[str, Genome]) -> IntArray:
         """The distinct ones of `genomes` that were neither told nor found yet, in their order."""
         codes: dict[str, int] = {}
-        for row, genome in enumerate(genomes):
-            code = genome_code(tuple(int(g) for g in genome), self._num_choices)
+        for row, genome in enumerate(genomes.tolist()):
+            code = genome_code(genome, self._num_choices)
             if code not in self._history.seen and code not in found:
                 codes.setdefault(code, row)
         return genomes[list(codes.values())]
@@ -251,10 +244,9 @@ def _highest_within_bounds(problem: SearchProblem, seed: int) -> float:
 class _Guess:
     """Guessed figures of genomes from all that was told."""
 
-    def __init__(self, problem: SearchProblem, rewarded: int, told: dict[str, tuple[float, ...]]) -> None:
+    def __init__(self, problem: SearchProblem, rewarded: int, told: ToldFigures) -> None:
         self._problem = problem
-        genomes = np.array([genome_of_code(code, problem.space.num_choices) for code in told], dtype=np.int64)
-        rows = np.array(list(told.values()), dtype=np.float64)
+        genomes, rows = told.genomes, told.rows
         self._guesses: dict[int, AdditiveSurrogate] = {}
         columns = [i for i, metric in enumerate(problem.metrics) if metric not in problem.known_metrics]
         # The last column is the violation. What the known bounds alone explain needs no guess.

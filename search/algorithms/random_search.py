@@ -21,6 +21,7 @@ class RandomSearcher:
 
     def __init__(self, problem: SearchProblem, *, population: int, seed: int) -> None:
         space = problem.space
+        self._problem = problem
         self._space = space
         self._population = population
         self._seed = seed
@@ -31,7 +32,7 @@ class RandomSearcher:
         return draw_new(rng, self._space, self._population, self._history.seen, lambda: draw_uniform(rng, self._space))
 
     def tell(self, genomes: Sequence[Genome], objectives: FloatArray, violations: FloatArray) -> None:
-        check_told(self._space, genomes, objectives, violations)
+        check_told(self._problem, genomes, objectives, violations)
         self._history.advance(genomes)
 
     def state(self) -> SearcherState:

@@ -185,7 +185,7 @@ def _solved(problem: SearchProblem, tables: Sequence[tuple[Factor, ...]]) -> Gen
     constraints = problem.known_constraints
     bounds = [Bound(costs, constraint.max) for costs, constraint in zip(tables, constraints, strict=True)]
     names = [f"{c.subject} <= {c.max:g}" for c in constraints]
-    alone = [ExactFront((), costs, num_choices).weighted(0.0, 1.0).cost for costs in tables]
+    alone = [ExactFront((), costs, num_choices).least_cost() for costs in tables]
     impossible = [
         f"{name} (the smallest is {value:.6g})"
         for name, value, bound in zip(names, alone, bounds, strict=True)

@@ -89,7 +89,7 @@ class RuleMappingSearcher:
         return (*found.values(), *drawn)
 
     def tell(self, genomes: Sequence[Genome], objectives: FloatArray, violations: FloatArray) -> None:
-        values, _ = check_told(self._space, genomes, objectives, violations)
+        values, _ = check_told(self._problem, genomes, objectives, violations)
         if values.shape[1] != self._num_objectives:
             raise ValueError(f"{values.shape[1]} objectives were told, but {self._num_objectives} before")
         self._history.advance(genomes)

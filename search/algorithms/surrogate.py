@@ -42,6 +42,8 @@ class AdditiveSurrogate:
         self._mean_map = _feature_map(_MEAN_KNOTS, True)
         self._weights: FloatArray = np.zeros(0)
         self._centre = 0.0
+        #: Features of the last fit, with the eigenvalues and eigenvectors of their Gram matrix.
+        self._decomposed: tuple[FloatArray, FloatArray, FloatArray] = (np.zeros((0, 0)), np.zeros(0), np.zeros((0, 0)))
 
     @property
     def is_fitted(self) -> bool:
@@ -64,8 +66,13 @@ class AdditiveSurrogate:
                 scale = weights / weights.mean()
                 self._fit(features * scale[:, None], values * scale)
 
+    def refit(self, values: FloatArray) -> None:
+        """Learn other `values` (n,) of the genomes of the last `fit`, without weights; most of its work is done."""
+        self._centre = float(values.mean())
+        with one_thread():
+            self._solve(values - self._centre)
+
     def _fit(self, features: FloatArray, target: FloatArray) -> None:
-        count = len(target)
         # Eigenvectors of the smaller Gram matrix serve all noise levels at once.
         if len(features) < features.shape[1]:
             eigenvalues, left = np.linalg.eigh(features @ features.T)
@@ -75,6 +82,12 @@ class AdditiveSurrogate:
         else:
             eigenvalues, vectors = np.linalg.eigh(features.T @ features)
             eigenvalues = np.maximum(eigenvalues, 0.0)
+        self._decomposed = (features, eigenvalues, vectors)
+        self._solve(target)
+
+    def _solve(self, target: FloatArray) -> None:
+        features, eigenvalues, vectors = self._decomposed
+        count = len(target)
         projected = vectors.T @ (features.T @ target)
         total = float(target @ target)
         best = np.inf

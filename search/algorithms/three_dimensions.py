@@ -73,7 +73,7 @@ class ThreeDimensionsSearcher:
         return self._model_points()
 
     def tell(self, genomes: Sequence[Genome], objectives: FloatArray, violations: FloatArray) -> None:
-        values, _ = check_told(self._problem.space, genomes, objectives, violations)
+        values, _ = check_told(self._problem, genomes, objectives, violations)
         self._model_generations += self._has_chains()
         for genome, row in zip(genomes, values, strict=True):
             value = float(row[self._column])

@@ -5,6 +5,7 @@ Every search method works on the same genome, a tuple of choice indices, one for
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -129,7 +130,8 @@ class Decisions:
             raise ContractError(f"removed_blocks must be sorted and distinct: {self.removed_blocks}")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# Without slots, so that what follows from the variables is computed once: methods ask for it thousands of times.
+@dataclass(frozen=True, kw_only=True)
 class SearchSpace:
     """The variables of a search. `default_scheme` applies to every DENSITY variable without a SCHEME variable."""
 
@@ -143,7 +145,7 @@ class SearchSpace:
         if not names:
             raise ContractError("the search space is empty: give channels, weights, depth or resolution to search")
 
-    @property
+    @functools.cached_property
     def num_choices(self) -> tuple[int, ...]:
         return tuple(len(v.choices) for v in self.variables)
 

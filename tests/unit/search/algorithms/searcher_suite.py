@@ -338,7 +338,7 @@ class EvolutionarySuite(SearcherSuite):
     def test_number_of_objectives_must_not_change(self) -> None:
         searcher = self.make()
         tell_landscape(searcher, searcher.ask())
-        with pytest.raises(ValueError, match="3 objectives were told, but 2 before"):
+        with pytest.raises(ValueError, match="3 objectives were told, but the problem has 2"):
             tell_landscape(searcher, searcher.ask(), THREE)
 
     def test_known_good_genomes_may_be_told(self) -> None:

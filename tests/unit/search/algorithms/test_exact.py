@@ -7,9 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from device_agent.contracts import ContractError
 from search.algorithms.exact import ExactFront
-from search.algorithms.factors import Factor, elimination_order, evaluate, minimise
+from search.algorithms.factors import Elimination, Factor, evaluate
 from search.errors import InfeasibleBudget
 from search.pareto import hypervolume, non_dominated_mask
 
@@ -22,6 +21,13 @@ def tables(seed: int, scopes: tuple[tuple[int, ...], ...] = SCOPES) -> list[Fact
     return [Factor(variables=s, values=rng.random([NUM_CHOICES[v] for v in s])) for s in scopes]
 
 
+def minimum(factors: list[Factor]) -> tuple[tuple[int, ...], float]:
+    elimination = Elimination([f.variables for f in factors], NUM_CHOICES)
+    assert elimination.is_exact
+    found, bounds = elimination.minimise([f.values[None] for f in factors])
+    return tuple(found[0]), float(bounds[0])
+
+
 def every_genome() -> np.ndarray:
     return np.array(list(itertools.product(*map(range, NUM_CHOICES))))
 
@@ -31,8 +37,9 @@ def test_elimination_finds_the_minimum(seed: int) -> None:
     factors = tables(seed)
     genomes = every_genome()
     values = evaluate(factors, genomes)
-    best = minimise(factors, NUM_CHOICES, elimination_order(factors, NUM_CHOICES))
+    best, bound = minimum(factors)
     assert best == tuple(genomes[values.argmin()])
+    assert bound == pytest.approx(values.min())
 
 
 def test_a_sum_is_that_of_its_tables() -> None:
@@ -45,7 +52,7 @@ def test_a_sum_is_that_of_its_tables() -> None:
 
 def test_variables_that_no_table_has_take_their_first_choice() -> None:
     factors = tables(0, ((0, 1),))
-    assert minimise(factors, NUM_CHOICES, elimination_order(factors, NUM_CHOICES))[2:] == (0, 0, 0)
+    assert minimum(factors)[0][2:] == (0, 0, 0)
 
 
 def test_tables_must_fit_their_variables() -> None:
@@ -55,11 +62,48 @@ def test_tables_must_fit_their_variables() -> None:
         Factor(variables=(0,), values=np.zeros((2, 2)))
 
 
-def test_too_many_dependent_variables_are_refused() -> None:
-    wide = tuple(range(12))
-    ring = [Factor(variables=(a, b), values=np.zeros((8, 8))) for a, b in itertools.combinations(wide, 2)]
-    with pytest.raises(ContractError, match="max_choices"):
-        elimination_order(ring, (8,) * 12)
+def everything_coupled(seed: int, variables: int, choices: int) -> list[Factor]:
+    """A table for each pair of variables: no order of elimination keeps tables small."""
+    rng = np.random.default_rng(seed)
+    pairs = itertools.combinations(range(variables), 2)
+    return [Factor(variables=pair, values=rng.random((choices, choices))) for pair in pairs]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_parts_bound_the_minimum_and_lead_close_to_it(seed: int) -> None:
+    factors = everything_coupled(seed, 6, 4)
+    genomes = np.array(list(itertools.product(range(4), repeat=6)))
+    values = evaluate(factors, genomes)
+    split = Elimination([f.variables for f in factors], (4,) * 6, max_cells=4**3, split_cells=4**3)
+    assert not split.is_exact
+    found, bounds = split.minimise([np.stack((f.values, 2.0 * f.values)) for f in factors])
+    value = evaluate(factors, found)[0]
+    assert bounds[0] <= values.min() <= value <= values.min() + 0.15 * np.ptp(values)
+    np.testing.assert_allclose(bounds[1], 2.0 * bounds[0])
+    np.testing.assert_array_equal(found[0], found[1])
+    # No gene alone makes it better.
+    for place, choice in itertools.product(range(6), range(4)):
+        other = found[:1].copy()
+        other[0, place] = choice
+        assert evaluate(factors, other)[0] >= value
+
+
+def test_variables_that_all_depend_on_each_other_are_solved_with_a_gap() -> None:
+    errors, costs = everything_coupled(0, 12, 6), everything_coupled(1, 12, 6)
+    front = ExactFront(errors, costs, (6,) * 12)
+    hull = front.hull(12)
+    assert 0.0 < front.gap < 0.5
+    rng = np.random.default_rng(0)
+    drawn = rng.integers(0, 6, (20_000, 12))
+    points = np.column_stack((evaluate(errors, drawn), evaluate(costs, drawn)))
+    ends = points.max(axis=0)
+    assert hypervolume([(p.error, p.cost) for p in hull], ends) > 1.2 * hypervolume(points, ends)
+    assert front.least_cost() <= hull[0].cost
+    with pytest.raises(InfeasibleBudget, match="smallest cost"):
+        front.best_within(front.least_cost() - 0.01, time_limit_s=10.0)
+    exact = ExactFront(tables(0), tables(1), NUM_CHOICES)
+    exact.hull(12)
+    assert exact.gap == 0.0
 
 
 @pytest.mark.parametrize("seed", range(6))
