@@ -59,9 +59,9 @@ class ToldFigures:
     def restore(self, data: SearcherState) -> None:
         """Take over what `to_json` gave. Raises `ValueError`, `TypeError` or `AttributeError` where it is damaged."""
         genomes = [genome_of_code(str(code), self._num_choices) for code in data]
+        if any(len(values) != self._width for values in data.values()):
+            raise ValueError(f"the stored figures of a genome are not {self._width}")
         rows = np.array(list(data.values()), dtype=np.float64).reshape(-1, self._width)
-        if len(rows) != len(genomes):
-            raise ValueError(f"{rows.size} figures are stored of {len(genomes)} genomes, not {self._width} of each")
         if not np.isfinite(rows).all():
             raise ValueError("a stored figure is not finite")
         self.forget()
