@@ -40,6 +40,6 @@ def test_damaged_memories_are_refused() -> None:
         {"fff": [1.0, 2.0]},
         {"x": [1, 2]},
     ):
-        with pytest.raises(ValueError, match="stored|invalid|beyond"):
+        with pytest.raises(ValueError, match=r"stored|invalid|beyond"):
             told.restore(damaged)
     assert len(told) == 0
