@@ -15,6 +15,7 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,13 @@ def imported_a72(folder: Path | None = None) -> dict[str, Any]:
     """The part `imported_a72` of the benchmark, from the data in `folder`. Raises `FileNotFoundError` without them."""
     folder = shared_data() if folder is None else folder
     started = time.perf_counter()
-    cells = _imported_cells(folder / TABLE)
-    layers = [_kernel(line.split()) for line in (folder / CONVOLUTIONS).read_text().splitlines()]
+    layers = [dense_layer(line.split()) for line in (folder / CONVOLUTIONS).read_text().splitlines()]
+    figures = judged(_imported_cells(folder / TABLE), layers)
+    return {**figures, "seconds": time.perf_counter() - started}
+
+
+def judged(cells: Sequence[Cell], layers: list[KernelSpec]) -> dict[str, Any]:
+    """The figures of models fitted on the knots among `cells`; `layers` are the dense ones of the network, in order."""
     measured: dict[KernelSpec, list[float]] = defaultdict(list)
     for kernel, latency_ns in cells:
         measured[kernel].append(latency_ns)
@@ -90,7 +96,6 @@ def imported_a72(folder: Path | None = None) -> dict[str, Any]:
         "cells": len(cells),
         "cells_per_layer": len(KNOT_EIGHTHS) ** 2 * len(KNOT_TENTHS),
         "held_out_cells": len(held_out),
-        "seconds": time.perf_counter() - started,
     }
 
 
@@ -124,7 +129,7 @@ def _exported_kernel(row: dict[str, Any]) -> KernelSpec:
     return decode(KernelSpec, {**values, "pruning": {name: row[name] for name in pruning}})
 
 
-def _kernel(line: list[str]) -> KernelSpec:
+def dense_layer(line: list[str]) -> KernelSpec:
     """A dense layer of the network: input channels, extent, output channels, kernel, stride."""
     in_channels, extent, out_channels, size, stride = map(int, line[:5])
     return KernelSpec(

@@ -110,6 +110,16 @@ def get_series(session: Session, identity: str) -> SeriesRow:
     return row
 
 
+def why_mixed(session: Session, identities: Iterable[str]) -> str | None:
+    """In which parts of the key these series differ, in words; None for one series."""
+    distinct = sorted(set(identities))
+    if len(distinct) < 2:
+        return None
+    first, *others = (key_of(get_series(session, identity)) for identity in distinct)
+    parts = sorted({part for other in others for part in differing_parts(first, other)})
+    return f"{len(distinct)} series, which differ in {', '.join(parts)}"
+
+
 def list_series(
     session: Session, *, device_id: str | None, runtime: str | None = None, after: str | None = None, limit: int
 ) -> list[SeriesRow]:

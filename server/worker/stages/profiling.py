@@ -32,6 +32,7 @@ from search.lowering import lower
 from search.space_builder import check_budget
 from server.errors import ApiError
 from server.latency.repository import device_source, runtime_key
+from server.latency.series import why_mixed
 from server.latency.source import MeasurementSummary, SqlLatencySource
 from server.searches.queries import device_ids as device_ids_of
 from server.searches.queries import get_search
@@ -195,6 +196,7 @@ def _device_latencies(
     measured = [_success(outcome) for _, outcome in outcomes[: len(network_tasks)]]
     _warn_rejected(run, network_tasks, measured, where)
     kernels = _usable(run, kernel_tasks, outcomes[len(network_tasks) :], where)
+    _warn_mixed(run, [outcome for _, outcome in kernels], where)
     usual = usual_references(o.statistics for o in [*measured, *(o for _, o in kernels)])
     baselines = dict(zip(baseline_tasks, measured, strict=False))
     own = baselines[_own_baseline(config.networks)]
@@ -315,6 +317,16 @@ def _warn_rejected(
         if result.verdict is Verdict.REJECTED:
             reasons = ", ".join(r.value for r in result.reasons)
             run.message(f"{describe(task)} was rejected twice{where} ({reasons}) and is not used")
+
+
+def _warn_mixed(run: SearchRun, kernels: Sequence[MeasurementSummary], where: str) -> None:
+    """Say so where kernels that earlier searches measured are of another series than those measured now: a task is
+    shared by what can be asked for, and cores, governor and agent show only in what came back.
+    """
+    with run.database.read() as session:
+        mixed = why_mixed(session, (kernel.series_id for kernel in kernels))
+    if mixed is not None:
+        run.message(f"the latency table{where} joins {mixed}: `kerf latency compare` shows what that means")
 
 
 def _success(outcome: Outcome) -> MeasurementSummary:

@@ -14,14 +14,16 @@ from search.domain.config import parse_config
 from search.latency.table import LatencyTable, dump_table, kernel_latency
 from server.artifacts.store import ArtifactStore
 from server.latency.repository import ensure_profile
+from server.latency.source import MeasurementSummary
 from server.models import DeviceRow
 from server.searches import repository
+from server.searches.queries import events_after
 from server.searches.repository import LATENCY_TABLE
 from server.states import JobStage
 from server.worker.latencies import ProfileSummary
 from server.worker.measuring import Order, check_one_source, measure
 from server.worker.run import SearchFailed, SearchRun
-from server.worker.stages.profiling import _taken_over
+from server.worker.stages.profiling import _taken_over, _warn_mixed
 from tests.samples import flat_statistics
 from tests.unit.server.server_lab import (
     PROFILE,
@@ -95,6 +97,31 @@ def test_measurements_of_another_source_than_the_table_are_refused(lab: ServerLa
     order = Order(device_id=agent.device_id, tasks=tasks, source=Source.MEASURED)
     with pytest.raises(SearchFailed, match="both emulated and measured"):
         measure(run, JobStage.VERIFYING, [order], "networks")
+
+
+def test_a_table_of_two_series_says_so(sqlite_lab: ServerLab) -> None:
+    lab = sqlite_lab
+    agent = lab.agent()
+    run = claimed_run(lab, agent)
+    tasks = [kernel_task(i + 1) for i in range(3)]
+    ids = lab.source.request(agent.device_id, tasks, run.search_id)
+    for governor in ("performance", "performance", "powersave"):
+        result = measurement()
+        result = replace(result, provenance=replace(result.provenance, governor=governor))
+        assert lab.report(agent, report_of(lab.lease(agent)[0], result)) == ["accepted"]
+    results = lab.source.results(ids)
+    found = [item for item in (results[i] for i in ids) if isinstance(item, MeasurementSummary)]
+    _warn_mixed(run, found[:2], "")
+    assert messages(lab, run) == []
+    _warn_mixed(run, found, " on 'board'")
+    (text,) = messages(lab, run)
+    assert text.startswith("the latency table on 'board' joins 2 series, which differ in governor")
+
+
+def messages(lab: ServerLab, run: SearchRun) -> list[str]:
+    with lab.database.read() as session:
+        found = events_after(session, run.search_id, 0, 1000)
+        return [event.data["text"] for event in found if event.kind == "message"]
 
 
 def test_a_table_of_another_source_is_not_taken_over(lab: ServerLab) -> None:
