@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import math
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,22 +28,16 @@ from bench.latency.pruned_networks import (
     pruned_plan,
     random_tensors,
 )
+from bench.measured import measured, measured_network
 from device_agent.contracts import (
     KernelSpec,
     KernelTask,
-    Measurement,
-    MeasurementFailure,
     MeasuringSetup,
-    NetworkFormat,
     NetworkPlan,
-    NetworkTask,
     encode,
     kernel_id,
 )
-from device_agent.contracts.measurement import Verdict
-from device_agent.measuring.task import measure_task
 from search.domain.network import NetworkSpec
-from search.export import write_network
 from search.latency.families import without_seed
 
 KERNELS = MeasuringSetup(runtime="native", budget_s=0.4, ci_half_width=0.02)
@@ -54,7 +46,6 @@ NUM_KERNELS = 2000
 #: Networks of each architecture.
 NUM_NETWORKS = {Split.CALIBRATION: 4, Split.DEVELOPMENT: 5, Split.HELD_OUT: 20}
 MEASUREMENTS_FILE = "measurements.jsonl"
-_ATTEMPTS = 3
 #: So many kernels between two networks.
 _KERNELS_BETWEEN = 8
 #: What the machine was slow or fast for is measured again at the end, so often.
@@ -150,29 +141,18 @@ def _key(item: _Item) -> str:
 
 
 def _record(item: _Item) -> dict[str, Any]:
+    started = time.monotonic()
+    about: dict[str, Any]
     if isinstance(item, KernelSpec):
         kernel = without_seed(item)
-        about: dict[str, Any] = {"key": _key(item), "kernel": encode(kernel)}
-        found, seconds = _measured(KernelTask(kernel=kernel, setup=KERNELS), None)
+        about = {"key": _key(item), "kernel": encode(kernel)}
+        found = measured(KernelTask(kernel=kernel, setup=KERNELS))
     else:
         name, plan = item
-        about = {
-            "key": name,
-            "ops": [[op.name, list(op.inputs), op.residual, encode(without_seed(op.kernel))] for op in plan.ops],
-        }
-        data = write_network(plan, random_tensors(plan), NetworkFormat.PACKED)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "network"
-            path.write_bytes(data)
-            task = NetworkTask(
-                artifact_sha256=hashlib.sha256(data).hexdigest(),
-                artifact_bytes=len(data),
-                format=NetworkFormat.PACKED,
-                input_shape=plan.input_shape,
-                setup=NETWORKS,
-            )
-            found, seconds = _measured(task, path)
-    about["seconds"] = round(seconds, 3)
+        ops = [[op.name, list(op.inputs), op.residual, encode(without_seed(op.kernel))] for op in plan.ops]
+        about = {"key": name, "ops": ops}
+        found = measured_network(plan, random_tensors(plan), NETWORKS)
+    about["seconds"] = round(time.monotonic() - started, 3)
     if isinstance(found, str):
         return about | {"failed": found}
     return about | {
@@ -184,22 +164,6 @@ def _record(item: _Item) -> dict[str, Any]:
         "runtime_sha256": found.provenance.runtime_sha256,
         "isa": found.provenance.isa,
     }
-
-
-def _measured(task: KernelTask | NetworkTask, path: Path | None) -> tuple[Measurement | str, float]:
-    """The measurement, or why there is none after some attempts; and the seconds that all attempts took."""
-    started = time.monotonic()
-    why = ""
-    for _ in range(_ATTEMPTS):
-        result = measure_task(task, path)
-        if isinstance(result, MeasurementFailure):
-            why = result.detail
-        elif result.verdict is Verdict.REJECTED:
-            why = ", ".join(reason.value for reason in result.reasons)
-        else:
-            return result, time.monotonic() - started
-    print(f"left out ({why}): {task}", file=sys.stderr)
-    return why, time.monotonic() - started
 
 
 def main() -> None:

@@ -9,22 +9,19 @@ speed of the machine by the reference kernel.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from torch import nn
 
+from bench import measured as one_process
 from bench.search.a72 import shared_data
-from device_agent.contracts import KernelTask, MeasurementFailure, MeasuringSetup, NetworkFormat, NetworkTask, setup_id
-from device_agent.contracts.measurement import Measurement, Verdict
-from device_agent.measuring.task import measure_task
+from device_agent.contracts import KernelTask, MeasuringSetup, setup_id
+from device_agent.contracts.measurement import Measurement
 from search.domain.config import ChannelsConfig, SpaceConfig, WeightsConfig
 from search.domain.network import NetworkSpec
 from search.domain.space import Decisions, Genome, SearchSpace
-from search.export import write_network
 from search.latency.drift import at_usual_speed, usual_references
 from search.latency.knots import knots_for
 from search.latency.table import LatencyTable, dump_table, kernel_latency, network_latency
@@ -74,8 +71,8 @@ def measure_table(output: Path) -> None:
     tasks = [KernelTask(kernel=kernel, setup=_KERNELS) for kernel in kernels]
     measured = []
     for number, task in enumerate(tasks, start=1):
-        found = _measured(task)
-        if found is not None:
+        found = one_process.measured(task)
+        if not isinstance(found, str):
             measured.append((task, found))
         if number % 50 == 0:
             print(f"{number} of {len(tasks)}", file=sys.stderr)
@@ -103,38 +100,14 @@ def measure_table(output: Path) -> None:
 def measured_network(model: nn.Module, spec: NetworkSpec, decisions: Decisions) -> Measurement | None:
     """A pruned network, measured whole; None where that failed."""
     plan, tensors = to_plan_tensors(apply_decisions(model, spec, decisions), spec, decisions)
-    data = write_network(plan, tensors, NetworkFormat.PACKED)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "network"
-        path.write_bytes(data)
-        task = NetworkTask(
-            artifact_sha256=hashlib.sha256(data).hexdigest(),
-            artifact_bytes=len(data),
-            format=NetworkFormat.PACKED,
-            input_shape=INPUT_SHAPE,
-            setup=_NETWORKS,
-        )
-        return _measured(task, path)
+    found = one_process.measured_network(plan, tensors, _NETWORKS)
+    return None if isinstance(found, str) else found
 
 
 def measured_network_ms(model: nn.Module, spec: NetworkSpec, decisions: Decisions) -> float | None:
     """The median of a whole network in ms as it was now, without correction for the machine's speed."""
     found = measured_network(model, spec, decisions)
     return None if found is None else found.statistics.median_ns / 1e6
-
-
-def _measured(task: KernelTask | NetworkTask, artifact: Path | None = None) -> Measurement | None:
-    why = ""
-    for _ in range(_ATTEMPTS):
-        result = measure_task(task, artifact)
-        if isinstance(result, MeasurementFailure):
-            why = result.detail
-        elif result.verdict is Verdict.REJECTED:
-            why = ", ".join(reason.value for reason in result.reasons)
-        else:
-            return result
-    print(f"left out ({why}): {task}", file=sys.stderr)
-    return None
 
 
 def _calibration_genomes(space: SearchSpace) -> list[Genome]:
