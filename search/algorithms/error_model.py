@@ -1,13 +1,11 @@
 """Estimated errors of candidates as sums of tables, corrected by the losses that candidates truly had.
 
-With error estimates of layers (`search.reconstruction`), the loss is taken as a growing function of a sum:
-loss = floor + exp(a) * (sum_l s_l sum_k t_k E_lk + sum_v r_v)^b. The exponent takes what all layers have in common
-(losses saturate), the weights s_l what a layer's estimate is wrong by as a whole, and t_k what the estimates of one way
-of pruning (whole channels, one scheme of zeros) are wrong by in all layers: errors of ways that differ do not compare
-as they are. All come from the evaluated candidates, in turns; the weights by ridge regression towards 1 on relative
-errors, none negative. What is left is the residual error: one smooth function r_v for each variable
-(`surrogate.AdditiveSurrogate`), whose prior is nothing, learnt on relative errors as well. As the function grows,
-whatever minimises the sum minimises the loss.
+With error estimates of layers (`search.reconstruction`), evaluated candidates give each layer a weight for what its
+estimate is wrong by as a whole, and each way of pruning (whole channels, each scheme of zeros) one for what its
+estimates are wrong by in all layers (`error_weights`): errors of ways that differ do not compare as they are. What is
+left is the residual error: one smooth function for each variable (`surrogate.AdditiveSurrogate`), whose prior is
+nothing. It bends the tables by no more than a factor, so that no network is promised for free. As the loss grows with
+the sum, whatever minimises the sum minimises the loss.
 
 Without estimates, the sum is learnt: one smooth function for each variable (`surrogate.AdditiveSurrogate`) on the loss
 or on its logarithm, whichever ranks held-out candidates better.
@@ -18,21 +16,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.optimize import nnls
 
-from search.algorithms.factors import Factor
+from search.algorithms.error_weights import ErrorWeights, fit_weights
+from search.algorithms.factors import Factor, evaluate
 from search.algorithms.surrogate import AdditiveSurrogate
 from search.domain.space import SearchSpace, VariableKind
 from search.pareto import FloatArray, IntArray
 
 #: With fewer evaluated candidates nothing is corrected, and nothing learnt.
 MIN_TOLD = 8
-#: Relative noise of a candidate's error around the weighted sum, and by how much weights stray from 1.
-_RELATIVE_NOISE = 0.2
-_WEIGHT_SIGMA = 0.5
-#: The same for ways of pruning: a few weights, of which all candidates tell.
-_WAY_SIGMA = 1.0
-_ROUNDS = 3
+#: What residual errors may make of a layer's table, at most: this factor more, or less.
+_MOST_BENT = 3.0
 _FOLDS = 4
 _MOST_JUDGED = 192
 #: Losses closer to the floor than this part of their range count as that far from it.
@@ -51,8 +45,8 @@ class ErrorModel:
         self._ways = list(dict.fromkeys(way for parts in self._parts for way in parts))
         self.weights: FloatArray = np.ones(len(self._estimates))
         self.way_weights: FloatArray = np.ones(len(self._ways))
-        #: Without estimates the sum itself, else what corrects it.
-        self._learnt: tuple[Factor, ...] = ()
+        #: The tables as they are believed: estimates that are weighted and bent, or what was learnt without any.
+        self._tables: tuple[Factor, ...] = self._estimates
 
     @property
     def has_estimates(self) -> bool:
@@ -60,31 +54,31 @@ class ErrorModel:
 
     @property
     def is_ready(self) -> bool:
-        return self.has_estimates or bool(self._learnt)
+        return bool(self._tables)
 
     def factors(self, rng: np.random.Generator | None = None, strength: float = 1.0) -> tuple[Factor, ...]:
-        """The tables as they are believed; with `rng`, the weight of each one is drawn around its own. Corrections of
-        estimates are not drawn: they are learnt where candidates were."""
-        tables = self._weighted_estimates() if self.has_estimates else self._learnt
-        corrections = self._learnt if self.has_estimates else ()
-        if rng is not None:
-            drawn = np.exp(strength * rng.standard_normal(len(tables)))
-            tables = tuple(
-                Factor(variables=f.variables, values=w * f.values) for w, f in zip(drawn, tables, strict=True)
-            )
-        return (*tables, *corrections)
+        """The tables as they are believed; with `rng`, the weight of each one is drawn around its own."""
+        if rng is None:
+            return self._tables
+        drawn = np.exp(strength * rng.standard_normal(len(self._tables)))
+        return tuple(
+            Factor(variables=f.variables, values=w * f.values) for w, f in zip(drawn, self._tables, strict=True)
+        )
 
     def fit(self, genomes: IntArray, losses: FloatArray) -> None:
         """Learn from the losses (n,), all finite, of `genomes` (n, v). With fewer than `MIN_TOLD`, nothing."""
         if len(genomes) < MIN_TOLD:
             return
         if not self.has_estimates:
-            self._learnt = _learnt_tables(self._space, genomes, losses)
+            self._tables = _learnt_tables(self._space, genomes, losses)
             return
         shares = self._shares(genomes)
-        self.weights, self.way_weights, target = _weights(shares, losses)
-        total = shares @ self.way_weights @ self.weights
-        self._learnt = () if target is None else _residual_tables(self._space, genomes, total, target)
+        found = fit_weights(shares, losses)
+        if found is None:
+            return
+        self.weights, self.way_weights = found.layers, found.ways
+        weighted = self._weighted_estimates()
+        self._tables = _bent(self._space, weighted, genomes, found)
 
     def _weighted_estimates(self) -> tuple[Factor, ...]:
         of_way = dict(zip(self._ways, self.way_weights, strict=True))
@@ -115,6 +109,8 @@ def _parts_by_way(space: SearchSpace, factor: Factor) -> dict[str, FloatArray]:
             unpruned[axis] = slice(space.unpruned[position], space.unpruned[position] + 1)
     widths = np.broadcast_to(factor.values[tuple(unpruned)], factor.values.shape)
     zeros = factor.values - widths
+    # Where fewer weights happen to err more, nobody would believe it.
+    zeros = np.maximum(zeros, 0.0)
     parts = {VariableKind.CHANNELS.value: widths}
     if VariableKind.SCHEME not in kinds:
         parts[VariableKind.DENSITY.value] = zeros
@@ -127,58 +123,40 @@ def _parts_by_way(space: SearchSpace, factor: Factor) -> dict[str, FloatArray]:
     return {way: values for way, values in parts.items() if np.any(values != 0)}
 
 
+def _bent(space: SearchSpace, tables: Sequence[Factor], genomes: IntArray, found: ErrorWeights) -> tuple[Factor, ...]:
+    """`tables` with what their sums miss of their targets at `genomes` (n, v), as functions of single variables: each
+    is taken by the table that depends on its variable most."""
+    total = np.maximum(evaluate(tables, genomes), np.finfo(np.float64).tiny)
+    target = np.clip(found.targets, total / _MOST_BENT, total * _MOST_BENT)
+    model = AdditiveSurrogate(space, with_mean=False)
+    model.fit(genomes, target - total, weights=found.trust / np.maximum(target, _LEAST_TARGET * np.median(target)))
+    values = [f.values for f in tables]
+    for variable, (change, unpruned) in enumerate(zip(model.tables(), space.unpruned, strict=True)):
+        spans = [_span(f, variable) for f in tables]
+        if not spans or max(spans) <= 0:
+            continue
+        taker = int(np.argmax(spans))
+        axis = tables[taker].variables.index(variable)
+        shape = [-1 if a == axis else 1 for a in range(values[taker].ndim)]
+        values[taker] = values[taker] + (change - change[unpruned]).reshape(shape)
+    return tuple(
+        Factor(variables=f.variables, values=np.clip(bent, f.values / _MOST_BENT, f.values * _MOST_BENT))
+        for f, bent in zip(tables, values, strict=True)
+    )
+
+
+def _span(factor: Factor, variable: int) -> float:
+    """How much the table changes along `variable`, on average; 0 where it does not depend on it."""
+    if variable not in factor.variables:
+        return 0.0
+    return float(np.ptp(factor.values, axis=factor.variables.index(variable)).mean())
+
+
 def _above_floor(losses: FloatArray) -> FloatArray:
     """Losses above the smallest one, positive."""
     extent = float(losses.max() - losses.min())
     floor = float(losses.min()) - _FLOOR_PART * max(extent, np.finfo(np.float64).tiny)
     return losses - floor
-
-
-def _weights(shares: FloatArray, losses: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray | None]:
-    """The weights (factors,) and (ways,) of the error shares (n, factors, ways), and the sums (n,) that the losses ask
-    for. None where the estimates say nothing about these candidates: better not to bend them.
-    """
-    weights, ways = np.ones(shares.shape[1]), np.ones(shares.shape[2])
-    height = np.log(_above_floor(losses))
-    target = None
-    for _ in range(_ROUNDS):
-        total = shares @ ways @ weights
-        positive = total > 0
-        if positive.sum() < MIN_TOLD or np.ptp(np.log(total[positive])) <= 0:
-            break
-        exponent, constant = np.polyfit(np.log(total[positive]), height[positive], 1)
-        if exponent <= 0:
-            return np.ones_like(weights), np.ones_like(ways), None
-        target = np.exp(np.clip((height - constant) / exponent, *np.log(_range_of(total[positive]))))
-        if len(ways) > 1:
-            ways = _ridge_towards_one(np.einsum("nfw,f->nw", shares, weights), target, _WAY_SIGMA)
-        weights = _ridge_towards_one(shares @ ways, target, _WEIGHT_SIGMA)
-    return weights, ways, target
-
-
-def _ridge_towards_one(columns: FloatArray, target: FloatArray, sigma: float) -> FloatArray:
-    """Weights (k,), none negative, with which `columns` (n, k) meet `target` (n,) up to its relative noise; their prior
-    is 1 +- sigma."""
-    scale = 1.0 / (_RELATIVE_NOISE * target)
-    count = columns.shape[1]
-    rows = np.vstack((columns * scale[:, None], np.eye(count) / sigma))
-    found, _ = nnls(rows, np.concatenate((target * scale, np.full(count, 1.0 / sigma))))
-    weights: FloatArray = found
-    return weights
-
-
-def _residual_tables(
-    space: SearchSpace, genomes: IntArray, total: FloatArray, target: FloatArray
-) -> tuple[Factor, ...]:
-    """What the sums (n,) miss of their targets, as tables of single variables, from relative errors."""
-    model = AdditiveSurrogate(space, with_mean=False)
-    model.fit(genomes, target - total, weights=1.0 / np.maximum(target, _LEAST_TARGET * np.median(target)))
-    return tuple(Factor(variables=(v,), values=table) for v, table in enumerate(model.tables()))
-
-
-def _range_of(total: FloatArray) -> FloatArray:
-    """Targets stay within reach of the sums that were seen."""
-    return np.array([0.5 * total.min(), 2.0 * total.max()])
 
 
 def _learnt_tables(space: SearchSpace, genomes: IntArray, losses: FloatArray) -> tuple[Factor, ...]:
