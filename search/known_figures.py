@@ -60,7 +60,7 @@ def bounds_problem(
         return {Metric(name): column for name, column in zip(costs.names, costs.sums(genomes).T, strict=True)}
 
     def tables(metric: Metric) -> tuple[Factor, ...]:
-        return tuple(Factor(variables=t.variables, values=t.values) for t in costs.tables(metric.value))
+        return _factors(costs, metric.value)
 
     return SearchProblem(
         space=space,
@@ -113,20 +113,24 @@ class NetworkFigures:
         )
 
     def __call__(self, genomes: ArrayLike) -> Mapping[Metric, FloatArray]:
+        return self.with_latencies_ms(genomes)[0]
+
+    def latencies_ms(self, genomes: ArrayLike) -> Mapping[str, FloatArray]:
+        """The latency (n,) of `genomes` on each device: a `KnownLatencies`."""
+        return self.with_latencies_ms(genomes)[1]
+
+    def with_latencies_ms(self, genomes: ArrayLike) -> tuple[Mapping[Metric, FloatArray], Mapping[str, FloatArray]]:
+        """The figures of `genomes`, and their latencies on each device, from one sum over operators."""
         sums = self._costs.sums(genomes)
         macs, parameters, model_bytes = sums[:, len(self._scales) :].T
-        latency_ms = over_devices(self._corrected_ms(sums), self._fleet.over)
-        return {
-            Metric.LATENCY_MS: latency_ms,
+        latencies: FloatArray = (self._scales * sums[:, : len(self._scales)] + self._offsets_ns) / _NS_PER_MS
+        figures = {
+            Metric.LATENCY_MS: over_devices(latencies, self._fleet.over),
             Metric.MACS: macs,
             Metric.PARAMETERS: parameters,
             Metric.MODEL_BYTES: model_bytes,
         }
-
-    def latencies_ms(self, genomes: ArrayLike) -> Mapping[str, FloatArray]:
-        """The latency (n,) of `genomes` on each device: a `KnownLatencies`."""
-        latencies = self._corrected_ms(self._costs.sums(genomes))
-        return dict(zip(self._fleet.devices, latencies.T, strict=True))
+        return figures, dict(zip(self._fleet.devices, latencies.T, strict=True))
 
     def tables(self, metric: Metric) -> tuple[Factor, ...]:
         """Tables that add up to one of `METRICS`: one for each operator, and what does not vary.
@@ -136,7 +140,7 @@ class NetworkFigures:
         Raises `ContractError` for the latency of several devices where it is no such sum.
         """
         if metric is not Metric.LATENCY_MS:
-            return tuple(Factor(variables=t.variables, values=t.values) for t in self._costs.tables(metric.value))
+            return _factors(self._costs, metric.value)
         devices = self._fleet.devices
         if len(devices) == 1:
             return self.device_tables(devices[0])
@@ -155,13 +159,12 @@ class NetworkFigures:
         """Tables that add up to the latency in ms on one device."""
         place = self._fleet.devices.index(device)
         scale, offset = float(self._scales[place]) / _NS_PER_MS, float(self._offsets_ns[place]) / _NS_PER_MS
-        found = [Factor(variables=t.variables, values=scale * t.values) for t in self._costs.tables(_column(device))]
-        return (*found, Factor(variables=(), values=np.array(offset)))
+        return (*_factors(self._costs, _column(device), scale), Factor(variables=(), values=np.array(offset)))
 
-    def _corrected_ms(self, sums: FloatArray) -> FloatArray:
-        """Latencies (n, devices) of the sums over kernels."""
-        latencies: FloatArray = (self._scales * sums[:, : len(self._scales)] + self._offsets_ns) / _NS_PER_MS
-        return latencies
+
+def _factors(costs: GenomeCosts, column: str, scale: float = 1.0) -> tuple[Factor, ...]:
+    """The tables of one column of `costs`, times `scale`."""
+    return tuple(Factor(variables=t.variables, values=scale * t.values) for t in costs.tables(column))
 
 
 def _column(device: str) -> str:

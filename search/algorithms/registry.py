@@ -19,9 +19,11 @@ def make_searcher(
     seed: int,
     reproduce_reference: bool = False,
     seed_with: Method | None = None,
+    rank: int = 1,
 ) -> Searcher:
     """A new searcher. With `reproduce_reference`, the operators as their authors released them; with `seed_with`
-    exact, half of the first generation is that of the exact front of estimated errors.
+    exact, half of the first generation is that of the exact front of estimated errors. `rank` is that of the polynomial
+    of `three_dimensions`.
 
     Raises `ContractError` on an unknown method, and where the method cannot work on this problem; `InfeasibleBudget`
     where no genome meets the bounds on known figures.
@@ -35,8 +37,12 @@ def make_searcher(
         raise ContractError(
             f"reproduce_reference is there for {', '.join(REFERENCES)}, not for {name.value!r}: leave it out"
         )
+    if rank != 1 and name is not Method.THREE_DIMENSIONS:
+        raise ContractError(f"rank {rank!r} is for the method 'three_dimensions', not for {name.value!r}: leave it out")
     if problem.known_constraints:
         least_violating(problem)
+    if rank != 1:
+        return _make_three_dimensions(problem, population, seed, rank)
     searcher = makers[name](problem, population, seed)
     if seed_with is None:
         return searcher
@@ -96,10 +102,10 @@ def _make_policy_gradient(problem: SearchProblem, population: int, seed: int) ->
     return PolicyGradientSearcher(problem, population=population, seed=seed)
 
 
-def _make_three_dimensions(problem: SearchProblem, population: int, seed: int) -> Searcher:
+def _make_three_dimensions(problem: SearchProblem, population: int, seed: int, rank: int = 1) -> Searcher:
     from search.algorithms.three_dimensions import ThreeDimensionsSearcher
 
-    return ThreeDimensionsSearcher(problem, population=population, seed=seed)
+    return ThreeDimensionsSearcher(problem, population=population, seed=seed, rank=rank)
 
 
 SEARCHERS: dict[Method, Callable[[SearchProblem, int, int], Searcher]] = {

@@ -51,8 +51,7 @@ class CandidateEvaluator:
 
     def _completed(self, genomes: Sequence[Genome], estimates: Sequence[AccuracyEstimate]) -> list[Evaluation]:
         """The estimates, and all that the genomes alone decide."""
-        known = self._figures(genomes)
-        by_device = self._figures.latencies_ms(genomes)
+        known, by_device = self._figures.with_latencies_ms(genomes)
         evaluations = []
         for row, estimate in enumerate(estimates):
             metrics = {

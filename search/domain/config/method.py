@@ -21,6 +21,10 @@ class Method(StrEnum):
     THREE_DIMENSIONS = "three_dimensions"
 
 
+#: More terms than this have more coefficients than chains have points.
+MAX_RANK = 4
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MethodConfig:
     """The search method. `generations` counts the initial population as the first.
@@ -35,8 +39,15 @@ class MethodConfig:
     seed: int = 0
     reproduce_reference: bool = False
     seed_with: Method | None = None
+    #: Terms of the polynomial of `three_dimensions`.
+    rank: int = 1
 
     def __post_init__(self) -> None:
+        if not 1 <= self.rank <= MAX_RANK or (self.rank != 1 and self.name is not Method.THREE_DIMENSIONS):
+            raise ContractError(
+                f"method.rank {self.rank!r} must be 1..{MAX_RANK}, and belongs to 'three_dimensions', not to "
+                f"{self.name.value!r}: leave it out"
+            )
         if self.reproduce_reference and self.name is not Method.JCW:
             raise ContractError(f"reproduce_reference is there for 'jcw', not for {self.name.value!r}: leave it out")
         if self.seed_with not in (None, Method.EXACT) or (

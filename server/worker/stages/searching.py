@@ -69,6 +69,7 @@ def search(run: SearchRun, prepared: Prepared, profile: Profile) -> None:
         seed=config.method.seed,
         reproduce_reference=config.method.reproduce_reference,
         seed_with=config.method.seed_with,
+        rank=config.method.rank,
     )
     state = run_search(
         searcher=searcher,

@@ -29,6 +29,8 @@ def config(**changes: Any) -> dict[str, Any]:
             {"method": {"name": "policy_gradient"}, "mapping": {"targets": [0.5, 1.5]}},
             r"mapping.targets \(0.5, 1.5\) must be",
         ),
+        ({"method": {"rank": 2}}, "rank 2 must be 1..4, and belongs to 'three_dimensions', not to 'jcw'"),
+        ({"method": {"name": "three_dimensions", "rank": 5}}, "rank 5 must be 1..4"),
         ({"method": {"name": "aacp", "reproduce_reference": True}}, "reproduce_reference is there for 'jcw'"),
         (
             {"method": {"reproduce_reference": True}, "constraints": [{"metric": "error", "max": 0.5}]},

@@ -200,6 +200,16 @@ def test_one_dimension_is_enough(part: str) -> None:
     assert list(searcher.state()["optima"])
 
 
+def test_rank_is_that_of_the_polynomial() -> None:
+    fronts = []
+    for rank in (1, 2):
+        searcher = make_searcher("three_dimensions", problem(), population=8, seed=0, rank=rank)
+        state = run_search(searcher=searcher, problem=problem(), evaluate=evaluate, generations=5)
+        assert len(state.searcher["optima"]) > 0
+        fronts.append([o["value"] for o in state.searcher["optima"]])
+    assert fronts[0] != fronts[1]
+
+
 def test_chains_and_legal_points() -> None:
     widths = AXES.coordinates(AXES.width_chain())
     assert (np.diff(widths[:, 1]) < 0).all()
@@ -251,5 +261,7 @@ def test_what_it_cannot_do_is_refused() -> None:
     state = make_searcher("three_dimensions", problem(), population=8, seed=0).state()
     with pytest.raises(ContractError, match="population 8, but this searcher has 9"):
         make_searcher("three_dimensions", problem(), population=9, seed=0).restore(state)
+    with pytest.raises(ContractError, match="rank 2 is for the method 'three_dimensions'"):
+        make_searcher("jcw", problem(), population=8, seed=0, rank=2)
     with pytest.raises(ContractError, match="damaged"):
         make_searcher("three_dimensions", problem(), population=8, seed=0).restore({**state, "told": 3})
