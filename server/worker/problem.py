@@ -65,6 +65,7 @@ def _errors(run: SearchRun, prepared: Prepared) -> ErrorEstimates:
         prepared.data.split.calibration,
         prepared.data.normalise,
         losses,
+        least_squares=run.config.method.reconstruct,
         on_layer=on_layer,
     )
     run.put_document(LAYER_ERRORS, errors_to_json(estimates))

@@ -188,7 +188,7 @@ def test_exact_and_aacp_keep_all_bounds_together(simulated_stack: LocalStack, tm
     few_images = dataclasses.replace(config.accuracy, evaluation_images=80, reevaluate_top=4)
     for method, objectives in (
         (MethodConfig(name=Method.EXACT, population=6, generations=2), both),
-        (MethodConfig(name=Method.AACP, population=6, generations=2, seed_with=Method.EXACT), alone),
+        (MethodConfig(name=Method.AACP, population=6, generations=2, seed_with=Method.EXACT, reconstruct=True), alone),
     ):
         bounded = dataclasses.replace(
             config,

@@ -31,6 +31,7 @@ class MethodConfig:
 
     `reproduce_reference` takes the operators as their authors released them, quirks included.
     With `seed_with: exact`, half of the first population are points of the exact front of estimated layer errors.
+    `reconstruct` estimates them as if the weights that stay made up for the others, as training has them do.
     """
 
     name: Method = Method.JCW
@@ -41,8 +42,14 @@ class MethodConfig:
     seed_with: Method | None = None
     #: Terms of the polynomial of `three_dimensions`.
     rank: int = 1
+    reconstruct: bool = False
 
     def __post_init__(self) -> None:
+        if self.reconstruct and Method.EXACT not in (self.name, self.seed_with):
+            raise ContractError(
+                "method.reconstruct belongs to 'exact' and to 'seed_with: exact', not to "
+                f"{self.name.value!r}: leave it out"
+            )
         if not 1 <= self.rank <= MAX_RANK or (self.rank != 1 and self.name is not Method.THREE_DIMENSIONS):
             raise ContractError(
                 f"method.rank {self.rank!r} must be 1..{MAX_RANK}, and belongs to 'three_dimensions', not to "

@@ -31,6 +31,7 @@ def config(**changes: Any) -> dict[str, Any]:
         ),
         ({"method": {"rank": 2}}, "rank 2 must be 1..4, and belongs to 'three_dimensions', not to 'jcw'"),
         ({"method": {"name": "three_dimensions", "rank": 5}}, "rank 5 must be 1..4"),
+        ({"method": {"reconstruct": True}}, "reconstruct belongs to 'exact' and to 'seed_with: exact', not to 'jcw'"),
         ({"method": {"name": "aacp", "reproduce_reference": True}}, "reproduce_reference is there for 'jcw'"),
         (
             {"method": {"reproduce_reference": True}, "constraints": [{"metric": "error", "max": 0.5}]},
