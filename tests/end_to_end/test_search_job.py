@@ -18,6 +18,7 @@ from device_agent.formats.packed import read_packed
 from search.domain.config import (
     ChannelsConfig,
     Estimator,
+    MeasuringConfig,
     Method,
     MethodConfig,
     Regime,
@@ -128,7 +129,7 @@ def test_a_search_on_a_dense_runtime_exports_and_verifies_its_files(
     config = dataclasses.replace(
         config,
         space=SpaceConfig(channels=ChannelsConfig(min_ratio=0.5, multiple_of=8)),
-        measuring=dataclasses.replace(config.measuring, kernels=setup, networks=setup, max_kernels=24, calibration_networks=3),
+        measuring=MeasuringConfig(kernels=setup, networks=setup, max_kernels=24, calibration_networks=3),
         selection=SelectionConfig(candidates=2),
         constraints=(),
     )
