@@ -14,10 +14,12 @@ or on its logarithm, whichever ranks held-out candidates better.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from search.algorithms.error_weights import ErrorWeights, fit_weights
+from search.algorithms.error_weights import ErrorWeights, above_floor, fit_weights
 from search.algorithms.factors import Factor, evaluate
 from search.algorithms.surrogate import AdditiveSurrogate
 from search.domain.space import SearchSpace, VariableKind
@@ -29,8 +31,6 @@ MIN_TOLD = 8
 _MOST_BENT = 3.0
 _FOLDS = 4
 _MOST_JUDGED = 192
-#: Losses closer to the floor than this part of their range count as that far from it.
-_FLOOR_PART = 0.01
 #: Relative errors of sums below this part of the median one count as if they were that large.
 _LEAST_TARGET = 0.1
 
@@ -72,13 +72,11 @@ class ErrorModel:
         if not self.has_estimates:
             self._tables = _learnt_tables(self._space, genomes, losses)
             return
-        shares = self._shares(genomes)
-        found = fit_weights(shares, losses)
+        found = fit_weights(self._shares(genomes), losses)
         if found is None:
             return
         self.weights, self.way_weights = found.layers, found.ways
-        weighted = self._weighted_estimates()
-        self._tables = _bent(self._space, weighted, genomes, found)
+        self._tables = _bent(self._space, self._weighted_estimates(), genomes, found)
 
     def _weighted_estimates(self) -> tuple[Factor, ...]:
         of_way = dict(zip(self._ways, self.way_weights, strict=True))
@@ -108,18 +106,16 @@ def _parts_by_way(space: SearchSpace, factor: Factor) -> dict[str, FloatArray]:
         if kinds[axis] in (VariableKind.DENSITY, VariableKind.SCHEME):
             unpruned[axis] = slice(space.unpruned[position], space.unpruned[position] + 1)
     widths = np.broadcast_to(factor.values[tuple(unpruned)], factor.values.shape)
-    zeros = factor.values - widths
-    # Where fewer weights happen to err more, nobody would believe it.
-    zeros = np.maximum(zeros, 0.0)
+    # Zeros that happen to make up for missing channels are not believed.
+    zeros = np.maximum(factor.values - widths, 0.0)
     parts = {VariableKind.CHANNELS.value: widths}
     if VariableKind.SCHEME not in kinds:
         parts[VariableKind.DENSITY.value] = zeros
     else:
         axis = kinds.index(VariableKind.SCHEME)
-        shape = [-1 if a == axis else 1 for a in range(len(kinds))]
+        places = np.arange(len(variables[axis].choices))
         for index, choice in enumerate(variables[axis].choices):
-            is_chosen = (np.arange(len(variables[axis].choices)) == index).reshape(shape)
-            parts[str(choice)] = np.where(is_chosen, zeros, 0.0)
+            parts[str(choice)] = np.where(_along(axis, places == index, zeros.ndim), zeros, 0.0)
     return {way: values for way, values in parts.items() if np.any(values != 0)}
 
 
@@ -137,12 +133,16 @@ def _bent(space: SearchSpace, tables: Sequence[Factor], genomes: IntArray, found
             continue
         taker = int(np.argmax(spans))
         axis = tables[taker].variables.index(variable)
-        shape = [-1 if a == axis else 1 for a in range(values[taker].ndim)]
-        values[taker] = values[taker] + (change - change[unpruned]).reshape(shape)
+        values[taker] = values[taker] + _along(axis, change - change[unpruned], values[taker].ndim)
     return tuple(
         Factor(variables=f.variables, values=np.clip(bent, f.values / _MOST_BENT, f.values * _MOST_BENT))
         for f, bent in zip(tables, values, strict=True)
     )
+
+
+def _along(axis: int, row: NDArray[Any], ndim: int) -> NDArray[Any]:
+    """`row` (n,) as an array of `ndim` axes that varies along one of them."""
+    return row.reshape([-1 if a == axis else 1 for a in range(ndim)])
 
 
 def _span(factor: Factor, variable: int) -> float:
@@ -152,15 +152,8 @@ def _span(factor: Factor, variable: int) -> float:
     return float(np.ptp(factor.values, axis=factor.variables.index(variable)).mean())
 
 
-def _above_floor(losses: FloatArray) -> FloatArray:
-    """Losses above the smallest one, positive."""
-    extent = float(losses.max() - losses.min())
-    floor = float(losses.min()) - _FLOOR_PART * max(extent, np.finfo(np.float64).tiny)
-    return losses - floor
-
-
 def _learnt_tables(space: SearchSpace, genomes: IntArray, losses: FloatArray) -> tuple[Factor, ...]:
-    heights = [losses, np.log(_above_floor(losses))]
+    heights = [losses, np.log(above_floor(losses))]
     # The latest are the most alike those to come; more of them would take most of a search's own time.
     latest = slice(-_MOST_JUDGED, None)
     correlations = _held_out_rank_correlations(space, genomes[latest], [values[latest] for values in heights])

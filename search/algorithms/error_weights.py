@@ -47,6 +47,13 @@ class ErrorWeights:
     trust: FloatArray
 
 
+def above_floor(losses: FloatArray) -> FloatArray:
+    """Losses (n,) above a floor a little below the smallest one: all positive."""
+    extent = max(float(np.ptp(losses)), np.finfo(np.float64).tiny)
+    heights: FloatArray = losses - losses.min() + _FLOOR_PART * extent
+    return heights
+
+
 def fit_weights(shares: FloatArray, losses: FloatArray) -> ErrorWeights | None:
     """The weights of the error shares (n, l, k) that explain `losses` (n,), all finite.
 
@@ -57,7 +64,7 @@ def fit_weights(shares: FloatArray, losses: FloatArray) -> ErrorWeights | None:
     if extent <= 0 or np.ptp(sums) <= 0:
         return None
     least = _LEAST_SUM * float(np.median(sums[sums > 0]))
-    part = (losses - losses.min() + _FLOOR_PART * extent) / (extent * (1 + _FLOOR_PART + _HEADROOM))
+    part = above_floor(losses) / (extent * (1 + _FLOOR_PART + _HEADROOM))
     height = np.log(part / (1 - part))
     trust = 1 - part
     num_layers, num_ways = shares.shape[1:]

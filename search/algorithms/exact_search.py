@@ -21,7 +21,7 @@ import numpy as np
 
 from device_agent.contracts import ContractError
 from search.algorithms.base import SearcherState
-from search.algorithms.error_model import MIN_TOLD, ErrorModel
+from search.algorithms.error_model import ErrorModel
 from search.algorithms.exact import Bound, ExactFront, best_under
 from search.algorithms.factors import Factor
 from search.algorithms.history import History, check_told
@@ -135,8 +135,7 @@ class ExactSearcher:
 
     def _fitted(self) -> ErrorModel:
         model = ErrorModel(self._space, self._problem.errors)
-        if len(self._told) >= MIN_TOLD:
-            model.fit(self._told.genomes, self._told.rows[:, 0])
+        model.fit(self._told.genomes, self._told.rows[:, 0])
         return model
 
     def _solutions(self, rng: np.random.Generator, model: ErrorModel) -> list[Genome]:
