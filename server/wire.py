@@ -13,9 +13,9 @@ import re
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
-from fastapi import Request
+from fastapi import Query, Request
 from fastapi.responses import Response
 
 from device_agent.contracts import ContractError, decode, dumps
@@ -25,6 +25,8 @@ T = TypeVar("T")
 
 MAX_PAGE = 500
 DEFAULT_PAGE = 50
+#: The `limit` of a list.
+Limit = Annotated[int, Query(ge=1, le=MAX_PAGE)]
 
 #: Declared on all routes: any of them can be sent nonsense.
 PROBLEMS: dict[int | str, dict[str, Any]] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import APIRouter, Depends, Response
 
 from device_agent.contracts import ContractError
 from search.data.dataset import DataError
@@ -20,9 +20,9 @@ from server.errors import Unprocessable
 from server.models import CheckpointedModelRow, DatasetRow
 from server.wire import (
     DEFAULT_PAGE,
-    MAX_PAGE,
     PROBLEMS,
     ContractResponse,
+    Limit,
     Page,
     answer,
     body_of,
@@ -35,7 +35,6 @@ from server.wire import (
 router = APIRouter(prefix="/v1", tags=["catalog"], responses=PROBLEMS)
 
 MAX_NAME_CHARS = 200
-Limit = Annotated[int, Query(ge=1, le=MAX_PAGE)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

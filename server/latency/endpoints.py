@@ -36,9 +36,9 @@ from server.latency.series import get_series, latest_series
 from server.models import KernelRow, LatencyRow
 from server.wire import (
     DEFAULT_PAGE,
-    MAX_PAGE,
     PROBLEMS,
     ContractResponse,
+    Limit,
     Page,
     answer,
     body_of,
@@ -49,7 +49,6 @@ from server.wire import (
 
 router = APIRouter(prefix="/v1", tags=["latency"], responses=PROBLEMS)
 
-Limit = Annotated[int, Query(ge=1, le=MAX_PAGE)]
 Channels = Annotated[int | None, Query(ge=1, le=65536)]
 
 

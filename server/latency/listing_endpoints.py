@@ -17,9 +17,9 @@ from server.latency.series import differing_parts, key_of, list_series
 from server.models import KernelRow, LatencyRow
 from server.wire import (
     DEFAULT_PAGE,
-    MAX_PAGE,
     PROBLEMS,
     ContractResponse,
+    Limit,
     Page,
     answer,
     decode_cursor,
@@ -28,7 +28,6 @@ from server.wire import (
 
 router = APIRouter(prefix="/v1", tags=["latency"], responses=PROBLEMS)
 
-Limit = Annotated[int, Query(ge=1, le=MAX_PAGE)]
 Extent = Annotated[int | None, Query(ge=1, le=65536)]
 Density = Annotated[float | None, Query(ge=0.0, le=1.0)]
 

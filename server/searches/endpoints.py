@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Request, Response
 from sqlalchemy import select
 
 from server.context import ContextDep, Reader, SearchWriter
@@ -16,9 +16,9 @@ from server.searches.schemas import CandidateView, SearchView, candidate_view, s
 from server.states import JobState
 from server.wire import (
     DEFAULT_PAGE,
-    MAX_PAGE,
     PROBLEMS,
     ContractResponse,
+    Limit,
     Page,
     answer,
     body_schema,
@@ -28,8 +28,6 @@ from server.wire import (
 )
 
 router = APIRouter(prefix="/v1/searches", tags=["searches"], responses=PROBLEMS)
-
-Limit = Annotated[int, Query(ge=1, le=MAX_PAGE)]
 
 
 @router.post("", status_code=201, openapi_extra=body_schema("SearchConfig"), responses=answer(SearchView, status=201))
