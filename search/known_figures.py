@@ -87,7 +87,6 @@ class NetworkFigures:
             latency = FleetLatencyModel({_ONLY_DEVICE: latency}, LatencyOverDevices.MAX)
         self._fleet = latency
         models = latency.models.values()
-        self._scales = np.array([model.correction.scale for model in models])
         self._offsets_ns = np.array([model.correction.offset_ns for model in models])
         self._costs = GenomeCosts(
             spec,
@@ -99,8 +98,8 @@ class NetworkFigures:
         )
 
     def latency_tables(self) -> tuple[CostTable, ...]:
-        """The latency of each operator in ns over the choices of its own variables, before the correction to a whole
-        network. Of several devices, each cell is over the devices: for choices within a layer, not to be added up.
+        """What each operator adds to the latency of a network, in ns, over the choices of its own variables. Of several
+        devices, each cell is over the devices: for choices within a layer, not to be added up.
         """
         by_device = [self._costs.tables(_column(device)) for device in self._fleet.devices]
         return tuple(
@@ -122,8 +121,8 @@ class NetworkFigures:
     def with_latencies_ms(self, genomes: ArrayLike) -> tuple[Mapping[Metric, FloatArray], Mapping[str, FloatArray]]:
         """The figures of `genomes`, and their latencies on each device, from one sum over operators."""
         sums = self._costs.sums(genomes)
-        macs, parameters, model_bytes = sums[:, len(self._scales) :].T
-        latencies: FloatArray = (self._scales * sums[:, : len(self._scales)] + self._offsets_ns) / _NS_PER_MS
+        macs, parameters, model_bytes = sums[:, len(self._offsets_ns) :].T
+        latencies: FloatArray = (sums[:, : len(self._offsets_ns)] + self._offsets_ns) / _NS_PER_MS
         figures = {
             Metric.LATENCY_MS: over_devices(latencies, self._fleet.over),
             Metric.MACS: macs,
@@ -158,8 +157,11 @@ class NetworkFigures:
     def device_tables(self, device: str) -> tuple[Factor, ...]:
         """Tables that add up to the latency in ms on one device."""
         place = self._fleet.devices.index(device)
-        scale, offset = float(self._scales[place]) / _NS_PER_MS, float(self._offsets_ns[place]) / _NS_PER_MS
-        return (*_factors(self._costs, _column(device), scale), Factor(variables=(), values=np.array(offset)))
+        offset = self._offsets_ns[place] / _NS_PER_MS
+        return (
+            *_factors(self._costs, _column(device), 1.0 / _NS_PER_MS),
+            Factor(variables=(), values=np.array(offset)),
+        )
 
 
 def _factors(costs: GenomeCosts, column: str, scale: float = 1.0) -> tuple[Factor, ...]:
@@ -172,7 +174,8 @@ def _column(device: str) -> str:
 
 
 def _kernel_ns(model: NetworkLatencyModel, kernel: KernelSpec) -> float:
-    return model.predictor.predict(kernel).latency_ns
+    """What the kernel adds to a whole network."""
+    return model.correction.scale_of(kernel) * model.predictor.predict(kernel).latency_ns
 
 
 def plan_figures(plan: NetworkPlan) -> dict[Metric, float]:

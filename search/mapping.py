@@ -21,7 +21,7 @@ from search.lowering import channel_sources
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Layer:
     """An operator with weights. `density`, `scheme`, `inputs` and `outputs` are positions of variables in the space;
-    None where nothing varies. `latency` is in ns, before the correction to whole networks.
+    None where nothing varies. `latency` is in ns, as part of a whole network.
     """
 
     name: str

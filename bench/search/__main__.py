@@ -23,7 +23,7 @@ import torch
 
 from bench.search import estimators, operators, overhead, trained, true_evaluations
 from bench.search.a72 import A72Landscape, shared_data
-from bench.search.latency import TFLITE_DENSE, measured_table, time_networks
+from bench.search.latency import measured_table, tflite_dense_ms
 from bench.search.networks import NETWORKS, NetworkCase, load_case
 from bench.search.trained import Choice
 from bench.search.true_evaluations import Progress, RememberedEstimates
@@ -37,7 +37,7 @@ _FULL_SEEDS, _QUICK_SEEDS = 5, 3
 _POPULATION, _GENERATIONS = 16, 10
 #: Parts of dense TFLite's latency for which every method gives a network.
 _BUDGETS = (0.45, 1 / 3, 0.25, 0.19)
-_TIMING_ROUNDS = 20
+_TIMING_ROUNDS = 60
 
 
 def main() -> None:
@@ -98,7 +98,7 @@ def _network_parts(name: str, parts: Sequence[str], num_seeds: int, options: Any
         print(true_evaluations.table_text(rows), flush=True)
         results.put("evaluations", rows, (name,))
     if "accuracy" in parts:
-        choices = _choices(case, problem, estimates, runs)
+        choices = _choices(case, problem, estimates, runs, work)
         accuracies = trained.accuracy_rows(case, choices, settings, work / "trained")
         print(trained.table_text(accuracies), flush=True)
         results.put("accuracy", trained.as_json(accuracies), (name,))
@@ -109,9 +109,10 @@ def _choices(
     problem: SearchProblem,
     estimates: RememberedEstimates,
     runs: dict[tuple[str, int], list[Progress]],
+    work: Path,
 ) -> list[Choice]:
     """What every method (by its first seed) and the uniform networks give for each budget."""
-    tflite_ms = time_networks(case, {}, rounds=_TIMING_ROUNDS).median_ns(TFLITE_DENSE) / 1e6
+    tflite_ms = tflite_dense_ms(case, problem, work / "tflite-dense.json", rounds=_TIMING_ROUNDS)
     choices: list[Choice] = []
     for (method, seed), progress in runs.items():
         if seed == 0:

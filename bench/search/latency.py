@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -27,11 +28,13 @@ from device_agent.measuring.task import measure_task
 from device_agent.native.executor import NativeNetwork
 from device_agent.runtimes import make_runtime
 from search.algorithms.sampling import draw_at_level
+from search.domain.objective import Metric
 from search.domain.space import Decisions
 from search.export import write_network
 from search.latency.drift import at_usual_speed, usual_references
 from search.latency.knots import knots_for
 from search.latency.table import LatencyTable, dump_table, kernel_latency, load_table, network_latency
+from search.problem import SearchProblem
 from search.pruning.apply import PrunedModel, apply_decisions
 from search.pruning.fold import to_plan_tensors
 
@@ -97,6 +100,17 @@ def time_networks(case: NetworkCase, networks: Mapping[str, tuple[PrunedModel, D
     dense = make_runtime("tflite").load_network(data, NetworkFormat.TFLITE, plan.input_shape, 1)
     variants.append(Variant(TFLITE_DENSE, dense.repeat))
     return time_interleaved(variants, rounds, min_sample_ns=_SAMPLE_NS)
+
+
+def tflite_dense_ms(case: NetworkCase, problem: SearchProblem, path: Path, *, rounds: int) -> float:
+    """What dense TFLite takes on the scale of the latency table: the table's latency of the unpruned network times the
+    ratio of the two in one run, which is kept at `path`, so that a run that is taken up again chooses the same.
+    """
+    if not path.exists():
+        ratio = time_networks(case, {}, rounds=rounds).ratio_of(TFLITE_DENSE, NATIVE_DENSE)
+        path.write_text(json.dumps({"tflite_over_native_dense": ratio}) + "\n")
+    known = problem.require_known((Metric.LATENCY_MS,), "the comparison")([case.space.unpruned])
+    return json.loads(path.read_text())["tflite_over_native_dense"] * float(known[Metric.LATENCY_MS][0])
 
 
 def _measure_network(

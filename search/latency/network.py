@@ -1,19 +1,20 @@
 """Latency of a whole network: the sum over its kernels, corrected by what whole networks on the device really took.
 
-A kernel timed alone runs on warm caches and without the executor around it. Both show as a factor and a constant per
-device, fitted on a few whole pruned networks.
+A kernel timed alone runs on warm caches and without the executor around it. Both show as factors and a constant per
+device, fitted on a few whole pruned networks. Dense kernels, which have more weights to fetch anew, get a factor apart
+from pruned ones where that predicts networks better that it was not fitted to.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
 
-from device_agent.contracts import KernelSpec, NetworkPlan
+from device_agent.contracts import KernelSpec, NetworkPlan, PruningScheme
 from search.errors import LatencyModelError
 from search.latency.predictor import LatencyPredictor, Prediction
 from search.latency.table import LatencyTable, NetworkLatency
@@ -21,6 +22,13 @@ from search.pareto import FloatArray
 
 #: Two parameters and one network to judge them by.
 MIN_NETWORKS = 3
+#: Three parameters; and one network may be left out, with one more to judge by.
+_MIN_NETWORKS_APART = 5
+
+#: Where the pruned part of networks' times varies by less, two factors cannot be told apart.
+_MIN_SHARE_SPREAD = 0.2
+#: What two factors must gain, as a part of latency: less is chance.
+_MIN_GAIN = 0.001
 
 #: Where the largest sum is less than this multiple of the smallest, slope and constant cannot be told apart.
 _MIN_SPREAD = 1.2
@@ -41,28 +49,36 @@ _NS_PER_MS = 1e6
 class CorrectionForm(StrEnum):
     """What the whole networks allowed to fit."""
 
+    #: scale * (sum over dense kernels) + pruned_scale * (sum over pruned ones) + offset
+    DENSE_APART = "dense_apart"
     #: scale * sum + offset
     AFFINE = "affine"
     #: scale * sum: the sums are too alike to tell a constant, or the constant (or the slope) came out negative.
     PROPORTIONAL = "proportional"
 
 
+_NUM_PARAMETERS = {CorrectionForm.DENSE_APART: 3, CorrectionForm.AFFINE: 2, CorrectionForm.PROPORTIONAL: 1}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Correction:
-    """From the sum over kernels to a whole network: `scale * sum + offset_ns`, with scale > 0 and offset_ns >= 0.
+    """From kernels to a whole network: each kernel's latency times its factor, and `offset_ns` once.
 
-    `relative_residuals` are (fitted - measured) / measured of the networks it was fitted on, in their order;
-    `relative_std` is their robust standard deviation.
+    The factor is `pruned_scale` for pruned kernels, `scale` for others. Both are positive, and equal unless the form is
+    DENSE_APART; `offset_ns` is not negative. `relative_residuals` are (fitted - measured) / measured of the networks
+    it was fitted on, in their order; `relative_std` is their robust standard deviation.
     """
 
     form: CorrectionForm
     scale: float
+    pruned_scale: float
     offset_ns: float
     relative_residuals: tuple[float, ...]
     relative_std: float
 
-    def apply(self, sum_ns: float) -> float:
-        return self.scale * sum_ns + self.offset_ns
+    def scale_of(self, kernel: KernelSpec) -> float:
+        """The factor of this kernel's latency."""
+        return self.pruned_scale if is_pruned(kernel) else self.scale
 
 
 class NetworkLatencyModel:
@@ -77,9 +93,19 @@ class NetworkLatencyModel:
 
         Never `exact`. The kernels' uncertainties are taken as independent of each other, the correction's as common.
         """
-        total = sum_kernels(self.predictor, plan.kernels)
-        latency_ns = self.correction.apply(total.latency_ns)
-        std_ns = math.hypot(self.correction.scale * total.std_ns, self.correction.relative_std * latency_ns)
+        pruned, dense = _by_pruning(plan.kernels)
+        of_pruned, of_dense = sum_kernels(self.predictor, pruned), sum_kernels(self.predictor, dense)
+        correction = self.correction
+        latency_ns = (
+            correction.scale * of_dense.latency_ns
+            + correction.pruned_scale * of_pruned.latency_ns
+            + correction.offset_ns
+        )
+        std_ns = math.hypot(
+            correction.scale * of_dense.std_ns,
+            correction.pruned_scale * of_pruned.std_ns,
+            correction.relative_std * latency_ns,
+        )
         return Prediction(latency_ns=latency_ns, std_ns=std_ns, exact=False)
 
     def latency_ms(self, plan: NetworkPlan) -> float:
@@ -107,18 +133,69 @@ def fit_correction(predictor: LatencyPredictor, networks: Sequence[NetworkLatenc
             f"{len(networks)} whole networks were measured, but a correction needs at least {MIN_NETWORKS}: measure "
             "more (measuring.calibration_networks), or look why measurements failed"
         )
-    sums = np.array([sum_kernels(predictor, network.kernels).latency_ns for network in networks])
-    return correction_of_sums(sums, np.array([network.latency_ns for network in networks]))
+    parts = [_by_pruning(network.kernels) for network in networks]
+    pruned, dense = (np.array([sum_kernels(predictor, part[place]).latency_ns for part in parts]) for place in (0, 1))
+    measured = np.array([network.latency_ns for network in networks])
+    simple = correction_of_sums(pruned + dense, measured)
+    if len(networks) < _MIN_NETWORKS_APART or np.ptp(pruned / (pruned + dense)) < _MIN_SHARE_SPREAD:
+        return simple
+    apart = _fit_apart(dense, pruned, measured)
+    gain = _left_out_error(lambda d, p, m: correction_of_sums(d + p, m), dense, pruned, measured) - _left_out_error(
+        _fit_apart, dense, pruned, measured
+    )
+    return apart if apart is not None and gain > _MIN_GAIN else simple
 
 
 def correction_of_sums(sums: FloatArray, measured: FloatArray) -> Correction:
-    """The correction that takes `sums` over kernels to what the networks took, (n,) each with n >= 1, in ns."""
+    """The correction with one factor that takes `sums` over kernels to what the networks took, (n,) each with n >= 1,
+    in ns.
+    """
+    none: FloatArray = np.zeros_like(sums)
     if sums.max() >= _MIN_SPREAD * sums.min():
         scale, offset_ns = _robust_fit(np.column_stack((sums, np.ones_like(sums))), measured)
         if scale > 0 and offset_ns >= 0:
-            return _correction(CorrectionForm.AFFINE, scale, offset_ns, sums, measured)
+            return _correction(CorrectionForm.AFFINE, (scale, scale, offset_ns), sums, none, measured)
     (scale,) = _robust_fit(sums[:, None], measured)
-    return _correction(CorrectionForm.PROPORTIONAL, float(scale), 0.0, sums, measured)
+    return _correction(CorrectionForm.PROPORTIONAL, (scale, scale, 0.0), sums, none, measured)
+
+
+def _fit_apart(dense: FloatArray, pruned: FloatArray, measured: FloatArray) -> Correction | None:
+    """The correction with two factors, (n,) each; None where a factor came out as nothing."""
+    columns = np.column_stack((dense, pruned, np.ones_like(dense)))
+    scale, pruned_scale, offset_ns = _robust_fit(columns, measured)
+    if offset_ns < 0:
+        (scale, pruned_scale), offset_ns = _robust_fit(columns[:, :2], measured), 0.0
+    if min(scale, pruned_scale) <= 0:
+        return None
+    return _correction(CorrectionForm.DENSE_APART, (scale, pruned_scale, offset_ns), dense, pruned, measured)
+
+
+def _left_out_error(
+    fit: Callable[[FloatArray, FloatArray, FloatArray], Correction | None],
+    dense: FloatArray,
+    pruned: FloatArray,
+    measured: FloatArray,
+) -> float:
+    """The mean relative error of each network, predicted by `fit` to the others; infinite where one fit fails."""
+    errors = []
+    for left_out in range(len(measured)):
+        others = np.arange(len(measured)) != left_out
+        correction = fit(dense[others], pruned[others], measured[others])
+        if correction is None:
+            return math.inf
+        fitted = correction.scale * dense[left_out] + correction.pruned_scale * pruned[left_out] + correction.offset_ns
+        errors.append(abs(fitted / measured[left_out] - 1.0))
+    return float(np.mean(errors))
+
+
+def is_pruned(kernel: KernelSpec) -> bool:
+    """Whether the kernel's weights are stored as pruned ones."""
+    return kernel.pruning.scheme is not PruningScheme.DENSE
+
+
+def _by_pruning(kernels: Sequence[KernelSpec]) -> tuple[list[KernelSpec], list[KernelSpec]]:
+    """The pruned kernels and the others."""
+    return [kernel for kernel in kernels if is_pruned(kernel)], [kernel for kernel in kernels if not is_pruned(kernel)]
 
 
 def sum_kernels(predictor: LatencyPredictor, kernels: Sequence[KernelSpec]) -> Prediction:
@@ -134,16 +211,21 @@ def sum_kernels(predictor: LatencyPredictor, kernels: Sequence[KernelSpec]) -> P
 
 
 def _correction(
-    form: CorrectionForm, scale: float, offset_ns: float, sums: FloatArray, measured: FloatArray
+    form: CorrectionForm,
+    fitted: tuple[float, float, float],
+    dense: FloatArray,
+    pruned: FloatArray,
+    measured: FloatArray,
 ) -> Correction:
-    residuals = (scale * sums + offset_ns) / measured - 1.0
-    parameters = 2 if form is CorrectionForm.AFFINE else 1
+    scale, pruned_scale, offset_ns = (float(value) for value in fitted)
+    residuals = (scale * dense + pruned_scale * pruned + offset_ns) / measured - 1.0
     # The residuals of few networks are too small by the freedom that the fit took.
-    freedom = math.sqrt(len(sums) / (len(sums) - parameters))
+    freedom = math.sqrt(len(measured) / (len(measured) - _NUM_PARAMETERS[form]))
     return Correction(
         form=form,
-        scale=float(scale),
-        offset_ns=float(offset_ns),
+        scale=scale,
+        pruned_scale=pruned_scale,
+        offset_ns=offset_ns,
         relative_residuals=tuple(float(r) for r in residuals),
         relative_std=float(_SIGMA_PER_MAD * np.median(np.abs(residuals)) * freedom),
     )

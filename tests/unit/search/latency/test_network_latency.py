@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from device_agent.contracts import KernelSpec, Op, Source
+from device_agent.contracts import KernelSpec, Op, PruningScheme, Source, WeightPruning
 from search.errors import LatencyModelError
 from search.latency.card import model_card, summarise_errors
 from search.latency.network import CorrectionForm, NetworkLatencyModel, fit_correction, fit_network_model, sum_kernels
@@ -22,6 +25,8 @@ def linear(outputs: int) -> KernelSpec:
     return KernelSpec(op=Op.FULLY_CONNECTED, in_channels=4, out_channels=outputs)
 
 
+PRUNED = dataclasses.replace(linear(1), pruning=WeightPruning(scheme=PruningScheme.UNSTRUCTURED, density=0.5))
+
 PREDICTOR = LatencyPredictor(
     LatencyTable(
         device_id="d",
@@ -29,7 +34,10 @@ PREDICTOR = LatencyPredictor(
         runtime="r",
         runtime_version="1",
         source=Source.SIMULATED,
-        kernels=tuple(KernelLatency(kernel=linear(n), latency_ns=1000.0 * n, std_ns=5.0) for n in (1, 100)),
+        kernels=(
+            *(KernelLatency(kernel=linear(n), latency_ns=1000.0 * n, std_ns=5.0) for n in (1, 100)),
+            KernelLatency(kernel=PRUNED, latency_ns=1000.0, std_ns=5.0),
+        ),
     )
 )
 
@@ -70,6 +78,51 @@ def test_alike_networks_give_a_factor_only() -> None:
     correction = fit_correction(PREDICTOR, networks([50, 51, 52], [60e3, 55e3, 50e3]))
     assert correction.form is CorrectionForm.PROPORTIONAL
     assert correction.scale == pytest.approx(1.08, abs=0.02)
+
+
+def mixed(shares: list[tuple[int, int]], latency_ns: Callable[[int, int], float]) -> list[NetworkLatency]:
+    """Networks of so many dense and so many pruned kernels, which take 1000 ns each alone."""
+    return [
+        NetworkLatency(kernels=(linear(1),) * dense + (PRUNED,) * pruned, latency_ns=latency_ns(dense, pruned))
+        for dense, pruned in shares
+    ]
+
+
+SHARES = [(40, 0), (30, 10), (20, 25), (12, 20), (8, 40), (4, 12)]
+
+
+def test_dense_and_pruned_kernels_have_factors_of_their_own() -> None:
+    measured = mixed(SHARES, lambda dense, pruned: 1200.0 * dense + 1050.0 * pruned + 3000)
+    model = NetworkLatencyModel(PREDICTOR, fit_correction(PREDICTOR, measured))
+    correction = model.correction
+    assert correction.form is CorrectionForm.DENSE_APART
+    assert correction.scale_of(linear(1)) == pytest.approx(1.2)
+    assert correction.scale_of(PRUNED) == pytest.approx(1.05)
+    assert correction.offset_ns == pytest.approx(3000)
+
+
+def test_a_constant_below_zero_leaves_two_factors() -> None:
+    measured = mixed(SHARES, lambda dense, pruned: 1200.0 * dense + 1050.0 * pruned - 2000)
+    correction = fit_correction(PREDICTOR, measured)
+    assert correction.form is CorrectionForm.DENSE_APART
+    assert correction.offset_ns == 0
+
+
+@pytest.mark.parametrize(
+    "measured",
+    [
+        pytest.param(mixed(SHARES, lambda dense, pruned: 1100.0 * (dense + pruned) + 3000), id="no difference"),
+        pytest.param(mixed(SHARES[:4], lambda dense, pruned: 1200.0 * dense + 1050.0 * pruned), id="too few"),
+        pytest.param(
+            mixed([(n, n) for n in (5, 10, 20, 30, 40)], lambda dense, pruned: 1200.0 * dense + 1050.0 * pruned),
+            id="alike in what is pruned",
+        ),
+    ],
+)
+def test_one_factor_where_two_say_no_more(measured: list[NetworkLatency]) -> None:
+    correction = fit_correction(PREDICTOR, measured)
+    assert correction.form is CorrectionForm.AFFINE or correction.form is CorrectionForm.PROPORTIONAL
+    assert correction.scale == correction.pruned_scale
 
 
 def test_too_few_networks() -> None:
@@ -134,4 +187,4 @@ def test_card() -> None:
     card = model_card(PREDICTOR, model.correction, 2)
     assert card.kernels is None
     assert card.families == {}
-    assert card.num_families == 1
+    assert card.num_families == 2
