@@ -24,7 +24,7 @@ from server.context import Context
 from server.dashboard import views as dashboard
 from server.database import Database
 from server.errors import BadRequest
-from server.fleet import devices, leases, service
+from server.fleet import devices, leases, service, watching
 from server.fleet import endpoints as agents
 from server.fleet.waiting import LeaseWaiters
 from server.latency import endpoints as latency
@@ -80,7 +80,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     with _on_stop_signals(asyncio.get_running_loop(), lambda: _stop(context)):
         tasks = [
             asyncio.create_task(_watch_tasks(context), name="watch tasks"),
-            asyncio.create_task(_reap_leases(context), name="reap leases"),
+            asyncio.create_task(_regularly(context, service.reap, "reaping_failed"), name="reap leases"),
+            asyncio.create_task(_regularly(context, watching.watch, "watching_failed"), name="watch for drift"),
         ]
         try:
             yield
@@ -109,12 +110,12 @@ async def _watch_tasks(context: Context) -> None:
     await context.waiters.watch(ready_async, context.settings.poll_interval_s)
 
 
-async def _reap_leases(context: Context) -> None:
+async def _regularly(context: Context, work: Callable[[Context], None], failure: str) -> None:
     while not context.stopping.is_set():
         try:
-            await run_in_threadpool(service.reap, context)
+            await run_in_threadpool(work, context)
         except Exception:
-            log.warning("reaping_failed", exc_info=True)
+            log.warning(failure, exc_info=True)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(context.stopping.wait(), context.settings.reap_interval_s)
 

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Mapped, mapped_column
 
 from device_agent.contracts import ReportStatus, Source, Verdict
 from server.columns import Base, BigInt, CompressedText, enum_column, now_s
-from server.states import JobStage, JobState, TaskState
+from server.states import DriftOutcome, JobStage, JobState, TaskState
 
 #: "task_" and 32 hex digits, or a SHA-256 with a prefix: all identities fit.
 Id = String(80)
@@ -314,6 +314,40 @@ class LatencyRow(Base):
     min_median_ns: Mapped[float] = mapped_column(Double)
     max_median_ns: Mapped[float] = mapped_column(Double)
     updated_at: Mapped[float] = mapped_column(Double, default=now_s())
+
+
+class DriftCheckRow(Base):
+    """Sentinel kernels of a series, measured again to see whether the device still is what it was.
+
+    Its tasks have its identity as `repeat`. It is judged once, when all of them are over: `finished_at` and `outcome`
+    are None until then. `alarm_since` is the time of the first of the drifted checks that led here without an agreeing
+    one in between; None where there is no alarm.
+    """
+
+    __tablename__ = "latency_drift_check"
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    series_id: Mapped[str] = mapped_column(Id, ForeignKey("latency_series.id"), index=True)
+    device_id: Mapped[str] = mapped_column(Id, ForeignKey("device.id"), index=True)
+    kernel_ids: Mapped[list[str]] = mapped_column(JSON)
+    task_ids: Mapped[list[str]] = mapped_column(JSON)
+    outcome: Mapped[DriftOutcome | None] = mapped_column(enum_column(DriftOutcome))
+    findings: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    alarm_since: Mapped[float | None] = mapped_column(Double)
+    created_at: Mapped[float] = mapped_column(Double, default=now_s())
+    finished_at: Mapped[float | None] = mapped_column(Double)
+
+
+class CardRow(Base):
+    """What a worker last worked out about how far predictions from a series can be trusted.
+
+    `num_measurements` is that of the series at the time: where it has more now, the card is old.
+    """
+
+    __tablename__ = "latency_card"
+    series_id: Mapped[str] = mapped_column(Id, ForeignKey("latency_series.id"), primary_key=True)
+    num_measurements: Mapped[int] = mapped_column(Integer)
+    card: Mapped[str] = mapped_column(CompressedText)
+    computed_at: Mapped[float] = mapped_column(Double, default=now_s())
 
 
 class SearchRow(Base):

@@ -12,6 +12,9 @@ from device_agent.contracts import ContractError
 
 ENV_PREFIX = "KERF_"
 
+#: A check takes a device some seconds.
+MIN_DRIFT_INTERVAL_S = 60.0
+
 
 def default_data_dir() -> Path:
     """`$XDG_DATA_HOME/kerf`, or `~/.local/share/kerf`."""
@@ -38,6 +41,8 @@ class Settings:
         poll_interval_s: How often waiting agents and event streams look for what other processes wrote.
         reap_interval_s: How often expired leases are collected.
         job_stale_s: A running search whose worker has not reported for so long is taken over.
+        drift_interval_s: How often the sentinel kernels of each series in use are measured again, while its device is
+            idle, to see whether it drifted; 0 is never. Each time costs the device a few seconds.
         open_dashboard: Whether browsers on the server's own machine see the dashboard without signing in. `kerf up`
             sets it. Leave it off where several people share the machine, or where a proxy on it serves others.
         log_json: Whether log lines are JSON instead of text.
@@ -56,6 +61,7 @@ class Settings:
     poll_interval_s: float = 0.25
     reap_interval_s: float = 5.0
     job_stale_s: float = 60.0
+    drift_interval_s: float = 0.0
     open_dashboard: bool = False
     log_json: bool = False
 
@@ -63,6 +69,11 @@ class Settings:
         for name in ("lease_duration_s", "heartbeat_interval_s", "poll_interval_s", "reap_interval_s", "job_stale_s"):
             if not getattr(self, name) > 0:
                 raise ContractError(f"{name} {getattr(self, name)!r} must be positive")
+        if not (self.drift_interval_s == 0 or self.drift_interval_s >= MIN_DRIFT_INTERVAL_S):
+            raise ContractError(
+                f"drift_interval_s {self.drift_interval_s!r} is neither 0 (never) nor {MIN_DRIFT_INTERVAL_S:g} or "
+                "more: checks that often would keep the device from resting"
+            )
         if self.max_attempts < 1:
             raise ContractError(f"max_attempts {self.max_attempts!r} must be at least 1")
         if not 0 <= self.port <= 65535:

@@ -9,6 +9,15 @@ from typing import TypeVar
 S = TypeVar("S", bound=StrEnum)
 
 
+class DriftOutcome(StrEnum):
+    """What a drift check of a series found."""
+
+    AGREES = "agrees"
+    DRIFTED = "drifted"
+    #: Too few sentinels were measured under the series' key. An alarm stays as it was.
+    INCONCLUSIVE = "inconclusive"
+
+
 class TaskState(StrEnum):
     """A measuring task.
 

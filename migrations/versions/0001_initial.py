@@ -503,7 +503,7 @@ def upgrade() -> None:
         sa.Column("median_ns", sa.Double(), nullable=False),
         sa.Column("ci95_low_ns", sa.Double(), nullable=True),
         sa.Column("ci95_high_ns", sa.Double(), nullable=True),
-        sa.Column("statistics", sa.JSON(none_as_null=True), nullable=True),
+        sa.Column("statistics", sa.JSON(), nullable=True),
         sa.Column("before", sa.JSON(), nullable=False),
         sa.Column("after", sa.JSON(), nullable=False),
         sa.Column("output_sha256", sa.String(length=64), nullable=True),
@@ -567,8 +567,52 @@ def upgrade() -> None:
     with op.batch_alter_table("latency", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_latency_kernel_id"), ["kernel_id"], unique=False)
 
+    op.create_table(
+        "latency_drift_check",
+        sa.Column("id", sa.String(length=80), nullable=False),
+        sa.Column("series_id", sa.String(length=80), nullable=False),
+        sa.Column("device_id", sa.String(length=80), nullable=False),
+        sa.Column("kernel_ids", sa.JSON(), nullable=False),
+        sa.Column("task_ids", sa.JSON(), nullable=False),
+        sa.Column(
+            "outcome",
+            sa.Enum("agrees", "drifted", "inconclusive", name="driftoutcome", native_enum=False, length=32),
+            nullable=True,
+        ),
+        sa.Column("findings", sa.JSON(), nullable=True),
+        sa.Column("alarm_since", sa.Double(), nullable=True),
+        sa.Column("created_at", sa.Double(), nullable=False),
+        sa.Column("finished_at", sa.Double(), nullable=True),
+        sa.ForeignKeyConstraint(["device_id"], ["device.id"], name=op.f("fk_latency_drift_check_device_id_device")),
+        sa.ForeignKeyConstraint(
+            ["series_id"], ["latency_series.id"], name=op.f("fk_latency_drift_check_series_id_latency_series")
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_latency_drift_check")),
+    )
+    with op.batch_alter_table("latency_drift_check", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_latency_drift_check_device_id"), ["device_id"], unique=False)
+        batch_op.create_index(batch_op.f("ix_latency_drift_check_series_id"), ["series_id"], unique=False)
+
+    op.create_table(
+        "latency_card",
+        sa.Column("series_id", sa.String(length=80), nullable=False),
+        sa.Column("num_measurements", sa.Integer(), nullable=False),
+        sa.Column("card", sa.LargeBinary(), nullable=False),
+        sa.Column("computed_at", sa.Double(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["series_id"], ["latency_series.id"], name=op.f("fk_latency_card_series_id_latency_series")
+        ),
+        sa.PrimaryKeyConstraint("series_id", name=op.f("pk_latency_card")),
+    )
+
 
 def downgrade() -> None:
+    op.drop_table("latency_card")
+    with op.batch_alter_table("latency_drift_check", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_latency_drift_check_series_id"))
+        batch_op.drop_index(batch_op.f("ix_latency_drift_check_device_id"))
+
+    op.drop_table("latency_drift_check")
     with op.batch_alter_table("latency", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_latency_kernel_id"))
 

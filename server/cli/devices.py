@@ -20,7 +20,7 @@ def list_devices(server: ServerOption = None, token: TokenOption = None, as_json
     columns = {
         "id": lambda d: d["id"],
         "name": lambda d: d["name"],
-        "state": lambda d: d["state"],
+        "state": lambda d: f"{d['state']}, drifted" if d.get("drifted_series") else d["state"],
         "cpu": lambda d: _cpu_words(d["profile"]),
         "runtimes": lambda d: ", ".join(r["name"] for r in d["runtimes"] if not r.get("unavailable")),
     }

@@ -46,7 +46,9 @@ class DeviceState(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceView:
-    """`last_seen_at` is None for an imported device, which has no agent."""
+    """`last_seen_at` is None for an imported device, which has no agent. `drifted_series` are those whose sentinel
+    kernels no longer take what they took: GET /v1/latency-series/{series_id}/card tells how.
+    """
 
     id: str
     name: str
@@ -61,6 +63,7 @@ class DeviceView:
     spooled_reports: int
     created_at: str | None
     last_seen_at: str | None
+    drifted_series: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,6 +168,7 @@ def device_view(status: DeviceStatus, heartbeat_interval_s: float) -> DeviceView
         spooled_reports=row.spooled_reports,
         created_at=iso(row.created_at),
         last_seen_at=None if is_imported else iso(row.last_seen_at),
+        drifted_series=status.drifted_series,
     )
 
 

@@ -12,6 +12,7 @@ from device_agent.contracts import DeviceProfile, EnrolmentRequest, HeartbeatReq
 from server.columns import now_s
 from server.errors import NotFound
 from server.ids import new_id
+from server.latency.drift import alarms
 from server.latency.repository import ensure_profile
 from server.models import DeviceRow, TaskRow
 from server.states import TaskState
@@ -19,12 +20,13 @@ from server.states import TaskState
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceStatus:
-    """A device, how long ago it was heard of, and what it has to do."""
+    """A device, how long ago it was heard of, what it has to do, and which of its series have drifted."""
 
     row: DeviceRow
     silent_s: float
     num_pending: int
     num_leased: int
+    drifted_series: tuple[str, ...]
 
 
 def find_by_agent_key(session: Session, agent_key_hash: str) -> DeviceRow | None:
@@ -99,8 +101,9 @@ def list_devices(session: Session, *, after: str | None, limit: int) -> list[Dev
     if after is not None:
         query = query.where(DeviceRow.id > after)
     found = [(row[0], float(row[1])) for row in session.execute(query)]
-    counts = _task_counts(session, [row.id for row, _ in found])
-    return [_status(row, silent_s, counts) for row, silent_s in found]
+    identities = [row.id for row, _ in found]
+    counts, drifted = _task_counts(session, identities), alarms(session, identities)
+    return [_status(row, silent_s, counts, drifted) for row, silent_s in found]
 
 
 def get_device(session: Session, device_id: str) -> DeviceStatus:
@@ -109,15 +112,21 @@ def get_device(session: Session, device_id: str) -> DeviceStatus:
     ).one_or_none()
     if row is None:
         raise NotFound(f"there is no device {device_id!r}: GET /v1/devices lists them")
-    return _status(row[0], float(row[1]), _task_counts(session, [device_id]))
+    return _status(row[0], float(row[1]), _task_counts(session, [device_id]), alarms(session, [device_id]))
 
 
-def _status(row: DeviceRow, silent_s: float, counts: dict[tuple[str, TaskState], int]) -> DeviceStatus:
+def _status(
+    row: DeviceRow,
+    silent_s: float,
+    counts: dict[tuple[str, TaskState], int],
+    drifted: dict[str, tuple[str, ...]],
+) -> DeviceStatus:
     return DeviceStatus(
         row=row,
         silent_s=max(0.0, silent_s),
         num_pending=counts.get((row.id, TaskState.PENDING), 0),
         num_leased=counts.get((row.id, TaskState.LEASED), 0),
+        drifted_series=drifted.get(row.id, ()),
     )
 
 

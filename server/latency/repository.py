@@ -51,6 +51,9 @@ from server.upsert import insert_missing
 
 Task = KernelTask | NetworkTask
 
+#: How identities of drift checks begin, which their tasks have as `repeat`.
+DRIFT_CHECK = "drift"
+
 #: Why a device without an agent gets no tasks; the text continues "device X".
 IMPORTED_DEVICE = "is imported: it has no agent that could measure. Name a device that enrolled"
 
@@ -64,6 +67,8 @@ class RuntimeKey:
     runtime: str
     runtime_version: str
     runtime_sha256: str
+    isa: str
+    agent_version: str
 
 
 def subject_id(task: Task) -> str:
@@ -88,9 +93,13 @@ def runtime_key(session: Session, device_id: str, runtime: str) -> RuntimeKey:
     Raises `NotFound` for an unknown device, and `Unprocessable` where the device has no such runtime or cannot use it.
     """
     device = session.execute(
-        select(DeviceRow.name, DeviceRow.profile_id, DeviceRow.runtimes, DeviceRow.agent_key_hash).where(
-            DeviceRow.id == device_id
-        )
+        select(
+            DeviceRow.name,
+            DeviceRow.profile_id,
+            DeviceRow.runtimes,
+            DeviceRow.agent_key_hash,
+            DeviceRow.agent_version,
+        ).where(DeviceRow.id == device_id)
     ).one_or_none()
     if device is None:
         raise NotFound(f"there is no device {device_id!r}: `kerf devices ls` shows those that enrolled")
@@ -105,6 +114,8 @@ def runtime_key(session: Session, device_id: str, runtime: str) -> RuntimeKey:
         runtime=runtime,
         runtime_version=info.version,
         runtime_sha256=info.binary_sha256,
+        isa=info.isa,
+        agent_version=device.agent_version,
     )
 
 
@@ -331,6 +342,25 @@ def existing_tasks(
                 .execution_options(populate_existing=True)
             )
     return found
+
+
+def new_task_row(key: RuntimeKey, task: Task, *, repeat: str, priority: int) -> dict[str, Any]:
+    """The columns of a waiting task that is measured under `key`."""
+    return {
+        "id": new_id("task"),
+        "device_id": key.device_id,
+        "profile_id": key.profile_id,
+        "subject": subject_id(task),
+        "kernel_id": kernel_id(task.kernel) if isinstance(task, KernelTask) else None,
+        "artifact_sha256": None if isinstance(task, KernelTask) else task.artifact_sha256,
+        "setup_id": setup_id(task.setup),
+        "runtime": key.runtime,
+        "runtime_version": key.runtime_version,
+        "runtime_sha256": key.runtime_sha256,
+        "repeat": repeat,
+        "task": encode(task),
+        "priority": priority,
+    }
 
 
 def insert_tasks(session: Session, rows: Sequence[Mapping[str, Any]]) -> None:

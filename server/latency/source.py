@@ -21,21 +21,20 @@ from device_agent.contracts import (
     Verdict,
     VerdictReason,
     decode,
-    encode,
-    kernel_id,
     loads,
     setup_id,
 )
 from server.database import Database
 from server.errors import NotFound
-from server.ids import new_id
 from server.latency.repository import (
+    DRIFT_CHECK,
     RuntimeKey,
     Task,
     ensure_kernels,
     ensure_setups,
     existing_tasks,
     insert_tasks,
+    new_task_row,
     raw_measurement,
     runtime_key,
     subject_id,
@@ -117,8 +116,9 @@ class SqlLatencySource:
         """Ask for measurements; returns one task id for each of `tasks`, in their order.
 
         A task that already has a usable result under today's key (device profile, runtime version and binary,
-        setup), or that is waiting for any search, is shared, as is one that this runtime cannot do. `force` measures
-        again, once for each search. Asking again for the same is harmless and gives the same ids.
+        instruction set, agent version, setup), or that is waiting for any search, is shared, as is one that this
+        runtime cannot do. `force` measures again, once for each search. Asking again for the same is harmless and gives
+        the same ids. Cores and governor are in a series' key, too, but only the measurement tells them.
 
         Raises `NotFound` for an unknown device, and `Unprocessable` where it lacks the runtime.
         """
@@ -134,10 +134,9 @@ class SqlLatencySource:
             if missing:
                 taken = {(row.subject, row.setup_id) for row in existing_tasks(session, keys, missing)}
                 rows = [
-                    _new_row(
+                    new_task_row(
                         keys[by_pair[pair].setup.runtime],
                         by_pair[pair],
-                        pair,
                         repeat=search_id if force or pair in taken else "",
                         priority=priority,
                     )
@@ -220,21 +219,42 @@ def _choose(
 ) -> dict[Pair, TaskRow | None]:
     """The task that answers each (subject, setup) pair for this search, where there is one."""
     rows: dict[Pair, list[TaskRow]] = defaultdict(list)
-    for row in existing_tasks(session, keys, pairs):
+    # What watches for drift must be measured for that alone: it is not shared in either direction.
+    found = [row for row in existing_tasks(session, keys, pairs) if not row.repeat.startswith(DRIFT_CHECK)]
+    for row in found:
         rows[row.subject, row.setup_id].append(row)
     mine = set(session.scalars(select(SearchTaskRow.task_id).where(SearchTaskRow.search_id == search_id)))
-    return {pair: _pick(rows[pair], mine, search_id, force=force) for pair in pairs}
+    outdated = set() if force else _outdated(session, keys, found)
+    return {pair: _pick(rows[pair], mine, outdated, search_id, force=force) for pair in pairs}
 
 
-def _pick(rows: Sequence[TaskRow], mine: set[str], search_id: str, *, force: bool) -> TaskRow | None:
-    """The best of the tasks with one key: what this search was given before, a usable result, one that waits,
-    a failure that another attempt would only repeat, one that was cancelled. Of equals, the latest.
+def _outdated(session: Session, keys: Mapping[str, RuntimeKey], rows: Sequence[TaskRow]) -> set[str]:
+    """The finished tasks whose measurement is of another series than one of today would be, as far as that is known
+    before measuring: another agent or instruction set measured them.
+    """
+    completed = {row.result_key: row for row in rows if row.result_key is not None}
+    outdated = set()
+    for part in _batches(list(completed)):
+        query = select(MeasurementRow.result_key, MeasurementRow.agent_version, MeasurementRow.isa)
+        for result_key, agent_version, isa in session.execute(query.where(MeasurementRow.result_key.in_(part))):
+            row = completed[result_key]
+            key = keys[row.runtime]
+            if (agent_version, isa) != (key.agent_version, key.isa):
+                outdated.add(row.id)
+    return outdated
+
+
+def _pick(
+    rows: Sequence[TaskRow], mine: set[str], outdated: set[str], search_id: str, *, force: bool
+) -> TaskRow | None:
+    """The best of the tasks with one key: what this search was given before, a usable result that is not `outdated`,
+    one that waits, a failure that another attempt would only repeat, one that was cancelled. Of equals, the latest.
     """
     if force:
         return next((row for row in rows if row.repeat == search_id), None)
     tests = (
         lambda row: row.id in mine or row.repeat == search_id,
-        lambda row: row.state is TaskState.SUCCEEDED and row.verdict is not Verdict.REJECTED,
+        lambda row: row.state is TaskState.SUCCEEDED and row.verdict is not Verdict.REJECTED and row.id not in outdated,
         lambda row: row.state in (TaskState.PENDING, TaskState.LEASED),
         lambda row: row.state is TaskState.FAILED and FailureReason(row.failure_reason).is_lasting,
         lambda row: row.state is TaskState.CANCELLED,
@@ -244,24 +264,6 @@ def _pick(rows: Sequence[TaskRow], mine: set[str], search_id: str, *, force: boo
         if fitting:
             return fitting[-1]
     return None
-
-
-def _new_row(key: RuntimeKey, task: Task, pair: Pair, *, repeat: str, priority: int) -> dict[str, Any]:
-    return {
-        "id": new_id("task"),
-        "device_id": key.device_id,
-        "profile_id": key.profile_id,
-        "subject": pair[0],
-        "kernel_id": kernel_id(task.kernel) if isinstance(task, KernelTask) else None,
-        "artifact_sha256": None if isinstance(task, KernelTask) else task.artifact_sha256,
-        "setup_id": pair[1],
-        "runtime": key.runtime,
-        "runtime_version": key.runtime_version,
-        "runtime_sha256": key.runtime_sha256,
-        "repeat": repeat,
-        "task": encode(task),
-        "priority": priority,
-    }
 
 
 def _reopen(session: Session, task_ids: Sequence[str]) -> None:

@@ -1,15 +1,15 @@
-"""Which searches want which measuring tasks."""
+"""Which searches, and which drift checks, want which measuring tasks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import Exists, exists, select, update
+from sqlalchemy import exists, select, update
 from sqlalchemy.orm import Session, aliased
 from sqlalchemy.sql import ColumnElement
 
 from server.columns import now_s
-from server.models import SearchRow, SearchTaskRow, TaskRow
+from server.models import DriftCheckRow, SearchRow, SearchTaskRow, TaskRow
 from server.states import JobState, TaskState
 from server.upsert import insert_missing
 
@@ -22,7 +22,7 @@ def link_tasks(session: Session, search_id: str, task_ids: Sequence[str]) -> Non
 
 
 def cancel_unwanted_tasks(session: Session, search_id: str) -> None:
-    """Cancel the waiting tasks of a search that is over, unless an open search wants them too.
+    """Cancel the waiting tasks of a search that is over, unless another open search wants them too.
 
     A task that is being measured goes on; its agent learns that nobody wants it when it renews the lease.
     """
@@ -31,7 +31,7 @@ def cancel_unwanted_tasks(session: Session, search_id: str) -> None:
 
 
 def cancel_unwanted(session: Session, task_ids: Sequence[str]) -> None:
-    """Cancel those of the tasks that wait although no open search wants them."""
+    """Cancel those of the tasks that wait although nothing open wants them."""
     if task_ids:
         _cancel(session, TaskRow.id.in_(task_ids))
 
@@ -46,10 +46,11 @@ def _cancel(session: Session, which: ColumnElement[bool]) -> None:
 
 
 def is_wanted(session: Session, task_id: str) -> bool:
-    """Whether an open search wants the task."""
+    """Whether an open search or drift check wants the task."""
     return bool(session.scalar(select(exists().where(TaskRow.id == task_id, _wanted()))))
 
 
-def _wanted() -> Exists:
-    link, search = aliased(SearchTaskRow), aliased(SearchRow)
-    return exists().where(link.task_id == TaskRow.id, search.id == link.search_id, search.state.not_in(_OVER))
+def _wanted() -> ColumnElement[bool]:
+    link, search, check = aliased(SearchTaskRow), aliased(SearchRow), aliased(DriftCheckRow)
+    by_search = exists().where(link.task_id == TaskRow.id, search.id == link.search_id, search.state.not_in(_OVER))
+    return by_search | exists().where(check.id == TaskRow.repeat, check.finished_at.is_(None))

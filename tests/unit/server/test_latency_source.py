@@ -225,3 +225,34 @@ class TestResults:
         (task_id,) = lab.tasks(agent)
         with pytest.raises(NotFound, match=task_id):
             lab.source.measurement(task_id)
+
+
+class TestSeriesOfTasks:
+    """What would be of another series is measured again, as far as that is known beforehand."""
+
+    def upgrade(self, lab: ServerLab, agent: LabAgent, agent_version: str, isa: str = "neon") -> None:
+        runtimes = (replace(RUNTIMES[0], isa=isa), *RUNTIMES[1:])
+        request = HeartbeatRequest(
+            profile=PROFILE, runtimes=runtimes, conditions=Conditions(), agent_version=agent_version, spooled_reports=0
+        )
+        assert lab.post("/v1/agents:heartbeat", request, agent.token).status_code == 200
+
+    @pytest.mark.parametrize(("agent_version", "isa"), [("0.2.0", "neon"), ("0.1.0", "sve")])
+    def test_another_agent_or_instruction_set_measures_again(
+        self, lab: ServerLab, agent_version: str, isa: str
+    ) -> None:
+        agent = lab.agent()
+        first = lab.search(agent.device_id)
+        (old,) = lab.source.request(agent.device_id, [kernel_task()], first)
+        measure(lab, agent)
+        assert lab.source.request(agent.device_id, [kernel_task()], lab.search(agent.device_id)) == [old]
+        self.upgrade(lab, agent, agent_version, isa)
+        (new,) = lab.source.request(agent.device_id, [kernel_task()], lab.search(agent.device_id))
+        assert new != old
+        # A search keeps what it was given.
+        assert lab.source.request(agent.device_id, [kernel_task()], first) == [old]
+        (lease,) = lab.lease(agent)
+        today = replace(measurement().provenance, agent_version=agent_version, isa=isa)
+        lab.report(agent, report_of(lease, replace(measurement(), provenance=today)))
+        # The next one shares what was measured under today's key.
+        assert lab.source.request(agent.device_id, [kernel_task()], lab.search(agent.device_id)) == [new]
