@@ -192,6 +192,10 @@ class KerfClient:
         """The series that fit."""
         return self._pages("/v1/latency-series", wanted, limit)[0]
 
+    def latency_card(self, series_id: str) -> dict[str, Any]:
+        """How far predictions from a series can be trusted."""
+        return self._json("GET", f"/v1/latency-series/{series_id}/card")
+
     def compare_latencies(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
         """The kernels that two series have in common."""
         return self._json("GET", "/v1/latency:compare", params=dict(wanted))

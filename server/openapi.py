@@ -28,7 +28,7 @@ from server.catalog.endpoints import DatasetRequest, DatasetView, ModelList, Mod
 from server.errors import Problem
 from server.fleet.devices import DeviceView, EnrolmentCode, EnrolmentCodeRequest
 from server.latency.exchange.service import ImportAnswer, LatencyImport
-from server.latency.listing_endpoints import Comparison
+from server.latency.listing_endpoints import CardView, Comparison
 from server.latency.schemas import KernelView, LatencyAnswer, LatencyQuery, LatencyView, MeasurementView
 from server.searches.schemas import CandidateView, EventView, SearchView
 from server.status import Health, Version
@@ -38,6 +38,7 @@ _REF = "#/components/schemas/{model}"
 #: Every class that a route names.
 WIRE_CLASSES: tuple[type, ...] = (
     CandidateView,
+    CardView,
     Comparison,
     DatasetRequest,
     DatasetView,

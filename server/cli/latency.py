@@ -193,6 +193,60 @@ def list_series(
 
 
 @app.command()
+def card(
+    series: Annotated[str, typer.Argument(help="A series; see `kerf latency series`.")],
+    families: Annotated[int, typer.Option(help="Kernel families to list, those with most kernels first.", min=0)] = 10,
+    server: ServerOption = None,
+    token: TokenOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show how far predictions from a series can be trusted, and whether its device has drifted."""
+    with connect(server, token) as client:
+        found = client.latency_card(series)
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+        return
+    _print_card(found, families)
+
+
+def _print_card(found: Mapping[str, Any], num_families: int) -> None:
+    console = make_console()
+    key, drift, figures = found["series"], found["drift"], found["card"]
+    console.print(f"{key['id']}: {key['runtime']} {key['runtime_version']}, {key['source']}")
+    console.print(
+        f"drift alarm since {drift['alarm_since']}"
+        if drift["alarm_since"]
+        else f"no drift in {len(drift['checks'])} checks"
+    )
+    if figures is None:
+        console.print("no card yet: a worker makes it when it has no search")
+        return
+    old = ", the series has grown since" if found["is_stale"] else ""
+    verdicts = ", ".join(f"{count} {verdict}" for verdict, count in sorted(figures["verdicts"].items()))
+    console.print(
+        f"{figures['num_kernels']} kernels, {figures['num_measurements']} measurements ({verdicts}), "
+        f"{figures['device_minutes']:.1f} device minutes; made {found['computed_at']}{old}"
+    )
+    if figures["without_model"]:
+        console.print(f"no latency model: {figures['without_model']}")
+    rows = [
+        {"what": "whole networks, predicted by searches", "errors": figures["networks"]},
+        {"what": "kernels, latency model, cross-validated", "errors": figures["model"]},
+        {"what": "kernels, table, between neighbours", "errors": figures["table"]},
+        *({"what": f["family"], "errors": f["model"] or f["table"]} for f in figures["families"][:num_families]),
+    ]
+    columns = {
+        "predicted": lambda r: r["what"],
+        "count": lambda r: str(r["errors"]["count"]),
+        "within 5 %": lambda r: f"{r['errors']['within_5_percent']:.0%}",
+        "within 10 %": lambda r: f"{r['errors']['within_10_percent']:.0%}",
+        "RMSPE": lambda r: f"{r['errors']['rmspe']:.1%}",
+        "Spearman": lambda r: "" if r["errors"]["spearman"] is None else f"{r['errors']['spearman']:.3f}",
+    }
+    print_items([row for row in rows if row["errors"] is not None], columns, as_json=False)
+
+
+@app.command()
 def compare(
     first: Annotated[
         str, typer.Argument(help="A series, or a device that has only one: SERIES, DEVICE or DEVICE/RUNTIME")

@@ -41,6 +41,7 @@ def device_view(status: DeviceStatus, heartbeat_interval_s: float) -> DeviceView
         agent_version=row.agent_version,
         seen_s=None if state is DeviceState.IMPORTED else status.silent_s,
         open_tasks=status.num_pending + status.num_leased,
+        drifted_series=status.drifted_series,
     )
 
 

@@ -58,6 +58,7 @@ class DeviceView:
     agent_version: str
     seen_s: float | None
     open_tasks: int
+    drifted_series: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -248,3 +249,68 @@ class DevicePage:
     series: tuple[SeriesView, ...]
     more_series: bool
     measurements: tuple[MeasurementView, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorRow:
+    """Errors of one kind of prediction; `spearman` is None where it is not defined."""
+
+    what: str
+    count: int
+    within_5_percent: float
+    within_10_percent: float
+    rmspe: float
+    spearman: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScatterPoint:
+    """A place in the picture, and what it is."""
+
+    x: float
+    y: float
+    is_network: bool
+    title: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tick:
+    place: float
+    label: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scatter:
+    """Predicted against measured latency, both on the same logarithmic axis: `size` is the side of the square."""
+
+    size: float
+    ticks: tuple[Tick, ...]
+    points: tuple[ScatterPoint, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DriftRow:
+    """One drift check; ratios are now / before."""
+
+    outcome: StateLabel
+    reference: float | None
+    kernels: tuple[float, ...]
+    age_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CardPage:
+    """How far predictions from one series can be trusted. `tiles` are empty until the card was made."""
+
+    series: SeriesView
+    device: DeviceLink
+    has_alarm: bool
+    is_stale: bool
+    made_s: float | None
+    tiles: tuple[Tile, ...]
+    errors: tuple[ErrorRow, ...]
+    families: tuple[ErrorRow, ...]
+    more_families: int
+    without_model: str
+    scatter: Scatter | None
+    checks: tuple[DriftRow, ...]

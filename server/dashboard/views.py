@@ -15,6 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from server.artifacts.repository import has_artifact
 from server.context import TOKEN_COOKIE, Context, ContextDep
 from server.dashboard import queries
+from server.dashboard.card import card_page
 from server.dashboard.front import chart_data
 from server.dashboard.live import changes, overview_version, search_version
 from server.dashboard.pages import DevicePage, OverviewPage, SearchPage
@@ -79,6 +80,13 @@ def show_device(device_id: str, context: ContextDep, viewer: ViewerDep) -> Respo
 @router.get("/fragments/devices/{device_id}")
 def device_fragment(device_id: str, context: ContextDep, viewer: ViewerDep) -> Response:
     return render("_device.html", page=_device(context, device_id))
+
+
+@router.get("/series/{series_id}")
+def show_series(series_id: str, context: ContextDep, viewer: ViewerDep) -> Response:
+    with context.database.read() as session:
+        page = card_page(session, series_id, queries.database_time_s(session))
+    return render("series.html", page=page, viewer=viewer, path="")
 
 
 @router.get("/live", response_class=EventSourceResponse)

@@ -1,4 +1,4 @@
-"""/v1/latencies, /v1/latency-series and /v1/latency:compare: the latency database by filters."""
+"""/v1/latencies, /v1/latency-series with their cards, and /v1/latency:compare: the latency database by filters."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from device_agent.contracts import KernelSpec, Op, PruningScheme, Source, Verdic
 from search.latency.comparison import Figure, Ratio, RatioSummary, ratio_of, summarise_ratios
 from server.context import ContextDep, Reader
 from server.errors import BadRequest, Unprocessable
+from server.latency.card import SeriesCard, stored_card
+from server.latency.drift import DriftView, drift_view
 from server.latency.listing import LatencyFilter, Place, find_device, list_latencies, medians, one_series
 from server.latency.schemas import LatencyView, SeriesView, latency, series_view
-from server.latency.series import differing_parts, key_of, list_series
+from server.latency.series import differing_parts, get_series, key_of, list_series
 from server.models import KernelRow, LatencyRow
 from server.wire import (
     DEFAULT_PAGE,
@@ -23,6 +25,7 @@ from server.wire import (
     Page,
     answer,
     decode_cursor,
+    iso,
     page,
 )
 
@@ -66,6 +69,19 @@ class Comparison:
     ambiguous: int
     summary: RatioSummary | None
     kernels: tuple[ComparedKernel, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CardView:
+    """The card of a series. None as `card` until a worker that has no search came to it; `is_stale` where the series
+    has other measurements by now.
+    """
+
+    series: SeriesView
+    card: SeriesCard | None
+    computed_at: str | None
+    is_stale: bool
+    drift: DriftView
 
 
 def latency_filter(
@@ -149,6 +165,24 @@ def get_series_list(
         rows = list_series(session, device_id=device_id, runtime=runtime, after=decode_cursor(cursor), limit=limit + 1)
     part = page(rows, limit, key=lambda row: row.id)
     return ContractResponse(Page(items=tuple(series_view(row) for row in part.items), next=part.next))
+
+
+@router.get("/latency-series/{series_id}/card", responses=answer(CardView))
+def get_card(series_id: str, context: ContextDep, principal: Reader) -> Response:
+    """How far predictions from a series can be trusted, and whether its device has drifted."""
+    with context.database.read() as session:
+        series = get_series(session, series_id)
+        found = stored_card(session, series_id)
+        drift = drift_view(session, series_id)
+    return ContractResponse(
+        CardView(
+            series=series_view(series),
+            card=None if found is None else found[0],
+            computed_at=None if found is None else iso(found[1]),
+            is_stale=found is None or found[0].num_measurements != series.num_measurements,
+            drift=drift,
+        )
+    )
 
 
 @router.get("/latency:compare", responses=answer(Comparison))

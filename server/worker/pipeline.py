@@ -8,6 +8,7 @@ from dataclasses import replace
 from sqlalchemy.orm import Session
 
 from device_agent.contracts import DeviceProfile, decode, encode
+from server.latency.card import outdate_cards
 from server.models import DeviceRow
 from server.searches.repository import RESOLVED_CONFIG, complete_job
 from server.worker.result import store_result
@@ -40,6 +41,7 @@ def run_stages(run: SearchRun) -> None:
     store_result(run, prepared, profiled, load_front(run), devices)
     with run.database.write() as session:
         complete_job(session, run.claim)
+        outdate_cards(session, run.search_id)
 
 
 def _device(session: Session, device_id: str) -> tuple[str, DeviceProfile]:

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from server.accounts.service import Scope, mint_user_token
+from server.latency.card import refresh_card
 from server.searches import repository
 from server.searches.repository import CandidateRecord, SearchEvent
 from server.states import JobStage
@@ -193,3 +194,19 @@ def test_signing_in_and_out(chromium: Browser, serve: Serve) -> None:
         page.get_by_role("heading", name="Sign in").wait_for()
         page.goto("/")
         page.get_by_role("heading", name="Sign in").wait_for()
+
+
+def test_the_card_of_a_series_is_drawn(chromium: Browser, serve: Serve) -> None:
+    site = serve()
+    seeded = seed.seed(site.context)
+    while refresh_card(site.context.database, quiet_s=0.0) is not None:
+        pass
+    with page_of(chromium, site) as page:
+        page.goto(f"/devices/{seeded.device_id}")
+        page.get_by_role("table").filter(has_text="Measured on").get_by_role("link").first.click()
+        page.wait_for_url("**/series/s_*")
+        page.get_by_role("heading", name="How far predictions can be trusted").wait_for()
+        assert page.get_by_role("table", name="Errors of predictions").get_by_role("row").count() >= 2
+        picture = page.locator("svg.card-scatter")
+        assert picture.bounding_box()["width"] > 200  # type: ignore[index]
+        assert picture.locator("circle").count() >= 5

@@ -6,7 +6,9 @@ import dataclasses
 import hashlib
 import io
 import json
+import time
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import numpy as np
@@ -102,6 +104,25 @@ def test_kernels_are_measured_once_for_all_searches(
     run(simulated_stack, config, tmp_path / "first", console)
     again = run(simulated_stack, dataclasses.replace(config, name="reuse 2"), tmp_path / "second", console)
     assert again.device.kernels_reused == again.device.kernels
+    # The worker, which has no search now, works out how well both predicted their networks.
+    points = card_points(simulated_stack, again.search.id)
+    assert {p["candidate_id"]: p["predicted_ms"] for p in points} == {
+        p.candidate_id: p.predicted_latency_ms for p in again.front
+    }
+
+
+def card_points(stack: LocalStack, search_id: str) -> list[dict[str, Any]]:
+    """The networks of a search on the card of the series that it used, once the worker has made it."""
+    deadline = time.monotonic() + 600.0
+    with stack.client() as client:
+        while time.monotonic() < deadline:
+            for series in client.latency_series({"runtime": "simulated"}):
+                card = client.latency_card(series["id"])["card"]
+                points = [p for p in (card or {}).get("network_points", ()) if p["search_id"] == search_id]
+                if points:
+                    return points
+            time.sleep(0.5)
+    pytest.fail(f"no card has the networks of {search_id}")
 
 
 def test_the_same_search_on_postgresql(

@@ -18,6 +18,7 @@ from device_agent.contracts import decode
 from server.cli import latency
 from server.cli.main import app
 from server.client import KerfClient
+from server.latency.card import refresh_card
 from server.latency.exchange.mapping import FIELDS, ImportMapping
 from tests.unit.server.server_lab import ServerLab, measurement, report_of
 
@@ -118,3 +119,19 @@ def test_the_mappings_of_the_page_and_of_the_examples_can_be_read() -> None:
 def test_the_page_names_every_field() -> None:
     text = PAGE.read_text(encoding="utf-8")
     assert [name for name in FIELDS if f"`{name}`" not in text] == ["dtype", "pad_channels_before", "seed"]
+
+
+def test_card(server: ServerLab) -> None:
+    agent = server.agent()
+    server.tasks(agent, 10)
+    leases = server.lease(agent, 10)
+    server.report(agent, *(report_of(lease, measurement(100.0 * (i + 1))) for i, lease in enumerate(leases)))
+    (series,) = json.loads(run("series", "--json"))
+    text = run("card", series["id"])
+    assert "no card yet" in text
+    assert "no drift in 0 checks" in text
+    refresh_card(server.database, quiet_s=0.0)
+    text = run("card", series["id"])
+    assert "10 kernels, 10 measurements" in text
+    assert "kernels, latency model, cross-validated" in text
+    assert json.loads(run("card", series["id"], "--json"))["card"]["num_kernels"] == 10

@@ -8,16 +8,21 @@ from dataclasses import replace
 
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import update
 
 from device_agent.contracts import KernelTask, Source, TaskReport, decode
 from device_agent.contracts import ReportBatch as Batch
 from server.context import Context
+from server.dashboard.card import scatter_of
 from server.dashboard.series import change_words, series_views
 from server.fleet import service as fleet
 from server.ids import uuid7
+from server.latency.card import CardPoint, refresh_card
 from server.latency.exchange.service import LatencyImport, import_file
+from server.latency.series import series_of_device
 from server.latency.source import SqlLatencySource
-from server.models import SeriesRow
+from server.models import DeviceRow, DriftCheckRow, SeriesRow
+from server.states import DriftOutcome
 from tests.unit.server.dashboard import seed
 from tests.unit.server.dashboard.test_dashboard_pages import text_of
 from tests.unit.server.server_lab import measurement
@@ -133,3 +138,56 @@ def test_an_imported_device_says_so(local: TestClient, context: Context) -> None
     ]
     assert "No agent: imported figures" in text_of(card)
     assert 'class="tag tone-warn">imported<' in card
+
+
+def test_the_card_of_a_series(local: TestClient, context: Context, seeded: seed.Seeded) -> None:
+    (series, *_) = series_of(context, seeded.device_id)
+    page = local.get(f"/devices/{seeded.device_id}").text
+    assert f'href="/series/{series}"' in page
+    before = local.get(f"/series/{series}")
+    assert before.status_code == 200
+    while refresh_card(context.database, quiet_s=0.0) is not None:
+        pass
+    text = text_of(local.get(f"/series/{series}").text)
+    assert "Kernels, by a latency model fitted without them" in text or "No latency model:" in text
+    assert "No drift check yet" in text
+    assert local.get("/series/s_unknown").status_code == 404
+
+
+def test_an_alarm_shows_on_the_device_and_its_series(local: TestClient, context: Context, seeded: seed.Seeded) -> None:
+    (series, *_) = series_of(context, seeded.device_id)
+    kernels = {f"k_{i}": {"ratio": 1.25, "limit": 1.1} for i in range(5)}
+    with context.database.write() as session:
+        # A series is only marked where the device would still measure in it.
+        device = session.get_one(DeviceRow, seeded.device_id)
+        row = session.get_one(SeriesRow, series)
+        session.execute(
+            update(SeriesRow).where(SeriesRow.id == series).values(agent_version=device.agent_version, isa="asimd")
+        )
+        check = DriftCheckRow(
+            id="drift_1", series_id=row.id, device_id=device.id, kernel_ids=[], task_ids=[],
+            outcome=DriftOutcome.DRIFTED, findings={"reference": None, "kernels": kernels}, alarm_since=1.0,
+            created_at=1.0, finished_at=2.0,
+        )  # fmt: skip
+        session.add(check)
+    assert "1.250 1.250" in text_of(local.get(f"/series/{series}").text)
+    assert "The device has drifted" in text_of(local.get(f"/series/{series}").text)
+
+
+def series_of(context: Context, device_id: str) -> list[str]:
+    """The series of a device that have kernels, the latest first."""
+    with context.database.read() as session:
+        rows = series_of_device(session, device_id, 10)
+        return [row.id for row in rows if row.num_measurements > 0]
+
+
+@pytest.mark.parametrize(("times_ms", "ticks"), [((0.02, 0.5), ["10.0 µs", "100 µs", "1.00 ms"]), ((1.0, 1.0), 2)])
+def test_the_scatter_has_whole_powers_of_ten(times_ms: tuple[float, float], ticks: object) -> None:
+    points = [CardPoint(name="k", predicted_ms=t, measured_ms=t) for t in times_ms]
+    scatter = scatter_of(points, [])
+    assert scatter is not None
+    labels = [tick.label for tick in scatter.ticks]
+    assert labels == ticks or len(labels) == ticks
+    # Right predictions lie on the diagonal.
+    assert all(point.x + point.y == pytest.approx(scatter.size) for point in scatter.points)
+    assert scatter_of([], []) is None
