@@ -384,11 +384,15 @@ class SearchRow(Base):
 
 
 class SearchTaskRow(Base):
-    """Which search wants which task. A task that no open search wants is cancelled."""
+    """Which search wants which task. A task that no open search wants is cancelled.
+
+    `shared`: the task was there when the search first asked, measured or asked for by another search.
+    """
 
     __tablename__ = "search_task"
     search_id: Mapped[str] = mapped_column(Id, ForeignKey("search_job.id"), primary_key=True)
     task_id: Mapped[str] = mapped_column(Id, ForeignKey("measurement_task.id"), primary_key=True, index=True)
+    shared: Mapped[bool] = mapped_column(Boolean, default=False)
 
 
 class CheckpointRow(Base):

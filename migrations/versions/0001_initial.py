@@ -404,6 +404,7 @@ def upgrade() -> None:
         "search_task",
         sa.Column("search_id", sa.String(length=80), nullable=False),
         sa.Column("task_id", sa.String(length=80), nullable=False),
+        sa.Column("shared", sa.Boolean(), nullable=False),
         sa.ForeignKeyConstraint(["search_id"], ["search_job.id"], name=op.f("fk_search_task_search_id_search_job")),
         sa.ForeignKeyConstraint(
             ["task_id"], ["measurement_task.id"], name=op.f("fk_search_task_task_id_measurement_task")

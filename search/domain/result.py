@@ -16,6 +16,17 @@ RESULT_VERSION = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MeasuringEffort:
+    """What a search cost its devices: measurements that it asked for, how many of them earlier or simultaneous searches
+    had asked for, and the minutes that the devices measured for this search.
+    """
+
+    measurements: int
+    cache_hits: int
+    device_minutes: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SearchSummary:
     """How the front was found. `settings` is the resolved config; `seconds` is wall time in each stage."""
 
@@ -28,6 +39,8 @@ class SearchSummary:
     seconds: Mapping[str, float]
     #: The search whose latency table was taken instead of measuring; None if this one measured.
     latency_from: str | None = None
+    #: Over all devices; None in results that were written before it was counted.
+    measuring: MeasuringEffort | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +58,8 @@ class DeviceSummary:
     #: Kernels timed for this search's latency table, and how many of those came from earlier searches.
     kernels: int
     kernels_reused: int
+    #: As in `SearchSummary`, of this device alone.
+    measuring: MeasuringEffort | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -56,6 +56,12 @@ def print_front(result: SearchResult, console: Console) -> None:
         f"\n[bold]{result.search.name}[/bold]: {result.search.method}, seed {result.search.seed}, "
         f"{result.search.evaluations} candidates estimated, on {told}"
     )
+    cost = result.search.measuring
+    if cost is not None:
+        console.print(
+            f"measuring: {cost.device_minutes:.1f} device minutes; {cost.cache_hits} of {cost.measurements} "
+            "measurements were shared with other searches"
+        )
     several = len(devices) > 1
     if several:
         over = str(result.search.settings.get("latency_over_devices", "max")).replace("_", " ")

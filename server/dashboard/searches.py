@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import ScalarSelect, func, select
@@ -11,12 +11,14 @@ from sqlalchemy.orm import Session
 
 from device_agent.contracts import DeviceProfile, ReportStatus, Source, decode
 from search.domain.objective import LatencyOverDevices
+from search.domain.result import MeasuringEffort
 from server.dashboard import pages
-from server.dashboard.formats import LatencyUnit, count, latency, percent, span
+from server.dashboard.formats import MISSING, LatencyUnit, count, latency, percent, span
 from server.dashboard.front import Baseline, baseline_of, front_rows, unit_of
 from server.dashboard.pages import DeviceLink, EventView, FrontRow, Progress, SearchPage, StageView, Tile
 from server.dashboard.wording import JOB_LABELS, STAGE_LABELS
 from server.models import CandidateRow, DeviceRow, EventRow, MeasurementRow, SearchRow, SearchTaskRow
+from server.searches.effort import measuring_efforts, total_effort
 from server.searches.queries import device_ids, get_search
 from server.states import JobStage, JobState
 
@@ -110,7 +112,7 @@ def search_page(session: Session, search_id: str, now: float) -> SearchPage:
         age_s=now - (row.started_at or row.created_at),
         stages=_stages(session, row, now),
         progress=_progress(row, with_stage=False),
-        tiles=_tiles(baseline, front, evaluated, unit),
+        tiles=(*_tiles(baseline, front, evaluated, unit), effort_tile(measuring_efforts(session, search_id).values())),
         chosen=chosen,
         others=others[:SHOWN_FRONT],
         hidden=max(0, len(others) - SHOWN_FRONT),
@@ -204,6 +206,15 @@ def _tiles(baseline: Baseline, front: Sequence[FrontRow], evaluated: int, unit: 
     note = f"{len(front)} on the front, {len(verified)} verified" if front else ""
     tiles.append(Tile(label="Designs evaluated", value=count(evaluated), note=note))
     return tuple(tiles)
+
+
+def effort_tile(efforts: Iterable[MeasuringEffort]) -> Tile:
+    """What the search cost its devices, all together."""
+    effort = total_effort(efforts)
+    if not effort.measurements:
+        return Tile(label="Device time", value=MISSING, note="nothing was asked of the device yet")
+    shared = f"{count(effort.cache_hits)} of {count(effort.measurements)} measurements from the database"
+    return Tile(label="Device time", value=f"{effort.device_minutes:.1f} min", note=shared)
 
 
 def _events(session: Session, search_id: str, now: float) -> tuple[EventView, ...]:

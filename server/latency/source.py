@@ -131,6 +131,7 @@ class SqlLatencySource:
             ensure_setups(session, {setup_id(t.setup): t.setup for t in tasks}.values())
             chosen = _choose(session, keys, list(by_pair), search_id, force=force)
             missing = [pair for pair, row in chosen.items() if not row]
+            made: set[str] = set()
             if missing:
                 taken = {(row.subject, row.setup_id) for row in existing_tasks(session, keys, missing)}
                 rows = [
@@ -143,11 +144,14 @@ class SqlLatencySource:
                     for pair in missing
                 ]
                 insert_tasks(session, rows)
+                made = {row["id"] for row in rows}
                 # Of two workers that ask at once one made the task, and the other finds it here.
                 chosen |= _choose(session, keys, missing, search_id, force=force)
             found = {pair: row for pair, row in chosen.items() if row is not None}
-            _reopen(session, [row.id for row in found.values() if row.state is TaskState.CANCELLED])
-            link_tasks(session, search_id, [row.id for row in found.values()])
+            reopened = [row.id for row in found.values() if row.state is TaskState.CANCELLED]
+            _reopen(session, reopened)
+            for_this_search = made.union(reopened)
+            link_tasks(session, search_id, {row.id: row.id not in for_this_search for row in found.values()})
             ids = {pair: row.id for pair, row in found.items()}
         return [ids[subject_id(task), setup_id(task.setup)] for task in tasks]
 

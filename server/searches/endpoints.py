@@ -6,11 +6,13 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Request, Response
 from sqlalchemy import select
+from sqlalchemy.orm import Session
 
 from server.context import ContextDep, Reader, SearchWriter
 from server.errors import NotFound
-from server.models import CandidateRow
+from server.models import CandidateRow, SearchRow
 from server.searches import queries, service
+from server.searches.effort import measuring_efforts
 from server.searches.repository import LATENCY_TABLE, RESOLVED_CONFIG, RESULT, SEARCHED_FRONT, device_document
 from server.searches.schemas import CandidateView, SearchView, candidate_view, search_view
 from server.states import JobState
@@ -39,9 +41,9 @@ def create_search(
 ) -> Response:
     """Submit a search. With an Idempotency-Key, repeating the request for a day gives the same search (status 200)."""
     row, is_new = service.create_search(context, data, principal=principal.token_id, idempotency_key=idempotency_key)
-    return ContractResponse(
-        search_view(row), status_code=201 if is_new else 200, headers={"Location": f"/v1/searches/{row.id}"}
-    )
+    with context.database.read() as session:
+        view = search_view(row, measuring_efforts(session, row.id))
+    return ContractResponse(view, status_code=201 if is_new else 200, headers={"Location": f"/v1/searches/{row.id}"})
 
 
 @router.get("")
@@ -62,28 +64,28 @@ def list_searches(
 @router.get("/{search_id}", responses=answer(SearchView))
 def get_search(search_id: str, context: ContextDep, principal: Reader) -> Response:
     with context.database.read() as session:
-        return ContractResponse(search_view(queries.get_search(session, search_id)))
+        return _with_effort(session, queries.get_search(session, search_id))
 
 
 @router.post("/{search_id}:pause", responses=answer(SearchView))
 def pause_search(search_id: str, context: ContextDep, principal: SearchWriter) -> Response:
     """Stop after the step in hand; the search can go on later."""
     with context.database.write() as session:
-        return ContractResponse(search_view(queries.steer(session, search_id, queries.PAUSE, "paused")))
+        return _with_effort(session, queries.steer(session, search_id, queries.PAUSE, "paused"))
 
 
 @router.post("/{search_id}:resume", responses=answer(SearchView))
 def resume_search(search_id: str, context: ContextDep, principal: SearchWriter) -> Response:
     """Let a paused search go on."""
     with context.database.write() as session:
-        return ContractResponse(search_view(queries.steer(session, search_id, queries.RESUME, "resumed")))
+        return _with_effort(session, queries.steer(session, search_id, queries.RESUME, "resumed"))
 
 
 @router.post("/{search_id}:cancel", responses=answer(SearchView))
 def cancel_search(search_id: str, context: ContextDep, principal: SearchWriter) -> Response:
     """End the search. What was measured stays in the latency database."""
     with context.database.write() as session:
-        return ContractResponse(search_view(queries.steer(session, search_id, queries.CANCEL, "cancelled")))
+        return _with_effort(session, queries.steer(session, search_id, queries.CANCEL, "cancelled"))
 
 
 @router.get("/{search_id}/candidates")
@@ -151,6 +153,10 @@ def get_searched_front(search_id: str, request: Request, context: ContextDep, pr
 def get_result(search_id: str, request: Request, context: ContextDep, principal: Reader) -> Response:
     """The result, once the search is complete."""
     return _document(search_id, RESULT, request, context)
+
+
+def _with_effort(session: Session, row: SearchRow) -> Response:
+    return ContractResponse(search_view(row, measuring_efforts(session, row.id)))
 
 
 def _document(search_id: str, name: str, request: Request, context: ContextDep) -> Response:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from search.domain.result import MeasuringEffort
 from server.models import CandidateRow, EventRow, SearchRow
 from server.searches.queries import device_ids
 from server.states import JobStage, JobState
@@ -27,6 +28,8 @@ class SearchView:
     started_at: str | None
     finished_at: str | None
     config: Mapping[str, Any]
+    #: What the search cost each of its devices so far, by their ids; None in lists of searches.
+    measuring: Mapping[str, MeasuringEffort] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,7 +59,7 @@ class EventView:
     created_at: str | None
 
 
-def search_view(row: SearchRow) -> SearchView:
+def search_view(row: SearchRow, measuring: Mapping[str, MeasuringEffort] | None = None) -> SearchView:
     return SearchView(
         id=row.id,
         name=row.name,
@@ -70,6 +73,7 @@ def search_view(row: SearchRow) -> SearchView:
         started_at=iso(row.started_at),
         finished_at=iso(row.finished_at),
         config=row.config,
+        measuring=measuring,
     )
 
 

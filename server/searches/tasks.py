@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from sqlalchemy import exists, select, update
 from sqlalchemy.orm import Session, aliased
@@ -16,9 +16,10 @@ from server.upsert import insert_missing
 _OVER = tuple(s for s in JobState if s.is_terminal)
 
 
-def link_tasks(session: Session, search_id: str, task_ids: Sequence[str]) -> None:
-    """Note that a search wants these tasks."""
-    insert_missing(session, SearchTaskRow, [{"search_id": search_id, "task_id": t} for t in dict.fromkeys(task_ids)])
+def link_tasks(session: Session, search_id: str, shared: Mapping[str, bool]) -> None:
+    """Note that a search wants these tasks, and whether each is shared; what was noted first stays."""
+    rows = [{"search_id": search_id, "task_id": task_id, "shared": found} for task_id, found in shared.items()]
+    insert_missing(session, SearchTaskRow, rows)
 
 
 def cancel_unwanted_tasks(session: Session, search_id: str) -> None:

@@ -17,6 +17,7 @@ from search.domain.result import (
     DeviceFigures,
     DeviceSummary,
     FrontPoint,
+    MeasuringEffort,
     SearchResult,
     SearchSummary,
     result_schema,
@@ -24,6 +25,7 @@ from search.domain.result import (
 from search.domain.space import Decisions
 from search.known_figures import plan_figures
 from search.lowering import lower
+from server.searches.effort import measuring_efforts, total_effort
 from server.searches.repository import RESULT, CandidateRecord
 from server.states import JobStage
 from server.worker.latencies import DenseLatency, DeviceLatencies, Profile
@@ -38,7 +40,10 @@ def store_result(
     """Build, check against the schema, and store the result of a search whose stages are all done."""
     config = run.config
     dense = lower(prepared.spec, Decisions())
-    summaries = tuple(_device(d, *devices[d.device_id]) for d in profile.devices)
+    with run.database.read() as session:
+        efforts = measuring_efforts(session, run.search_id)
+    nothing = total_effort(())
+    summaries = tuple(_device(d, *devices[d.device_id], efforts.get(d.device_id, nothing)) for d in profile.devices)
     points = sorted(
         (_point(prepared, profile, c) for c in front.selected),
         key=lambda p: (p.measured_latency_ms or p.predicted_latency_ms, p.candidate_id),
@@ -53,6 +58,7 @@ def store_result(
             evaluations=run.num_evaluations(),
             seconds=run.stage_seconds(),
             latency_from=config.latency_from,
+            measuring=total_effort(efforts.values()),
         ),
         device=summaries[0],
         devices=summaries,
@@ -74,7 +80,7 @@ def store_result(
     return result
 
 
-def _device(found: DeviceLatencies, name: str, hardware: DeviceProfile) -> DeviceSummary:
+def _device(found: DeviceLatencies, name: str, hardware: DeviceProfile, measuring: MeasuringEffort) -> DeviceSummary:
     return DeviceSummary(
         id=found.device_id,
         name=name,
@@ -86,6 +92,7 @@ def _device(found: DeviceLatencies, name: str, hardware: DeviceProfile) -> Devic
         source=found.table.source,
         kernels=len(found.table.kernels),
         kernels_reused=found.summary.kernels_reused,
+        measuring=measuring,
     )
 
 

@@ -109,6 +109,12 @@ def test_kernels_are_measured_once_for_all_searches(
     assert {p["candidate_id"]: p["predicted_ms"] for p in points} == {
         p.candidate_id: p.predicted_latency_ms for p in again.front
     }
+    cost = again.search.measuring
+    assert cost is not None
+    assert cost == again.device.measuring
+    assert again.device.kernels <= cost.cache_hits <= cost.measurements
+    assert isinstance(console.file, io.StringIO)
+    assert f"{cost.cache_hits} of {cost.measurements} measurements were shared" in console.file.getvalue()
 
 
 def card_points(stack: LocalStack, search_id: str) -> list[dict[str, Any]]:
