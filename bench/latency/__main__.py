@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.latency.active import BUDGETS_MINUTES, active_part
 from bench.latency.dataset import MEASUREMENTS_FILE, read_records
 from bench.latency.imported_a72 import imported_a72
 from bench.latency.model import baselines_part, curve_part, model_part
@@ -72,6 +73,10 @@ def _curve(run: Run) -> dict[str, Any]:
     return curve_part(run.dataset(), (50, 100, 200) if run.quick else (50, 100, 200, 500, 1000, 2000), run.limits[1])
 
 
+def _active(run: Run) -> dict[str, Any]:
+    return active_part(run.dataset(), BUDGETS_MINUTES[:2], 60, 1) if run.quick else active_part(run.dataset())
+
+
 def _spread(run: Run) -> dict[str, Any]:
     return spread(run.quick)
 
@@ -91,12 +96,13 @@ PARTS: dict[str, Callable[[Run], dict[str, Any]]] = {
     "model": _model,
     "baselines": _baselines,
     "curve": _curve,
+    "active": _active,
     "spread": _spread,
     "verdicts": _verdicts,
     "imported_a72": _imported_a72,
 }
 #: What `--quick` runs where `--parts` names none.
-QUICK_PARTS = ("model", "baselines", "verdicts", "imported_a72")
+QUICK_PARTS = ("model", "baselines", "active", "verdicts", "imported_a72")
 
 
 def main() -> None:

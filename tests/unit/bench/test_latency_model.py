@@ -11,6 +11,7 @@ import pytest
 
 from bench.latency import dataset
 from bench.latency.__main__ import STORED
+from bench.latency.active import POLICIES, active_part, all_measured, all_predicted, replay_of
 from bench.latency.model import baselines_part, curve_part, held_out_networks, model_part
 from bench.latency.pruned_networks import Split, network_name, pool_kernels, pruned_plan, random_tensors
 from bench.latency.stored import Dataset, from_records, read_dataset, write_dataset
@@ -153,3 +154,23 @@ def test_the_curve_has_both_choices_at_each_size(stored: Dataset) -> None:
     curve = curve_part(stored, (30, 40), num_held_out=12, num_seeds=1)
     assert [row["measurements"] for row in curve["active"]] == [30, 40] == [r["measurements"] for r in curve["random"]]
     assert all(0 < row["rmspe"] < 1 for rows in curve.values() for row in rows)
+
+
+def test_ways_of_measuring_for_a_front_are_compared_at_each_budget(stored: Dataset) -> None:
+    part = active_part(stored, (1.0, 1.5), num_designs=24, num_seeds=1)
+    assert part["designs"] == 24
+    for name in POLICIES:
+        assert [row["device_minutes"] for row in part[name]] == [1.0, 1.5]
+        assert all(0 < row["hypervolume"] <= 1 for row in part[name])
+        assert part[name][1]["hypervolume_per_minute"] == pytest.approx(part[name][1]["hypervolume"] / 1.5)
+
+
+def test_the_whole_front_is_found_where_everything_is_measured(stored: Dataset) -> None:
+    replay = replay_of(stored, 12)
+    everything = replay.minutes_per_network * 12 + 1e-6
+    assert sorted(all_measured(replay, everything, 0)) == list(range(12))
+    assert replay.quality(range(12)) == pytest.approx(1.0)
+    assert len(all_measured(replay, everything / 2, 0)) == 6
+    assert replay.quality([0]) < 1
+    # Nothing is left for kernels once the networks of the correction are paid.
+    assert all_predicted(replay, replay.minutes_of_calibration, 0) == []
