@@ -8,6 +8,8 @@ References:
         IEEE Transactions on Evolutionary Computation 6(2), 2002. doi:10.1109/4235.996017
     [While2012] L. While, L. Bradstreet, L. Barone: A fast way of calculating exact hypervolumes.
         IEEE Transactions on Evolutionary Computation 16(1), 2012. doi:10.1109/TEVC.2010.2077298
+    [Teich2001] J. Teich: Pareto-front exploration with uncertain objectives. Evolutionary Multi-Criterion Optimization,
+        LNCS 1993, 2001. doi:10.1007/3-540-44719-9_22
 """
 
 from __future__ import annotations
@@ -33,6 +35,36 @@ def non_dominated_mask(objectives: ArrayLike) -> BoolArray:
         find = _non_dominated_2d if points.shape[1] == 2 else _non_dominated_any
         mask[valid] = find(points[valid])
     return mask
+
+
+def undominated_beyond_noise(low: ArrayLike, high: ArrayLike) -> BoolArray:
+    """Which rows no other row dominates beyond noise, shape (n,); the ends of the objectives' intervals are (n, m).
+
+    A row dominates another beyond noise if its interval ends nowhere above where the other's begins, and somewhere
+    below it: wherever inside of the intervals the true figures lie, it dominates ([Teich2001], for objectives that are
+    known as intervals; inferred: 95 % intervals stand for his ranges). Where the intervals are points, this is
+    dominance itself. Rows with a NaN are never marked and dominate nothing.
+    """
+    lower, upper = _intervals(low, high)
+    no_higher = (upper[:, None] <= lower[None]).all(axis=2)
+    somewhere_lower = (upper[:, None] < lower[None]).any(axis=2)
+    is_dominated = (no_higher & somewhere_lower).any(axis=0)
+    is_defined = ~np.isnan(lower).any(axis=1) & ~np.isnan(upper).any(axis=1)
+    return np.asarray(~is_dominated & is_defined, dtype=np.bool_)
+
+
+def tied_pairs(low: ArrayLike, high: ArrayLike) -> BoolArray:
+    """Which pairs of rows noise does not tell apart, shape (n, n): their intervals overlap in every objective.
+
+    Symmetric, False on the diagonal and for rows with a NaN. Not transitive: of three rows in a line, the outer two may
+    be told apart. Intervals that share an end overlap.
+    """
+    lower, upper = _intervals(low, high)
+    overlap = np.asarray(
+        ((lower[:, None] <= upper[None]) & (lower[None] <= upper[:, None])).all(axis=2), dtype=np.bool_
+    )
+    np.fill_diagonal(overlap, False)
+    return overlap
 
 
 def non_domination_rank(objectives: ArrayLike, violations: ArrayLike | None = None) -> IntArray:
@@ -112,6 +144,15 @@ def _points(objectives: ArrayLike) -> FloatArray:
     if points.ndim != 2 or points.shape[1] == 0:
         raise ValueError(f"objectives must have shape (n, m) with m >= 1, not {points.shape}")
     return points
+
+
+def _intervals(low: ArrayLike, high: ArrayLike) -> tuple[FloatArray, FloatArray]:
+    lower, upper = _points(low), _points(high)
+    if lower.shape != upper.shape:
+        raise ValueError(f"ends of shapes {lower.shape} and {upper.shape} are not those of the same intervals")
+    if (lower > upper).any():
+        raise ValueError("an interval ends below its beginning")
+    return lower, upper
 
 
 def _violations(violations: ArrayLike | None, count: int) -> FloatArray:

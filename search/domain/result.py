@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -109,6 +110,16 @@ class DeviceFigures:
     failure: str | None = None
 
 
+class Standing(StrEnum):
+    """Of a verified candidate among the others: no other dominates it by the figures as they are; one does, but not
+    beyond noise; one does beyond noise.
+    """
+
+    FRONT = "front"
+    WITHIN_NOISE = "within_noise"
+    DOMINATED = "dominated"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrontPoint:
     """One candidate of the front.
@@ -142,6 +153,12 @@ class FrontPoint:
     #: Weights and biases in the packed file, as far as shapes and pruning decide; None in results of earlier versions.
     model_bytes: int | None = None
     devices: tuple[DeviceFigures, ...] = ()
+    #: Binomial, on the test images.
+    accuracy_ci95: tuple[float, float] | None = None
+    #: How it stands to the other candidates in measured latency and test accuracy, and which of them noise does not
+    #: tell apart from it (see `search.standing`).
+    standing: Standing | None = None
+    tied_with: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

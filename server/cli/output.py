@@ -12,11 +12,20 @@ from rich.console import Console
 from rich.table import Table
 
 from device_agent.contracts import decode
-from search.domain.result import BaselineLatency, DeviceFigures, FrontPoint, SearchResult
+from search.domain.result import BaselineLatency, DeviceFigures, FrontPoint, SearchResult, Standing
 from server.cli.designs import design_table
 from server.client import KerfClient
 
 RESULT_FILE = "result.json"
+
+STANDING_WORDS = {
+    Standing.FRONT: "front",
+    Standing.WITHIN_NOISE: "dominated within noise",
+    Standing.DOMINATED: "dominated beyond noise",
+}
+
+#: More candidates than this are counted, not named.
+_NAMED_TIES = 3
 
 
 def write_output(client: KerfClient, search_id: str, output: Path) -> SearchResult:
@@ -77,6 +86,9 @@ def print_front(result: SearchResult, console: Console) -> None:
             *_latency_cells(point, base.latency_ms),
         )
     console.print(table)
+    if any(point.standing is not None for point in result.front):
+        console.print()
+        console.print(_standing_table(result.front))
     console.print()
     console.print(design_table(result))
     for place, device in enumerate(devices if several else ()):
@@ -88,6 +100,30 @@ def print_front(result: SearchResult, console: Console) -> None:
         for point in result.front:
             table.add_row(point.candidate_id[:10], *_latency_cells(point.devices[place], own))
         console.print(table)
+
+
+def _standing_table(front: Sequence[FrontPoint]) -> Table:
+    """How the candidates stand to each other in measured latency and test accuracy, with the intervals of both."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("candidate", "standing", "accuracy 95 % CI", "latency 95 % CI", "tied with"):
+        table.add_column(title, no_wrap=True, justify="right" if "CI" in title else "left")
+    for point in front:
+        accuracy, latency = point.accuracy_ci95, point.latency_ci95_ms
+        table.add_row(
+            point.candidate_id[:10],
+            "unknown" if point.standing is None else STANDING_WORDS[point.standing],
+            "" if accuracy is None else f"{100 * accuracy[0]:.2f}-{100 * accuracy[1]:.2f}",
+            "" if latency is None else f"{latency[0]:.4f}-{latency[1]:.4f}",
+            _tied(point, front),
+        )
+    return table
+
+
+def _tied(point: FrontPoint, front: Sequence[FrontPoint]) -> str:
+    """The candidates that noise does not tell apart from this one; where that is most of them, how many."""
+    if len(point.tied_with) > _NAMED_TIES:
+        return f"{len(point.tied_with)} of {len(front) - 1}"
+    return " ".join(identity[:10] for identity in point.tied_with)
 
 
 def _table(leading: Sequence[str]) -> Table:

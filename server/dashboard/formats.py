@@ -67,6 +67,11 @@ def percent(value: float | None) -> str:
     return MISSING if value is None else f"{100 * value:.2f} %"
 
 
+def percent_interval(bounds: tuple[float, float] | None) -> str:
+    """Both ends of an interval of a part of 1, for a place beside the figure itself."""
+    return MISSING if bounds is None else f"{100 * bounds[0]:.2f} to {100 * bounds[1]:.2f}"
+
+
 def times(speed_up: SpeedUp | None) -> str:
     if speed_up is None:
         return MISSING
@@ -140,6 +145,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "latency": latency,
     "latency_interval": latency_interval,
     "percent": percent,
+    "percent_interval": percent_interval,
     "short_id": short_id,
     "times": times,
 }

@@ -12,10 +12,12 @@ from sqlalchemy.orm import Session
 
 from device_agent.contracts import Verdict, VerdictReason
 from search.domain.objective import LatencyOverDevices, Metric
+from search.domain.result import Standing
 from search.latency.fleet import over_devices
+from search.standing import VerifiedFigures, compare_verified
 from server.dashboard.formats import LatencyUnit, latency_unit
 from server.dashboard.pages import DeviceFigures, DeviceLink, FileLink, FrontRow, SpeedUp
-from server.dashboard.wording import VERDICT_LABELS, StateLabel, reason_texts
+from server.dashboard.wording import STANDING_LABELS, VERDICT_LABELS, StateLabel, reason_texts
 from server.models import CandidateRow, SearchRow
 from server.searches.queries import device_ids, get_search
 from server.searches.repository import RESULT, get_document, load_checkpoint
@@ -98,8 +100,32 @@ def front_rows(
     query = select(CandidateRow).where(
         CandidateRow.search_id == search_id, or_(CandidateRow.on_front, CandidateRow.selected)
     )
-    rows = [_front_row(row, baseline, devices) for row in session.scalars(query)]
+    rows = _compared([_front_row(row, baseline, devices) for row in session.scalars(query)])
     return tuple(sorted(rows, key=lambda row: (row.predicted_latency_ms, row.candidate_id)))
+
+
+def _compared(rows: Sequence[FrontRow]) -> list[FrontRow]:
+    """The rows with how the selected ones stand to each other, as the result will have it."""
+    chosen = [row for row in rows if row.selected]
+    compared = compare_verified(
+        [
+            VerifiedFigures(
+                candidate_id=row.candidate_id,
+                latency_ms=None if row.verdict == VERDICT_LABELS[Verdict.REJECTED] else row.measured_latency_ms,
+                latency_ci95_ms=row.latency_ci95_ms,
+                accuracy=row.accuracy,
+                accuracy_ci95=row.accuracy_ci95,
+            )
+            for row in chosen
+        ]
+    )
+    labels = {
+        row.candidate_id: (None if found.standing is None else STANDING_LABELS[found.standing], found.tied_with)
+        for row, found in zip(chosen, compared, strict=True)
+    }
+    nothing: tuple[StateLabel | None, tuple[str, ...]] = (None, ())
+    found = [labels.get(row.candidate_id, nothing) for row in rows]
+    return [replace(row, standing=label, tied_with=tied) for row, (label, tied) in zip(rows, found, strict=True)]
 
 
 def unit_of(baseline: Baseline, front: Sequence[FrontRow]) -> LatencyUnit:
@@ -164,6 +190,7 @@ def _front_row(row: CandidateRow, baseline: Baseline, devices: Sequence[DeviceLi
         speed_up=_speed_up(baseline, predicted, found.measured_latency_ms),
         accuracy_estimate=1.0 - float(metrics[Metric.ERROR]) if Metric.ERROR in metrics else None,
         accuracy=trained.get("accuracy"),
+        accuracy_ci95=_pair(trained.get("accuracy_ci95")),
         macs=int(metrics[Metric.MACS]) if Metric.MACS in metrics else None,
         verdict=found.verdict,
         reasons=found.reasons,
@@ -187,16 +214,19 @@ class _Verified:
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> _Verified:
-        interval = data.get("latency_ci95_ms")
         verdict = data.get("verdict")
         return cls(
             measured_latency_ms=data.get("measured_latency_ms"),
-            latency_ci95_ms=None if interval is None else (interval[0], interval[1]),
+            latency_ci95_ms=_pair(data.get("latency_ci95_ms")),
             verdict=None if verdict is None else VERDICT_LABELS[Verdict(verdict)],
             reasons=reason_texts(tuple(VerdictReason(r) for r in data.get("verdict_reasons", ()))),
             output_max_abs_error=data.get("output_max_abs_error"),
             failure=str(data.get("failure") or ""),
         )
+
+
+def _pair(interval: Sequence[float] | None) -> tuple[float, float] | None:
+    return None if interval is None else (interval[0], interval[1])
 
 
 def _on_device(row: CandidateRow, device: DeviceLink, baseline: Baseline) -> DeviceFigures:
@@ -238,5 +268,9 @@ def _point(row: FrontRow) -> dict[str, Any]:
         "accuracy_estimate": row.accuracy_estimate,
         "accuracy": row.accuracy,
         "shown_accuracy": row.accuracy_estimate if row.accuracy is None else row.accuracy,
+        "accuracy_ci95": row.accuracy_ci95,
         "verdict": None if row.verdict is None else row.verdict.text,
+        "standing": None if row.standing is None else row.standing.text,
+        "is_dominated": row.standing == STANDING_LABELS[Standing.DOMINATED],
+        "tied_with": row.tied_with,
     }

@@ -157,7 +157,8 @@ class DeviceFigures:
 class FrontRow:
     """One candidate of the front. None where a stage has not come to it.
 
-    Latencies are over the devices of the search; `devices` has those of each, where there are several.
+    Latencies are over the devices of the search; `devices` has those of each, where there are several. `standing` and
+    `tied_with` compare the selected candidates by what was measured (see `search.standing`).
     """
 
     candidate_id: str
@@ -175,6 +176,9 @@ class FrontRow:
     failure: str
     files: tuple[FileLink, ...]
     devices: tuple[DeviceFigures, ...] = ()
+    accuracy_ci95: tuple[float, float] | None = None
+    standing: StateLabel | None = None
+    tied_with: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

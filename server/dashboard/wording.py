@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from device_agent.contracts import KernelSpec, NetworkTask, Op, PruningScheme, Verdict, VerdictReason
+from search.domain.result import Standing
 from server.states import JobStage, JobState
 
 
@@ -31,6 +32,12 @@ VERDICT_LABELS = {
     Verdict.TRUSTED: StateLabel(text="trusted", tone="good"),
     Verdict.NOISY: StateLabel(text="noisy", tone="warn"),
     Verdict.REJECTED: StateLabel(text="rejected", tone="bad"),
+}
+
+STANDING_LABELS = {
+    Standing.FRONT: StateLabel(text="on the front", tone="good"),
+    Standing.WITHIN_NOISE: StateLabel(text="dominated within noise", tone="warn"),
+    Standing.DOMINATED: StateLabel(text="dominated beyond noise", tone="idle"),
 }
 
 STAGE_LABELS = {

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jsonschema
@@ -25,6 +26,7 @@ from search.domain.result import (
 from search.domain.space import Decisions
 from search.known_figures import plan_figures
 from search.lowering import lower
+from search.standing import VerifiedFigures, compare_verified
 from server.searches.effort import measuring_efforts, total_effort
 from server.searches.repository import RESULT, CandidateRecord
 from server.states import JobStage
@@ -48,6 +50,7 @@ def store_result(
         (_point(prepared, profile, c) for c in front.selected),
         key=lambda p: (p.measured_latency_ms or p.predicted_latency_ms, p.candidate_id),
     )
+    points = compared(points)
     result = SearchResult(
         search=SearchSummary(
             id=run.search_id,
@@ -80,6 +83,26 @@ def store_result(
     return result
 
 
+def compared(points: Sequence[FrontPoint]) -> list[FrontPoint]:
+    """The points with how they stand to each other. A latency that was rejected is compared with none."""
+    found_by_point = compare_verified(
+        [
+            VerifiedFigures(
+                candidate_id=p.candidate_id,
+                latency_ms=None if p.verdict is Verdict.REJECTED else p.measured_latency_ms,
+                latency_ci95_ms=p.latency_ci95_ms,
+                accuracy=p.accuracy,
+                accuracy_ci95=p.accuracy_ci95,
+            )
+            for p in points
+        ]
+    )
+    return [
+        dataclasses.replace(point, standing=found.standing, tied_with=found.tied_with)
+        for point, found in zip(points, found_by_point, strict=True)
+    ]
+
+
 def _device(found: DeviceLatencies, name: str, hardware: DeviceProfile, measuring: MeasuringEffort) -> DeviceSummary:
     return DeviceSummary(
         id=found.device_id,
@@ -107,10 +130,13 @@ def _point(prepared: Prepared, profile: Profile, candidate: CandidateRecord) -> 
     by_device = profile.fleet.latencies_ms(plan)
     over = _figures("", profile.predict_ms(plan), verified)
     error = candidate.metrics.get(Metric.ERROR.value)
+    trained = candidate.results.get(JobStage.TRAINING.value, {})
+    interval = trained.get("accuracy_ci95")
     return FrontPoint(
         candidate_id=candidate.candidate_id,
         accuracy_estimate=None if error is None else 1.0 - error,
-        accuracy=candidate.results.get(JobStage.TRAINING.value, {}).get("accuracy"),
+        accuracy=trained.get("accuracy"),
+        accuracy_ci95=None if interval is None else (interval[0], interval[1]),
         predicted_latency_ms=over.predicted_latency_ms,
         measured_latency_ms=over.measured_latency_ms,
         uncorrected_latency_ms=over.uncorrected_latency_ms,

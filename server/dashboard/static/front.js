@@ -27,24 +27,35 @@
     if (point.latency_ci95_ms) lines.push(`95 % interval ${point.latency_ci95_ms.map(latency).join(" to ")}`);
     if (point.accuracy_estimate != null) lines.push(`accuracy estimate ${percent(point.accuracy_estimate)}`);
     if (point.accuracy != null) lines.push(`test accuracy ${percent(point.accuracy)}`);
+    if (point.accuracy_ci95) lines.push(`95 % interval ${point.accuracy_ci95.map(percent).join(" to ")}`);
     if (point.verdict) lines.push(point.verdict);
+    if (point.standing) lines.push(point.standing);
+    if (point.tied_with?.length) lines.push(`not told apart by noise from ${point.tied_with.length} others`);
     return lines.join("\n");
   }
 
-  // A horizontal bar with caps from the low to the high end of a confidence interval.
-  function intervalBar(params, api) {
-    const low = api.coord([api.value(0), api.value(2)]);
-    const high = api.coord([api.value(1), api.value(2)]);
-    const line = (x1, y1, x2, y2) => ({
-      type: "line", shape: { x1, y1, x2, y2 }, style: { stroke: colour("--chart-verified"), lineWidth: 1.5 },
-    });
+  // Bars with caps from the low to the high end of confidence intervals, along the latency or upright along the
+  // accuracy. Data are the two ends, and where the point lies on the other axis.
+  function intervalBars(isUpright, data) {
+    const ink = colour("--chart-verified");
+    const bar = (params, api) => {
+      const [low, high] = [0, 1].map((i) => api.coord(isUpright ? [api.value(2), api.value(i)] : [api.value(i), api.value(2)]));
+      const [dx, dy] = isUpright ? [5, 0] : [0, 5];
+      const line = (x1, y1, x2, y2) => ({
+        type: "line", shape: { x1, y1, x2, y2 }, style: { stroke: ink, lineWidth: isUpright ? 1 : 1.5 },
+      });
+      return {
+        type: "group",
+        children: [
+          line(low[0], low[1], high[0], high[1]),
+          line(low[0] - dx, low[1] - dy, low[0] + dx, low[1] + dy),
+          line(high[0] - dx, high[1] - dy, high[0] + dx, high[1] + dy),
+        ],
+      };
+    };
     return {
-      type: "group",
-      children: [
-        line(low[0], low[1], high[0], high[1]),
-        line(low[0], low[1] - 5, low[0], low[1] + 5),
-        line(high[0], high[1] - 5, high[0], high[1] + 5),
-      ],
+      name: "verified", type: "custom", renderItem: bar, silent: true, z: 1, itemStyle: { color: ink },
+      encode: isUpright ? { x: 2, y: [0, 1] } : { x: [0, 1], y: 2 }, data,
     };
   }
 
@@ -78,7 +89,11 @@
     const muted = colour("--muted");
     const line = colour("--line");
     const ink = colour("--ink");
-    const verified = data.verified.map((p) => ({ value: [scaled(p.measured_latency_ms), 100 * p.shown_accuracy], point: p }));
+    const verified = data.verified.map((p) => ({ value: [scaled(p.measured_latency_ms), 100 * p.shown_accuracy],
+      point: p,
+      // Hollow where another is better beyond noise.
+      ...(p.is_dominated && { itemStyle: { color: "transparent", borderColor: colour("--chart-verified"), borderWidth: 1.5 } }),
+    }));
     const axis = {
       type: "value", scale: true, axisLine: { lineStyle: { color: line } }, axisLabel: { color: muted },
       splitLine: { lineStyle: { color: line, opacity: 0.6 } }, nameTextStyle: { color: muted }, nameLocation: "middle",
@@ -103,13 +118,10 @@
         name: "verified", type: "scatter", symbol: "diamond", symbolSize: 11,
         itemStyle: { color: colour("--chart-verified") }, data: verified,
       },
-      {
-        name: "verified", type: "custom", renderItem: intervalBar, silent: true, z: 1,
-        itemStyle: { color: colour("--chart-verified") },
-        encode: { x: [0, 1], y: 2 },
-        data: data.verified.filter((p) => p.latency_ci95_ms)
-          .map((p) => [...p.latency_ci95_ms.map(scaled), 100 * p.shown_accuracy]),
-      },
+      intervalBars(false, data.verified.filter((p) => p.latency_ci95_ms)
+        .map((p) => [...p.latency_ci95_ms.map(scaled), 100 * p.shown_accuracy])),
+      intervalBars(true, data.verified.filter((p) => p.accuracy_ci95)
+        .map((p) => [...p.accuracy_ci95.map((end) => 100 * end), scaled(p.measured_latency_ms)])),
       baselineSeries(data.baselines),
     ];
     return {

@@ -8,6 +8,7 @@ from typing import Any
 from search.evaluation import evaluate
 from search.models.checkpoint import load_checkpoint, save_checkpoint
 from search.pruning.apply import PrunedModel, apply_decisions
+from search.standing import accuracy_ci95
 from search.training.regimes import CandidateTrainer
 from search.training.sgd import EpochReport, Watcher
 from server.searches.repository import CandidateRecord, set_candidate_result
@@ -75,4 +76,9 @@ def _train_one(
     path.unlink()
     watcher.remove_checkpoints()
     run.message(f"candidate {short_id}: {100 * tested.accuracy:.2f} % on the test set")
-    return {"weights_sha256": digest, "accuracy": tested.accuracy, "loss": tested.loss}
+    return {
+        "weights_sha256": digest,
+        "accuracy": tested.accuracy,
+        "accuracy_ci95": list(accuracy_ci95(tested.accuracy, len(prepared.data.split.test.labels))),
+        "loss": tested.loss,
+    }

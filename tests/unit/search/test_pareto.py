@@ -11,7 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from search.pareto import crowding_distance, hypervolume, non_dominated_mask, non_domination_rank
+from search.pareto import (
+    crowding_distance,
+    hypervolume,
+    non_dominated_mask,
+    non_domination_rank,
+    tied_pairs,
+    undominated_beyond_noise,
+)
 
 INF = np.inf
 NAN = np.nan
@@ -160,3 +167,42 @@ def test_hypervolume_counts_grid_cells(points: np.ndarray) -> None:
 def test_hypervolume_depends_on_the_front_only(points: np.ndarray) -> None:
     reference = [6.0] * points.shape[1]
     assert hypervolume(points[non_dominated_mask(points)], reference) == hypervolume(points, reference)
+
+
+def test_noise_takes_off_only_what_is_worse_beyond_both_intervals() -> None:
+    #            clear  slower, accuracy overlaps  slower and worse  faster, worse  undefined
+    low = [[1.0, 0.10], [2.0, 0.14], [2.0, 0.30], [0.5, 0.30], [NAN, 0.0]]
+    high = [[1.1, 0.15], [2.1, 0.19], [2.1, 0.40], [0.6, 0.40], [9.0, 0.0]]
+    assert undominated_beyond_noise(low, high).tolist() == [True, True, False, True, False]
+    # Of the third, the ends in the first objective touch: still nowhere above, and below in the other.
+    assert not undominated_beyond_noise([[1.0, 1.0], [2.0, 5.0]], [[2.0, 1.0], [3.0, 6.0]])[1]
+
+
+@given(objective_arrays())
+def test_noise_of_width_zero_is_dominance_itself(points: np.ndarray) -> None:
+    np.testing.assert_array_equal(undominated_beyond_noise(points, points), non_dominated_mask(points))
+
+
+@given(objective_arrays(special=False), st.floats(0.0, 3.0), st.floats(0.0, 3.0))
+def test_more_noise_takes_fewer_off(points: np.ndarray, small: float, more: float) -> None:
+    narrow = undominated_beyond_noise(points - small, points + small)
+    wide = undominated_beyond_noise(points - small - more, points + small + more)
+    assert (wide >= narrow).all()
+    assert (narrow >= non_dominated_mask(points)).all()
+
+
+def test_ties_are_pairs_that_overlap_in_every_objective() -> None:
+    low = [[1.0, 0.1], [1.4, 0.1], [1.8, 0.1], [1.0, 0.9], [NAN, NAN]]
+    high = [[1.5, 0.2], [1.9, 0.2], [2.3, 0.2], [1.5, 1.0], [NAN, NAN]]
+    ties = tied_pairs(low, high)
+    np.testing.assert_array_equal(ties, ties.T)
+    assert list(zip(*np.nonzero(np.triu(ties)), strict=True)) == [(0, 1), (1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "match"), [([[1.0]], [[1.0, 2.0]], "shapes"), ([[2.0, 1.0]], [[1.0, 2.0]], "below its beginning")]
+)
+def test_intervals_that_are_none(low: list[list[float]], high: list[list[float]], match: str) -> None:
+    for function in (undominated_beyond_noise, tied_pairs):
+        with pytest.raises(ValueError, match=match):
+            function(low, high)

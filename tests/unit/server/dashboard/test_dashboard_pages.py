@@ -165,6 +165,30 @@ def test_front_data_for_the_chart(local: TestClient, seeded: Seeded) -> None:
         low, high = point["latency_ci95_ms"]
         assert low < point["measured_latency_ms"] < high
         assert point["shown_accuracy"] == point["accuracy"]
+        low, high = point["accuracy_ci95"]
+        assert low < point["accuracy"] < high
+
+
+def test_standings_are_those_of_the_intervals(local: TestClient, context: Context, seeded: Seeded) -> None:
+    data = local.get(f"/searches/{seeded.completed_id}/front.json").json()["verified"]
+    names = {point["candidate_id"]: point for point in data}
+    tied = {(name, other) for name, point in names.items() for other in point["tied_with"]}
+    assert tied == {(other, name) for name, other in tied}
+    for name, point in names.items():
+        for other in names.keys() - {name}:
+            overlaps = [
+                point[key][0] <= names[other][key][1] and names[other][key][0] <= point[key][1]
+                for key in ("latency_ci95_ms", "accuracy_ci95")
+            ]
+            assert ((name, other) in tied) == all(overlaps)
+    assert tied
+    page = local.get(f"/searches/{seeded.completed_id}").text
+    text = text_of(page)
+    for standing in {point["standing"] for point in data}:
+        assert standing in text
+    assert text.count("not told apart by noise from") == sum(bool(point["tied_with"]) for point in data)
+    assert all(f'href="#{other}"' in page for _, other in tied)
+    assert all(point["is_dominated"] == (point["standing"] == "dominated beyond noise") for point in data)
 
 
 def test_front_data_before_the_first_candidate(local: TestClient, seeded: Seeded) -> None:
