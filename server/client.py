@@ -196,6 +196,10 @@ class KerfClient:
         """How far predictions from a series can be trusted."""
         return self._json("GET", f"/v1/latency-series/{series_id}/card")
 
+    def latency_profit(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        """What pruning gains, kernel by kernel, in one series."""
+        return self._json("GET", "/v1/latency:profit", params=dict(wanted))
+
     def compare_latencies(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
         """The kernels that two series have in common."""
         return self._json("GET", "/v1/latency:compare", params=dict(wanted))

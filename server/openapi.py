@@ -29,6 +29,7 @@ from server.errors import Problem
 from server.fleet.devices import DeviceView, EnrolmentCode, EnrolmentCodeRequest
 from server.latency.exchange.service import ImportAnswer, LatencyImport
 from server.latency.listing_endpoints import CardView, Comparison
+from server.latency.profit import ProfitMap
 from server.latency.schemas import KernelView, LatencyAnswer, LatencyQuery, LatencyView, MeasurementView
 from server.searches.schemas import CandidateView, EventView, SearchView
 from server.status import Health, Version
@@ -64,6 +65,7 @@ WIRE_CLASSES: tuple[type, ...] = (
     ModelRequest,
     ModelView,
     Problem,
+    ProfitMap,
     RenewAnswer,
     RenewRequest,
     ReportAnswer,

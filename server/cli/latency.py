@@ -267,6 +267,37 @@ def compare(
     _print_comparison(found)
 
 
+@app.command()
+def profit(
+    device: DeviceOption = None,
+    runtime: RuntimeOption = None,
+    series: SeriesOption = None,
+    server: ServerOption = None,
+    token: TokenOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show how much faster than dense each pruned kernel of one series really is, with 95 % intervals."""
+    with connect(server, token) as client:
+        found = client.latency_profit(_given(device=device, runtime=runtime, series=series))
+    if as_json:
+        typer.echo(json.dumps(found, indent=1))
+        return
+    columns = {
+        "kernel": lambda r: _kernel_words(r["kernel"]),
+        "scheme": lambda r: _pruning_words(r["kernel"]["pruning"]),
+        "dense": lambda r: "not measured" if r["dense_ns"] is None else _microseconds(r["dense_ns"]),
+        "pruned": lambda r: _microseconds(r["pruned_ns"]),
+        "x dense": lambda r: "" if r["speed_up"] is None else f"{r['speed_up']:.3f}",
+        "95 % CI": lambda r: "" if r["speed_up_ci95"] is None else "{:.3f}-{:.3f}".format(*r["speed_up_ci95"]),
+        "pays": lambda r: {True: "yes", False: "no", None: "open"}[r["pays"]] + (" (noisy)" if r["is_noisy"] else ""),
+    }
+    print_items(found["kernels"], columns, as_json=False)
+    typer.echo(
+        f"series {found['series']['id']}: {found['paying']} pay, {found['costing']} cost, {found['undecided']} open "
+        f"within noise, {found['without_dense']} without a dense kernel, {found['ambiguous']} in several modes"
+    )
+
+
 def _side(name: str, text: str) -> dict[str, str]:
     """A series begins with "s_"; everything else is a device, with a runtime behind a slash."""
     if text.startswith("s_"):

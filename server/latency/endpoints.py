@@ -21,6 +21,8 @@ from server.context import ContextDep, Reader
 from server.errors import NotFound, Unprocessable
 from server.fleet.repository import get_device
 from server.latency import queries
+from server.latency.listing import one_series
+from server.latency.profit import ProfitMap, profit_map, series_figures
 from server.latency.queries import KernelFilter, MeasurementFilter
 from server.latency.repository import raw_measurement
 from server.latency.schemas import (
@@ -155,3 +157,20 @@ def query_latency(
             latencies=tuple(latency(newest[i]) if i in newest else None for i in ids),
         )
     )
+
+
+@router.get("/latency:profit", responses=answer(ProfitMap))
+def get_profit_map(
+    context: ContextDep,
+    principal: Reader,
+    device: str | None = None,
+    runtime: str | None = None,
+    series: str | None = None,
+) -> Response:
+    """How much faster than its dense kernel each pruned one of a series really is. A device, with or without a runtime,
+    may stand for its only series; where it has several the request is refused, naming them.
+    """
+    with context.database.read() as session:
+        row = one_series(session, "profit", series=series, device=device, runtime=runtime)
+        found = profit_map(series_view(row), series_figures(session, row.id))
+    return ContractResponse(found)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ import typer
 import yaml
 from typer.testing import CliRunner
 
-from device_agent.contracts import decode
+from device_agent.contracts import KernelTask, PruningScheme, WeightPruning, decode
+from device_agent.contracts.statistics import summarize
 from server.cli import latency
 from server.cli.main import app
 from server.client import KerfClient
 from server.latency.card import refresh_card
 from server.latency.exchange.mapping import FIELDS, ImportMapping
-from tests.unit.server.server_lab import ServerLab, measurement, report_of
+from tests.unit.server.server_lab import SETUP, ServerLab, kernel_task, measurement, report_of
 
 RUNNER = CliRunner()
 MAPPING = {
@@ -94,6 +96,34 @@ def test_the_page_of_measured_figures(server: ServerLab) -> None:
     assert "trusted" in run("query")
     result = RUNNER.invoke(app, ["latency", "query", "--limit", "2"])
     assert "there are more: these are the first 2" in result.output
+
+
+def test_the_profit_of_pruning(server: ServerLab) -> None:
+    """The second kernel was measured while the machine ran at half speed, as the reference kernel shows."""
+    agent = server.agent()
+    pruning = WeightPruning(scheme=PruningScheme.GROUP, density=0.25, block_filters=4)
+    dense, alone = kernel_task(8).kernel, kernel_task(16).kernel
+    kernels = [dense, replace(dense, pruning=pruning), replace(alone, pruning=pruning)]
+    tasks = [KernelTask(kernel=kernel, setup=SETUP) for kernel in kernels]
+    server.source.request(agent.device_id, tasks, server.search(agent.device_id))
+    leases = {lease.task.kernel: lease for lease in server.lease(agent, 3)}  # type: ignore[union-attr]
+    results = []
+    for kernel, median_ns, reference_ns in zip(kernels, (1000.0, 1000.0, 100.0), (5.0, 10.0, 5.0), strict=True):
+        found = measurement(median_ns)
+        blocks = tuple(replace(block, reference_ns=(reference_ns,) * 2) for block in found.blocks)
+        found = replace(found, blocks=blocks, statistics=summarize(blocks, SETUP.clock, reference_name="reference"))
+        results.append(report_of(leases[kernel], found))
+    server.report(agent, *results)
+    told = json.loads(run("profit", "--device", agent.device_id, "--json"))
+    assert [told[name] for name in ("paying", "costing", "undecided", "without_dense", "ambiguous")] == [1, 0, 0, 1, 0]
+    by_channels = {item["kernel"]["in_channels"]: item for item in told["kernels"]}
+    assert by_channels[8]["speed_up"] == pytest.approx(2.0)
+    assert by_channels[8]["pays"] is True
+    assert by_channels[16]["dense_ns"] is None
+    text = run("profit", "--device", agent.device_id, "--runtime", "native")
+    assert "1 pay, 0 cost, 0 open within noise, 1 without a dense kernel" in text
+    assert "not measured" in text
+    assert RUNNER.invoke(app, ["latency", "profit"]).exit_code != 0
 
 
 PAGE = Path(__file__).parents[4] / "docs" / "latency-database.md"
