@@ -180,7 +180,7 @@ class SupernetEstimator:
 
 
 def _sgd(model: nn.Module) -> torch.optim.SGD:
-    """Released code: momentum 0.9, weight decay 4e-5 but for biases and batch norm. inferred: no Nesterov."""
+    """Released code (ps_evaluator.py): plain momentum 0.9, weight decay 4e-5 but for biases and batch norm."""
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": _WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]

@@ -63,7 +63,9 @@ class JcwPhases:
 def jcw_phases(batch_size: int, factor: float) -> JcwPhases:
     """The published schedule (released res18-train.yaml), every length times `factor`.
 
-    inferred: the cosine of the first stage begins after its warm-up, and momentum is the plain one, not Nesterov's.
+    The cosine of the first stage begins after its warm-up (released utils/lr_scheduler.py); momentum is the plain one,
+    not Nesterov's (released lib/Trainer/trainer.py). The released rate moves once in an epoch, this one with each step,
+    as a shortened stage may be less than an epoch.
     """
     scale = batch_size / PUBLISHED_BATCH_SIZE
     common = SgdSettings(
