@@ -170,6 +170,8 @@ class SearchResult:
     baseline: Baseline
     front: tuple[FrontPoint, ...]
     devices: tuple[DeviceSummary, ...] = ()
+    #: The rest of the front, where `measuring.whole_front` asked for it: measured whole, but not trained or exported.
+    measured_untrained: tuple[FrontPoint, ...] = ()
     version: int = RESULT_VERSION
 
 

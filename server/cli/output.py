@@ -89,6 +89,13 @@ def print_front(result: SearchResult, console: Console) -> None:
     if any(point.standing is not None for point in result.front):
         console.print()
         console.print(_standing_table(result.front))
+    if result.measured_untrained:
+        console.print("\nthe rest of the front, measured untrained")
+        rest = _table(("candidate", "estimate %"))
+        for point in result.measured_untrained:
+            estimate = "" if point.accuracy_estimate is None else f"{100 * point.accuracy_estimate:.2f}"
+            rest.add_row(point.candidate_id[:10], estimate, *_latency_cells(point, base.latency_ms))
+        console.print(rest)
     console.print()
     console.print(design_table(result))
     for place, device in enumerate(devices if several else ()):

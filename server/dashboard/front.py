@@ -138,6 +138,7 @@ def chart_data(session: Session, search_id: str) -> dict[str, Any]:
     baseline = baseline_of(session, get_search(session, search_id))
     front = front_rows(session, search_id, baseline)
     points = [_point(row) for row in front]
+    measured = [p for p in points if p["measured_latency_ms"] is not None and p["shown_accuracy"] is not None]
     unit = unit_of(baseline, front)
     lines = (
         (baseline.tflite_ms, "unpruned, TFLite"),
@@ -149,7 +150,8 @@ def chart_data(session: Session, search_id: str) -> dict[str, Any]:
         "evaluated": _cloud(session, search_id),
         "front": [p for p in points if p["accuracy_estimate"] is not None],
         "selected": [p for p in points if p["selected"] and p["accuracy_estimate"] is not None],
-        "verified": [p for p in points if p["measured_latency_ms"] is not None and p["shown_accuracy"] is not None],
+        "verified": [p for p in measured if not p["untrained"]],
+        "measured_untrained": [p for p in measured if p["untrained"]],
         "baselines": [
             {"label": label, "latency_ms": latency, "accuracy": baseline.accuracy}
             for latency, label in lines
@@ -198,6 +200,7 @@ def _front_row(row: CandidateRow, baseline: Baseline, devices: Sequence[DeviceLi
         failure=found.failure,
         files=_files(exported.get("files", {})),
         devices=tuple(_on_device(row, device, baseline) for device in devices) if len(devices) > 1 else (),
+        untrained=bool(verified.get("untrained")),
     )
 
 
@@ -273,4 +276,5 @@ def _point(row: FrontRow) -> dict[str, Any]:
         "standing": None if row.standing is None else row.standing.text,
         "is_dominated": row.standing == STANDING_LABELS[Standing.DOMINATED],
         "tied_with": row.tied_with,
+        "untrained": row.untrained,
     }

@@ -179,6 +179,8 @@ class FrontRow:
     accuracy_ci95: tuple[float, float] | None = None
     standing: StateLabel | None = None
     tied_with: tuple[str, ...] = ()
+    #: Measured with inherited weights: its latency is known, and neither its test accuracy nor its outputs.
+    untrained: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,6 +216,7 @@ class SearchPage:
     others: tuple[FrontRow, ...]
     hidden: int
     has_trained: bool
+    has_untrained: bool
     baseline_tflite_ms: float | None
     unit: LatencyUnit
     objectives: str

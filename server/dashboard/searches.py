@@ -117,6 +117,7 @@ def search_page(session: Session, search_id: str, now: float) -> SearchPage:
         others=others[:SHOWN_FRONT],
         hidden=max(0, len(others) - SHOWN_FRONT),
         has_trained=any(point.accuracy is not None for point in front),
+        has_untrained=any(point.untrained for point in front),
         baseline_tflite_ms=baseline.tflite_ms,
         unit=unit,
         objectives=" and ".join(_objective_words(item["metric"]) for item in row.config["objectives"]),
@@ -194,7 +195,7 @@ def _tiles(baseline: Baseline, front: Sequence[FrontRow], evaluated: int, unit: 
         Tile(label="Unpruned, TFLite", value=latency(baseline.tflite_ms, unit), note=accuracy),
         Tile(label="Unpruned, native", value=latency(baseline.native_ms, unit)),
     ]
-    verified = [(p.measured_latency_ms, p) for p in front if p.measured_latency_ms is not None]
+    verified = [(p.measured_latency_ms, p) for p in front if p.measured_latency_ms is not None and not p.untrained]
     if verified:
         measured_ms, fastest = min(verified, key=lambda pair: pair[0])
         note = "" if fastest.speed_up is None else f"{fastest.speed_up.factor:.2f}× faster than unpruned TFLite"
@@ -204,6 +205,8 @@ def _tiles(baseline: Baseline, front: Sequence[FrontRow], evaluated: int, unit: 
         predicted = latency(fastest.predicted_latency_ms, unit)
         tiles.append(Tile(label="Fastest predicted", value=predicted, note="not verified on the device yet"))
     note = f"{len(front)} on the front, {len(verified)} verified" if front else ""
+    untrained = sum(p.untrained and p.measured_latency_ms is not None for p in front)
+    note += f", {untrained} measured untrained" if untrained else ""
     tiles.append(Tile(label="Designs evaluated", value=count(evaluated), note=note))
     return tuple(tiles)
 

@@ -319,7 +319,8 @@ def _networks_of(session: Session, series: SeriesRow, search_id: str) -> list[Ca
     if document is None:
         return []
     points = []
-    for point in json.loads(document.text)["front"]:
+    result = json.loads(document.text)
+    for point in (*result["front"], *result.get("measured_untrained", ())):
         figures = next((f for f in point["devices"] if f["device_id"] == series.device_id), None)
         if figures is None or figures["measured_latency_ms"] is None or figures["verdict"] == Verdict.REJECTED.value:
             continue

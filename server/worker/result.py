@@ -28,7 +28,7 @@ from search.known_figures import plan_figures
 from search.lowering import lower
 from search.standing import VerifiedFigures, compare_verified
 from server.searches.effort import measuring_efforts, total_effort
-from server.searches.repository import RESULT, CandidateRecord
+from server.searches.repository import RESULT, CandidateRecord, load_candidates
 from server.states import JobStage
 from server.worker.latencies import DenseLatency, DeviceLatencies, Profile
 from server.worker.run import SearchRun
@@ -46,11 +46,8 @@ def store_result(
         efforts = measuring_efforts(session, run.search_id)
     nothing = total_effort(())
     summaries = tuple(_device(d, *devices[d.device_id], efforts.get(d.device_id, nothing)) for d in profile.devices)
-    points = sorted(
-        (_point(prepared, profile, c) for c in front.selected),
-        key=lambda p: (p.measured_latency_ms or p.predicted_latency_ms, p.candidate_id),
-    )
-    points = compared(points)
+    with run.database.read() as session:
+        rest = load_candidates(session, run.search_id, on_front=True, selected=False)
     result = SearchResult(
         search=SearchSummary(
             id=run.search_id,
@@ -75,7 +72,10 @@ def store_result(
             parameters=dense.parameters,
             model_bytes=int(plan_figures(dense)[Metric.MODEL_BYTES]),
         ),
-        front=tuple(points),
+        front=tuple(compared(_points(prepared, profile, front.selected))),
+        measured_untrained=tuple(
+            _points(prepared, profile, [c for c in rest if JobStage.VERIFYING.value in c.results])
+        ),
     )
     data = encode(result)
     jsonschema.validate(data, result_schema())
@@ -121,6 +121,14 @@ def _device(found: DeviceLatencies, name: str, hardware: DeviceProfile, measurin
 
 def _baseline(dense: DenseLatency) -> BaselineLatency:
     return BaselineLatency(tflite_dense=dense.tflite_ms, native_dense=dense.native_ms, ncnn_dense=dense.ncnn_ms)
+
+
+def _points(prepared: Prepared, profile: Profile, candidates: Sequence[CandidateRecord]) -> list[FrontPoint]:
+    """Fastest first."""
+    return sorted(
+        (_point(prepared, profile, candidate) for candidate in candidates),
+        key=lambda p: (p.measured_latency_ms or p.predicted_latency_ms, p.candidate_id),
+    )
 
 
 def _point(prepared: Prepared, profile: Profile, candidate: CandidateRecord) -> FrontPoint:

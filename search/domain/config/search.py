@@ -20,7 +20,7 @@ class MeasuringConfig:
     """How kernels and whole networks are measured; see `MeasuringSetup`.
 
     `calibration_networks` random pruned networks are measured whole, to fit the correction from the sum of kernels to a
-    whole network.
+    whole network. With `whole_front`, all of the front is measured whole at the end: what is not selected, untrained.
     """
 
     kernels: MeasuringSetup = field(
@@ -33,6 +33,7 @@ class MeasuringConfig:
     )
     calibration_networks: int = 5
     max_kernels: int = 400
+    whole_front: bool = False
 
     def __post_init__(self) -> None:
         if self.kernels.runtime != self.networks.runtime:

@@ -118,6 +118,11 @@
         name: "verified", type: "scatter", symbol: "diamond", symbolSize: 11,
         itemStyle: { color: colour("--chart-verified") }, data: verified,
       },
+      {
+        name: "measured untrained", type: "scatter", symbol: "diamond", symbolSize: 8,
+        itemStyle: { color: "transparent", borderColor: colour("--chart-front"), borderWidth: 1.5 },
+        data: data.measured_untrained.map((p) => ({ value: [scaled(p.measured_latency_ms), 100 * p.shown_accuracy], point: p })),
+      },
       intervalBars(false, data.verified.filter((p) => p.latency_ci95_ms)
         .map((p) => [...p.latency_ci95_ms.map(scaled), 100 * p.shown_accuracy])),
       intervalBars(true, data.verified.filter((p) => p.accuracy_ci95)
@@ -130,7 +135,7 @@
       grid: { left: 52, right: narrow ? 12 : 24, top: narrow ? 62 : 42, bottom: 46 },
       legend: {
         top: 0, left: 0, itemWidth: 14, itemGap: narrow ? 10 : 18, textStyle: { color: ink },
-        inactiveColor: muted, data: ["evaluated", "front", "selected", "verified", "unpruned"],
+        inactiveColor: muted, data: ["evaluated", "front", "selected", "verified", ...(data.measured_untrained.length ? ["measured untrained"] : []), "unpruned"],
       },
       tooltip: {
         trigger: "item", renderMode: "richText", confine: true, formatter: tooltip,

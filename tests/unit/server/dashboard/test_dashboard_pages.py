@@ -145,6 +145,29 @@ def test_a_search_over_several_devices_shows_each(local: TestClient, context: Co
     assert {point["measured_latency_ms"] for point in chart["verified"]} == {20.0}
 
 
+def test_what_was_measured_untrained_is_told_apart(local: TestClient, context: Context) -> None:
+    claim = seed.submit(context, "whole front", seed.enrol(context, "whole-phone", seed.profile("Cortex-A76", 4)))
+    seed.prepare(context, claim)
+    front = seed.search(context, claim, generations=2)
+    (chosen,) = seed.select(context, claim, front, 1)
+    seed.verify(context, claim, chosen, 9.0)
+    rest = [name for name in front if name != chosen]
+    assert len(rest) >= 2
+    with context.database.write() as session:
+        for name in rest:
+            result = {"measured_latency_ms": 7.0, "verdict": "trusted", "output_max_abs_error": None, "untrained": True}
+            repository.set_candidate_result(session, claim, name, "verifying", result)
+    page = local.get(f"/searches/{claim.search_id}").text
+    text = text_of(page)
+    assert f"{len(front)} on the front, 1 verified, {len(rest)} measured untrained" in text
+    assert "Fastest verified 9.00 ms" in text
+    assert "Measured untrained" in text
+    assert text.count("7.00 ms") == len(rest)
+    chart = local.get(f"/searches/{claim.search_id}/front.json").json()
+    assert [point["candidate_id"] for point in chart["verified"]] == [chosen]
+    assert {point["candidate_id"] for point in chart["measured_untrained"]} == set(rest)
+
+
 def test_failed_search_says_why(local: TestClient, seeded: Seeded) -> None:
     page = local.get(f"/searches/{seeded.failed_id}").text
     assert 'role="alert"' in page
@@ -194,7 +217,14 @@ def test_standings_are_those_of_the_intervals(local: TestClient, context: Contex
 def test_front_data_before_the_first_candidate(local: TestClient, seeded: Seeded) -> None:
     data = local.get(f"/searches/{seeded.failed_id}/front.json").json()
     assert data.pop("unit") == {"name": "ms", "per_ms": 1.0}
-    assert data == {"evaluated": [], "front": [], "selected": [], "verified": [], "baselines": []}
+    assert data == {
+        "evaluated": [],
+        "front": [],
+        "selected": [],
+        "verified": [],
+        "measured_untrained": [],
+        "baselines": [],
+    }
 
 
 def test_device_page(local: TestClient, seeded: Seeded) -> None:
