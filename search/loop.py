@@ -96,9 +96,9 @@ def run_search(
             )
         if survivors:
             known = [archive[genome].evaluation for genome in problem.designs(survivors)]
-            _population_of(searcher).rescore(survivors, objective_matrix(known, objectives), _violations(known))
+            _population_of(searcher).rescore(survivors, objective_matrix(known, objectives), violations_of(known))
         told = [archive[design].evaluation for design in designs]
-        searcher.tell(genomes, objective_matrix(told, objectives), _violations(told))
+        searcher.tell(genomes, objective_matrix(told, objectives), violations_of(told))
         generation += 1
         current = SearchState(generation=generation, searcher=searcher.state(), archive=tuple(archive.values()))
         if on_generation is not None:
@@ -218,7 +218,8 @@ def _evaluated(
     return evaluations
 
 
-def _violations(evaluations: Sequence[Evaluation]) -> FloatArray:
+def violations_of(evaluations: Sequence[Evaluation]) -> FloatArray:
+    """The violations of `evaluations`, shape (n,)."""
     return np.array([e.violation for e in evaluations], dtype=np.float64)
 
 

@@ -9,7 +9,8 @@ import numpy as np
 from device_agent.contracts import ContractError
 from search.domain.candidate import EvaluatedCandidate
 from search.domain.config import SelectionConfig
-from search.domain.objective import Metric
+from search.domain.objective import Metric, Objective
+from search.loop import front_of
 from search.pareto import FloatArray
 
 
@@ -37,6 +38,26 @@ def select(
         allowed = max(int(np.count_nonzero(latencies <= bound)), min(config.candidates, len(order)))
     order = order[:allowed]
     return tuple(front[int(order[place])] for place in spread_over(latencies[order], config.candidates))
+
+
+def best_fronts(
+    archive: Sequence[EvaluatedCandidate], objectives: Sequence[Objective], count: int
+) -> list[EvaluatedCandidate]:
+    """At most `count` feasible candidates: the front, then the front of the rest, and so on; of a front that is too
+    long, points spread over its latencies.
+    """
+    chosen: list[EvaluatedCandidate] = []
+    left = list(archive)
+    while left and len(chosen) < count:
+        front = front_of(left, objectives)
+        if not front:
+            break
+        latencies = np.array([_latency_ms(item) for item in front], dtype=np.float64)
+        order = np.argsort(latencies, kind="stable")
+        chosen += [front[order[place]] for place in spread_over(latencies[order], count - len(chosen))]
+        taken = {item.candidate.genome for item in front}
+        left = [item for item in left if item.candidate.genome not in taken]
+    return chosen
 
 
 def spread_over(values: FloatArray, count: int) -> tuple[int, ...]:

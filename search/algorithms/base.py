@@ -62,8 +62,18 @@ class PopulationSearcher(Searcher, Protocol):
     def rescore(self, genomes: Sequence[Genome], objectives: FloatArray, violations: FloatArray) -> None:
         """Replace the figures of `genomes`, which are those of `survivors`, in their order. Shapes as in `tell`.
 
-        Called after `ask` and before the `tell` of the same generation. Figures of all other genomes are forgotten.
+        Called after `ask` and before the `tell` of the same generation, or between generations. Figures of all other
+        genomes are forgotten.
         """
+        ...
+
+
+@runtime_checkable
+class RecallingSearcher(PopulationSearcher, Protocol):
+    """A population searcher that learns from all that it was told, not from its survivors alone."""
+
+    def recall(self, genomes: Sequence[Genome], objectives: FloatArray) -> None:
+        """Learn figures again that `rescore` forgot, because they still compare. Shapes as in `tell`."""
         ...
 
 

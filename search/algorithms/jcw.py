@@ -104,6 +104,10 @@ class JcwSearcher(EvolutionarySearcher):
             self._assistance.forget()
             self._assistance.learn(genomes, objectives)
 
+    def recall(self, genomes: Sequence[Genome], objectives: FloatArray) -> None:
+        if self._assistance is not None:
+            self._assistance.learn(genomes, objectives)
+
     def state(self) -> SearcherState:
         state = super().state()
         if self._assistance is not None:

@@ -56,7 +56,8 @@ class DeviceSummary:
     isa: str
     threads: int
     source: Source
-    #: Kernels timed for this search's latency table, and how many of those came from earlier searches.
+    #: Kernels timed for this search's latency table, and how many of those came from earlier searches (with active
+    #: measuring: of the first ones; `measuring.cache_hits` counts all).
     kernels: int
     kernels_reused: int
     #: As in `SearchSummary`, of this device alone.

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import spearmanr
 
+from search.latency.families import KernelFamily
 from search.latency.network import Correction
-from search.latency.predictor import HeldOut, LatencyPredictor
+from search.latency.predictor import HeldOut
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ErrorSummary:
     """Relative errors of predictions against measurements. `spearman` is None with fewer than three or without spread.
 
-    The kernels' figures are held out: each knot between two others, predicted from them.
+    The kernels' figures are held out: each knot between two others, predicted from them; of a model, each measured
+    kernel predicted from the others.
     """
 
     count: int
@@ -39,9 +41,10 @@ class ModelCard:
     correction: Correction
 
 
-def model_card(predictor: LatencyPredictor, correction: Correction, num_kernels: int) -> ModelCard:
-    """The card of a fitted model on a table of `num_kernels` kernels."""
-    held_out = {family: predictor.held_out(family) for family in predictor.families}
+def model_card(
+    held_out: Mapping[KernelFamily, Sequence[HeldOut]], correction: Correction, num_kernels: int
+) -> ModelCard:
+    """The card of a model fitted on a table of `num_kernels` kernels, of which `held_out` has each family's."""
     pooled = [item for items in held_out.values() for item in items]
     return ModelCard(
         num_kernels=num_kernels,

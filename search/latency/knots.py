@@ -89,6 +89,18 @@ def knots_for(spec: NetworkSpec, space: SearchSpace, max_kernels: int) -> tuple[
     return tuple(kernel for grid in grids for kernel in grid.kernels)
 
 
+def corners_for(spec: NetworkSpec, space: SearchSpace) -> tuple[KernelSpec, ...]:
+    """The corners of what `space` can reach in each family, and the kernels of the dense network: what every prediction
+    lies between. The order is that of the network. All kernels have seed 0.
+    """
+    grids = _regions(spec, space).values()
+    for grid in grids:
+        grid.start()
+        while grid.can_coarsen:
+            grid.coarsen()
+    return tuple(kernel for grid in grids for kernel in grid.kernels)
+
+
 def even_knots(values: Sequence[float], count: int) -> tuple[float, ...]:
     """`count` of the ascending `values`, as evenly spaced in value as they allow, with both ends."""
     if count >= len(values):

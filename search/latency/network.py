@@ -16,7 +16,7 @@ import numpy as np
 
 from device_agent.contracts import KernelSpec, NetworkPlan, PruningScheme
 from search.errors import LatencyModelError
-from search.latency.predictor import LatencyPredictor, Prediction
+from search.latency.predictor import KernelPredictor, LatencyPredictor, Prediction
 from search.latency.table import LatencyTable, NetworkLatency
 from search.pareto import FloatArray
 
@@ -82,9 +82,9 @@ class Correction:
 
 
 class NetworkLatencyModel:
-    """Predicts whole networks on one device, from one latency table. Deterministic: the table alone decides."""
+    """Predicts whole networks on one device, from what its kernels take. Deterministic: the table alone decides."""
 
-    def __init__(self, predictor: LatencyPredictor, correction: Correction) -> None:
+    def __init__(self, predictor: KernelPredictor, correction: Correction) -> None:
         self.predictor = predictor
         self.correction = correction
 
@@ -123,7 +123,7 @@ def fit_network_model(table: LatencyTable) -> NetworkLatencyModel:
     return NetworkLatencyModel(predictor, fit_correction(predictor, table.networks))
 
 
-def fit_correction(predictor: LatencyPredictor, networks: Sequence[NetworkLatency]) -> Correction:
+def fit_correction(predictor: KernelPredictor, networks: Sequence[NetworkLatency]) -> Correction:
     """Fit the correction on measured networks, minimising relative errors, with Huber's weights against outliers.
 
     Raises `LatencyModelError` with fewer than `MIN_NETWORKS`.
@@ -198,7 +198,7 @@ def _by_pruning(kernels: Sequence[KernelSpec]) -> tuple[list[KernelSpec], list[K
     return [kernel for kernel in kernels if is_pruned(kernel)], [kernel for kernel in kernels if not is_pruned(kernel)]
 
 
-def sum_kernels(predictor: LatencyPredictor, kernels: Sequence[KernelSpec]) -> Prediction:
+def sum_kernels(predictor: KernelPredictor, kernels: Sequence[KernelSpec]) -> Prediction:
     """The sum of the kernels' latencies, without correction."""
     latency_ns = variance = 0.0
     exact = True

@@ -13,6 +13,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from device_agent.contracts import KernelSpec
 from search.errors import KernelNotMeasured
@@ -35,6 +36,14 @@ class Prediction:
     latency_ns: float
     std_ns: float
     exact: bool
+
+
+class KernelPredictor(Protocol):
+    """Predicts single kernels: from a table, or from a model of them."""
+
+    def predict(self, kernel: KernelSpec) -> Prediction:
+        """The latency of `kernel`. Raises `KernelNotMeasured` where it cannot be told."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +81,10 @@ class LatencyPredictor:
     def held_out(self, family: KernelFamily) -> tuple[HeldOut, ...]:
         """Every knot of `family` between two others along an axis, predicted from them: more than the actual error."""
         return self._held_out[family]
+
+    def held_out_by_family(self) -> dict[KernelFamily, tuple[HeldOut, ...]]:
+        """The same of all families."""
+        return dict(self._held_out)
 
     def predict(self, kernel: KernelSpec) -> Prediction:
         """The latency of `kernel`.

@@ -39,6 +39,8 @@ KEPT_CHECKPOINTS = 2
 RESOLVED_CONFIG = "config"
 #: Of the first device of a search; see `device_document` for those of the others.
 LATENCY_TABLE = "latency-table"
+#: With the held-out errors of the latency model; of each device, too.
+LATENCY_CARD = "latency-card"
 RESULT = "result"
 #: The front as the search found it, before training: equal seeds and latency tables give equal text.
 SEARCHED_FRONT = "searched-front"

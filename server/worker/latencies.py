@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from device_agent.contracts import NetworkPlan, decode, encode
 from search.domain.objective import LatencyOverDevices
+from search.latency.card import model_card
 from search.latency.fleet import FleetLatencyModel, over_devices
-from search.latency.network import NetworkLatencyModel, fit_network_model
+from search.latency.model.kernel_model import KernelLatencyModel, fit_kernel_model
+from search.latency.network import NetworkLatencyModel, fit_correction, fit_network_model
+from search.latency.predictor import LatencyPredictor
 from search.latency.table import LatencyTable
 
 _NS_PER_MS = 1e6
+
+#: Of the seeds of a search, the one that models are fitted with.
+_FITTING = 20_110_802
 
 #: In a stored summary of several devices: those of all but the first, by device.
 _OTHERS = "others"
@@ -94,6 +104,31 @@ class Profile:
 
 def fitted(device_id: str, table: LatencyTable, summary: ProfileSummary) -> DeviceLatencies:
     return DeviceLatencies(device_id=device_id, table=table, model=fit_network_model(table), summary=summary)
+
+
+def fitted_by_model(device_id: str, table: LatencyTable, summary: ProfileSummary, seed: int) -> DeviceLatencies:
+    """The same from a model of kernels that need not be a grid. Equal tables and seeds give equal models.
+
+    Raises `LatencyModelError` where there are too few kernels or networks.
+    """
+    rng = np.random.default_rng([seed, _FITTING])
+    predictor = fit_kernel_model(table.kernels, table.runtime, rng=rng)
+    model = NetworkLatencyModel(predictor, fit_correction(predictor, table.networks))
+    return DeviceLatencies(device_id=device_id, table=table, model=model, summary=summary)
+
+
+def refitted(device: DeviceLatencies, table: LatencyTable, seed: int) -> DeviceLatencies:
+    """`device` with a model of the kernels in another table."""
+    return fitted_by_model(device.device_id, table, device.summary, seed)
+
+
+def card_of(device: DeviceLatencies) -> str:
+    """The card of the device's model as JSON."""
+    predictor = device.model.predictor
+    assert isinstance(predictor, LatencyPredictor | KernelLatencyModel)
+    card = model_card(predictor.held_out_by_family(), device.model.correction, len(device.table.kernels))
+    data: dict[str, Any] = dataclasses.asdict(card)
+    return json.dumps(data, sort_keys=True)
 
 
 def summaries_to_json(summaries: Sequence[tuple[str, ProfileSummary]]) -> dict[str, Any]:

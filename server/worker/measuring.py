@@ -10,6 +10,7 @@ from device_agent.contracts import KernelTask, MeasurementFailure, Source, Verdi
 from server.fleet.devices import DeviceState, device_state
 from server.fleet.repository import get_device
 from server.latency.repository import Task
+from server.latency.series import why_mixed
 from server.latency.source import MeasurementSummary, SqlLatencySource
 from server.states import JobStage
 from server.worker.run import SearchFailed, SearchRun
@@ -71,6 +72,39 @@ def check_one_source(device: str, outcomes: Iterable[Outcome], source: Source | 
             f"the device {device!r} gave both {names} latencies to this search, which never mix: submit the search "
             "again on the device as it is now"
         )
+
+
+def usable(
+    run: SearchRun, tasks: Sequence[KernelTask], outcomes: Sequence[tuple[str, Outcome]], where: str
+) -> tuple[list[tuple[KernelTask, MeasurementSummary]], list[str]]:
+    """The kernels that a latency table may use. Those that failed or were rejected are told, and why is returned."""
+    found, left_out = [], []
+    for task, (_, outcome) in zip(tasks, outcomes, strict=True):
+        if isinstance(outcome, MeasurementFailure):
+            why = f"{outcome.reason.value} ({outcome.detail})"
+        elif outcome.verdict is Verdict.REJECTED:
+            why = f"rejected ({', '.join(r.value for r in outcome.reasons)})"
+        else:
+            found.append((task, outcome))
+            continue
+        left_out.append(f"{describe(task)}: {why}")
+        run.message(f"left out of the latency table{where}: {left_out[-1]}")
+    return found, left_out
+
+
+def version_of(found: MeasurementSummary) -> str:
+    """The runtime's version and binary, as a latency table has them."""
+    return f"{found.runtime_version}+{found.runtime_sha256[:16]}"
+
+
+def warn_mixed(run: SearchRun, kernels: Sequence[MeasurementSummary], where: str) -> None:
+    """Say so where kernels that earlier searches measured are of another series than those measured now: a task is
+    shared by what can be asked for, and cores, governor and agent show only in what came back.
+    """
+    with run.database.read() as session:
+        mixed = why_mixed(session, (kernel.series_id for kernel in kernels))
+    if mixed is not None:
+        run.message(f"the latency table{where} joins {mixed}: `kerf latency compare` shows what that means")
 
 
 def require_success(what: str, tasks: Sequence[Task], outcomes: Sequence[tuple[str, Outcome]]) -> None:

@@ -29,7 +29,7 @@ def run_stages(run: SearchRun) -> None:
     run.check()
     profiled = profile(run, prepared)
     run.check()
-    search(run, prepared, profiled)
+    profiled = search(run, prepared, profiled)
     run.check()
     train(run, prepared, load_front(run))
     run.check()

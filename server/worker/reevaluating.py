@@ -11,14 +11,12 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from search.domain.candidate import EvaluatedCandidate, Evaluation
 from search.domain.config import Estimator
 from search.domain.objective import Metric
 from search.errors import SearchError
-from search.loop import front_of, total_violation
-from search.selection import spread_over
+from search.loop import total_violation
+from search.selection import best_fronts
 from server.searches.repository import REEVALUATED, get_document
 from server.states import JobStage
 from server.worker.evaluating import make_one_shot_estimator
@@ -43,7 +41,8 @@ def reevaluated(
         or images <= accuracy.evaluation_images
     ):
         return tuple(archive)
-    chosen = _best(archive, run, max(accuracy.reevaluate_top, run.config.selection.candidates))
+    count = max(accuracy.reevaluate_top, run.config.selection.candidates)
+    chosen = best_fronts(archive, run.config.objectives, count)
     if not chosen:
         return tuple(archive)
     with run.database.read() as session:
@@ -66,21 +65,6 @@ def reevaluated(
     if all(item.evaluation.failure is not None for item in found):
         raise SearchError(f"none of the best candidates could be judged again: {found[0].evaluation.failure}")
     return tuple(found)
-
-
-def _best(archive: Sequence[EvaluatedCandidate], run: SearchRun, count: int) -> list[EvaluatedCandidate]:
-    chosen: list[EvaluatedCandidate] = []
-    left = list(archive)
-    while left and len(chosen) < count:
-        front = front_of(left, run.config.objectives)
-        if not front:
-            break
-        latencies = np.array([item.evaluation.metrics[Metric.LATENCY_MS] for item in front])
-        order = np.argsort(latencies, kind="stable")
-        chosen += [front[order[place]] for place in spread_over(latencies[order], count - len(chosen))]
-        taken = {item.candidate.genome for item in front}
-        left = [item for item in left if item.candidate.genome not in taken]
-    return chosen
 
 
 def _with(run: SearchRun, item: EvaluatedCandidate, figures: dict[str, Any]) -> EvaluatedCandidate:

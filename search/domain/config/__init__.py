@@ -10,7 +10,7 @@ from search.domain.config.method import (
     RateSource,
 )
 from search.domain.config.model_and_data import DatasetConfig, ModelConfig
-from search.domain.config.search import MeasuringConfig, SearchConfig, parse_config
+from search.domain.config.search import MeasuringConfig, MeasuringStrategy, SearchConfig, parse_config
 from search.domain.config.space import ChannelsConfig, DepthConfig, ResolutionConfig, SpaceConfig, WeightsConfig
 from search.domain.config.training import InitialWeights, Regime, SelectionConfig, TrainingConfig
 
@@ -24,6 +24,7 @@ __all__ = [
     "InitialWeights",
     "MappingConfig",
     "MeasuringConfig",
+    "MeasuringStrategy",
     "Method",
     "MethodConfig",
     "ModelConfig",

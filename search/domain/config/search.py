@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
+from enum import StrEnum
 from typing import Any, get_args, get_type_hints
 
 from device_agent.contracts import ContractError, MeasuringSetup, decode
@@ -15,12 +16,25 @@ from search.domain.config.training import SelectionConfig, TrainingConfig
 from search.domain.objective import Constraint, LatencyOverDevices, Metric, Objective
 
 
+class MeasuringStrategy(StrEnum):
+    """Which kernels a search measures."""
+
+    #: A grid over all that its space can reach, before it begins; latencies are interpolated in it.
+    GRID = "grid"
+    #: A few first, then between generations those where uncertainty meets the front; a model predicts the rest.
+    ACTIVE = "active"
+
+
+_ROUND_GENERATIONS = 2
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuringConfig:
     """How kernels and whole networks are measured; see `MeasuringSetup`.
 
     `calibration_networks` random pruned networks are measured whole, to fit the correction from the sum of kernels to a
-    whole network. With `whole_front`, all of the front is measured whole at the end: what is not selected, untrained.
+    whole network. `max_kernels` bounds the table of either strategy. With `whole_front`, all of the front is measured
+    whole at the end: what is not selected, untrained.
     """
 
     kernels: MeasuringSetup = field(
@@ -32,6 +46,9 @@ class MeasuringConfig:
         )
     )
     calibration_networks: int = 5
+    strategy: MeasuringStrategy = MeasuringStrategy.GRID
+    #: With `active`: generations from one round of measuring to the next.
+    round_generations: int = _ROUND_GENERATIONS
     max_kernels: int = 400
     whole_front: bool = False
 
@@ -43,10 +60,20 @@ class MeasuringConfig:
             )
         if self.calibration_networks < 3:
             raise ContractError(f"calibration_networks {self.calibration_networks!r} must be at least 3")
+        is_default = self.round_generations == _ROUND_GENERATIONS
+        if self.round_generations < 1 or not (is_default or self.strategy is MeasuringStrategy.ACTIVE):
+            raise ContractError(
+                f"measuring.round_generations {self.round_generations!r} must be at least 1, and belongs to "
+                f"measuring.strategy 'active', not to {self.strategy.value!r}"
+            )
 
 
 #: Methods with survivors, which can be scored again.
 _POPULATION_METHODS = (Method.JCW, Method.AACP, Method.NSGA2)
+
+#: Methods that go on when the latency of everything they know changes a little. The others optimise over the latencies
+#: of one table, or divide them into bounds at the start.
+_ACTIVE_METHODS = (Method.JCW, Method.NSGA2, Method.RANDOM)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +137,8 @@ class SearchConfig:
         if self.method.name is Method.RULE_MAPPING and self.space.weights is None:
             raise ContractError("the method rule_mapping chooses how weights are pruned: give space.weights")
         self._check_devices()
+        if self.measuring.strategy is MeasuringStrategy.ACTIVE:
+            self._check_active()
 
     def _check_devices(self) -> None:
         if self.device is not None and self.devices:
@@ -137,6 +166,30 @@ class SearchConfig:
                 raise ContractError(
                     f"a constraint is on device {constraint.device!r}, but {known}: name it as it is named there"
                 )
+
+    def _check_active(self) -> None:
+        """Refuse what choosing measurements between generations does not go with."""
+        problems = []
+        if self.method.name not in _ACTIVE_METHODS or self.method.seed_with is not None:
+            seeds = "" if self.method.seed_with is None else f" with seed_with {self.method.seed_with.value!r}"
+            allowed = ", ".join(m.value for m in _ACTIVE_METHODS)
+            problems.append(
+                f"the method {self.method.name.value!r}{seeds} works on the latencies of one table: use {allowed}"
+            )
+        metrics = [o.metric for o in self.objectives]
+        if len(metrics) != 2 or Metric.LATENCY_MS not in metrics or not {Metric.LOSS, Metric.ERROR} & set(metrics):
+            told = ", ".join(m.value for m in metrics)
+            problems.append(
+                f"the objectives {told} are no front of accuracy and latency: use loss (or error) and latency_ms"
+            )
+        if self.latency_from is not None:
+            problems.append("latency_from takes a table as it is: leave it out")
+        if len(self.devices) > 1:
+            problems.append(f"devices names {len(self.devices)}, and kernels are chosen for one: name one device")
+        if problems:
+            raise ContractError(
+                f"measuring.strategy 'active' does not go with this config: {'; '.join(problems)}; or use 'grid'"
+            )
 
     def _check_single_objective(self, metric: Metric) -> None:
         """One network, the best within bounds, as AACP has it."""

@@ -7,6 +7,7 @@ one needs few measurements.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,11 +15,11 @@ import numpy as np
 
 from device_agent.contracts import KernelSpec
 from search.errors import LatencyModelError
-from search.latency.families import without_seed
+from search.latency.families import KernelFamily, family_of, without_seed
 from search.latency.model.features import FeatureTable, KernelFeatures, feature_table, kernel_features
 from search.latency.model.physical import PhysicalModel, fit_physical
 from search.latency.model.residual import GaussianProcess, Settings, fit_settings
-from search.latency.predictor import Prediction
+from search.latency.predictor import HeldOut, Prediction
 from search.latency.table import KernelLatency
 from search.pareto import FloatArray
 
@@ -98,6 +99,22 @@ class KernelLatencyModel:
         latency_ns = _base_times(self.base, kernels, table) * np.exp(mean)
         # Of a logarithm that is normal with this variance, near enough for small ones.
         return latency_ns, latency_ns * np.sqrt(np.expm1(np.minimum(variance, 1.0)))
+
+    def held_out_by_family(self) -> dict[KernelFamily, tuple[HeldOut, ...]]:
+        """Each measured kernel, predicted from the others. Prices and settings were found with all of them, so errors
+        are a little larger in truth.
+        """
+        missed, _ = self._process.leave_one_out()
+        found: dict[KernelFamily, list[HeldOut]] = {}
+        for entry, miss in zip(self.entries, missed.tolist(), strict=True):
+            held_out = HeldOut(
+                kernel=entry.kernel,
+                axis="all",
+                measured_ns=entry.latency_ns,
+                predicted_ns=entry.latency_ns * math.exp(-miss),
+            )
+            found.setdefault(family_of(entry.kernel), []).append(held_out)
+        return {family: tuple(items) for family, items in found.items()}
 
     def log_covariance(self, kernels: Sequence[KernelSpec], others: Sequence[KernelSpec]) -> FloatArray:
         """The covariance (n, m) of the logarithms of latencies, without what is each kernel's own."""

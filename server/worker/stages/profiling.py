@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from device_agent.contracts import (
     SIMULATED_RUNTIME,
+    KernelSpec,
     KernelTask,
-    MeasurementFailure,
     MeasuringSetup,
     NetworkFormat,
     NetworkTask,
@@ -21,10 +19,11 @@ from device_agent.contracts import (
     setup_id,
 )
 from search.algorithms.repair import least_violating
+from search.domain.config import MeasuringStrategy, parse_config
 from search.domain.objective import Constraint, Metric
 from search.domain.space import Decisions, Genome
 from search.known_figures import NetworkFigures, bounds_problem
-from search.latency.card import model_card
+from search.latency.active import first_kernels
 from search.latency.drift import at_usual_speed, usual_references
 from search.latency.knots import knots_for
 from search.latency.table import LatencyTable, dump_table, kernel_latency, load_table, network_latency
@@ -32,21 +31,22 @@ from search.lowering import lower
 from search.space_builder import check_budget
 from server.errors import ApiError
 from server.latency.repository import device_source, runtime_key
-from server.latency.series import why_mixed
 from server.latency.source import MeasurementSummary, SqlLatencySource
 from server.searches.queries import device_ids as device_ids_of
 from server.searches.queries import get_search
-from server.searches.repository import LATENCY_TABLE, device_document, get_document, load_checkpoint
+from server.searches.repository import LATENCY_CARD, LATENCY_TABLE, device_document, get_document, load_checkpoint
 from server.states import JobStage
 from server.worker.latencies import (
     DeviceLatencies,
     Profile,
     ProfileSummary,
+    card_of,
     fitted,
+    fitted_by_model,
     summaries_from_json,
     summaries_to_json,
 )
-from server.worker.measuring import Order, Outcome, describe, measure, require_success
+from server.worker.measuring import Order, Outcome, describe, measure, require_success, usable, version_of, warn_mixed
 from server.worker.networks import (
     NATIVE_RUNTIME,
     NCNN_RUNTIME,
@@ -63,12 +63,12 @@ from server.worker.stages.preparing import Prepared
 
 STAGE = JobStage.PROFILING
 
-#: The document with the latency model's held-out errors.
-LATENCY_CARD = "latency-card"
-
 #: Checkpoints of this stage: the tasks are asked for; the profile is complete.
 _ASKED = 0
 _FINISHED = 1
+
+#: Of the seeds of a search, the one that draws the first kernels of active measuring.
+_FIRST_KERNELS = 20_110_803
 
 
 def profile(run: SearchRun, prepared: Prepared) -> Profile:
@@ -86,7 +86,7 @@ def profile(run: SearchRun, prepared: Prepared) -> Profile:
         _check_coverage(run, prepared, result)
         for device in devices:
             run.put_document(device_document(LATENCY_TABLE, device.device_id, device_ids), dump_table(device.table))
-            run.put_document(device_document(LATENCY_CARD, device.device_id, device_ids), _card(device))
+            run.put_document(device_document(LATENCY_CARD, device.device_id, device_ids), card_of(device))
         run.save(STAGE, _FINISHED, summaries_to_json([(device.device_id, device.summary) for device in devices]))
         return result
     summaries = summaries_from_json(found[1], device_ids)
@@ -100,7 +100,7 @@ def profile(run: SearchRun, prepared: Prepared) -> Profile:
                 )
             tables.append(load_table(text))
     return Profile(
-        devices=tuple(fitted(d, table, summaries[d]) for d, table in zip(device_ids, tables, strict=True)),
+        devices=tuple(_fitted(run, d, table, summaries[d]) for d, table in zip(device_ids, tables, strict=True)),
         over=run.config.latency_over_devices,
     )
 
@@ -114,18 +114,25 @@ def _check_same_source(run: SearchRun, devices: Sequence[DeviceLatencies]) -> No
 
 def _taken_over(run: SearchRun, search_id: str, device_id: str) -> tuple[LatencyTable, ProfileSummary]:
     with run.database.read() as session:
-        devices = device_ids_of(get_search(session, search_id))
+        search = get_search(session, search_id)
+        devices = device_ids_of(search)
         if device_id not in devices:
             raise SearchFailed(
                 f"search {search_id!r} measured on {', '.join(devices)}, not on {device_id}: name a search on all "
                 "devices of this one, or leave latency_from out"
             )
+        taken = parse_config(search.config).measuring
         text = get_document(session, search_id, device_document(LATENCY_TABLE, device_id, devices))
         saved = load_checkpoint(session, search_id, STAGE)
         source = device_source(session, device_id)
     if text is None or saved is None:
         raise SearchFailed(
             f"search {search_id!r} has no latency table: name one that has finished profiling (see `kerf search ls`)"
+        )
+    if taken.strategy is not MeasuringStrategy.GRID:
+        raise SearchFailed(
+            f"search {search_id!r} chose its kernels as it went (measuring.strategy {taken.strategy.value!r}), so its "
+            "table is no grid to interpolate in: leave latency_from out; what it measured is shared all the same"
         )
     table = load_table(text)
     setup = setup_id(run.config.measuring.kernels)
@@ -153,10 +160,7 @@ class _Networks:
 
 def _measured(run: SearchRun, prepared: Prepared) -> tuple[DeviceLatencies, ...]:
     """Kernels and whole networks measured on all devices at the same time."""
-    kernel_tasks = [
-        KernelTask(kernel=kernel, setup=run.config.measuring.kernels)
-        for kernel in knots_for(prepared.spec, prepared.space, run.config.measuring.max_kernels)
-    ]
+    kernel_tasks = [KernelTask(kernel=kernel, setup=run.config.measuring.kernels) for kernel in _kernels(run, prepared)]
     pruned = tuple(untrained(prepared, prepared.space.decode(g)) for g in calibration_genomes(run, prepared))
     networks = _Networks(
         dense=untrained(prepared, Decisions()),
@@ -195,8 +199,10 @@ def _device_latencies(
     require_success(f"whole networks{where}", network_tasks, outcomes[: len(network_tasks)])
     measured = [_success(outcome) for _, outcome in outcomes[: len(network_tasks)]]
     _warn_rejected(run, network_tasks, measured, where)
-    kernels = _usable(run, kernel_tasks, outcomes[len(network_tasks) :], where)
-    _warn_mixed(run, [outcome for _, outcome in kernels], where)
+    kernels, left_out = usable(run, kernel_tasks, outcomes[len(network_tasks) :], where)
+    if not kernels:
+        raise SearchFailed(f"no kernel could be measured{where}; the first: {left_out[0]}")
+    warn_mixed(run, [outcome for _, outcome in kernels], where)
     usual = usual_references(o.statistics for o in [*measured, *(o for _, o in kernels)])
     baselines = dict(zip(baseline_tasks, measured, strict=False))
     own = baselines[_own_baseline(config.networks)]
@@ -204,7 +210,7 @@ def _device_latencies(
         device_id=device_id,
         setup_id=setup_id(config.kernels),
         runtime=own.runtime,
-        runtime_version=f"{own.runtime_version}+{own.runtime_sha256[:16]}",
+        runtime_version=version_of(own),
         source=own.source,
         kernels=tuple(kernel_latency(t.kernel, at_usual_speed(o.statistics, usual)) for t, o in kernels),
         networks=tuple(
@@ -224,7 +230,22 @@ def _device_latencies(
         usual_references=usual,
         ncnn_dense_ns=_usable_median_ns(baselines.get(NCNN_RUNTIME), usual),
     )
+    return _fitted(run, device_id, table, summary)
+
+
+def _fitted(run: SearchRun, device_id: str, table: LatencyTable, summary: ProfileSummary) -> DeviceLatencies:
+    if run.config.measuring.strategy is MeasuringStrategy.ACTIVE:
+        return fitted_by_model(device_id, table, summary, run.config.method.seed)
     return fitted(device_id, table, summary)
+
+
+def _kernels(run: SearchRun, prepared: Prepared) -> Sequence[KernelSpec]:
+    """The kernels to measure before the search."""
+    measuring = run.config.measuring
+    if measuring.strategy is MeasuringStrategy.GRID:
+        return knots_for(prepared.spec, prepared.space, measuring.max_kernels)
+    rng = np.random.default_rng([run.config.method.seed, _FIRST_KERNELS])
+    return first_kernels(prepared.spec, prepared.space, measuring.kernels.runtime, measuring.max_kernels, rng)
 
 
 def _baseline_tasks(run: SearchRun, dense: FoldedNetwork, device_id: str) -> dict[str, NetworkTask]:
@@ -289,27 +310,6 @@ def _num_reused(run: SearchRun, tasks: Sequence[KernelTask]) -> list[int]:
     return reused
 
 
-def _usable(
-    run: SearchRun, tasks: Sequence[KernelTask], outcomes: Sequence[tuple[str, Outcome]], where: str
-) -> list[tuple[KernelTask, MeasurementSummary]]:
-    """The kernels that the table may use. Kernels that failed or were rejected are named and left out; whether the
-    rest still covers the space is checked afterwards.
-    """
-    usable, left_out = [], []
-    for task, (_, outcome) in zip(tasks, outcomes, strict=True):
-        if isinstance(outcome, MeasurementFailure):
-            left_out.append(f"{describe(task)}: {outcome.reason.value} ({outcome.detail})")
-        elif outcome.verdict is Verdict.REJECTED:
-            left_out.append(f"{describe(task)}: rejected ({', '.join(r.value for r in outcome.reasons)})")
-        else:
-            usable.append((task, outcome))
-    for line in left_out:
-        run.message(f"left out of the latency table{where}: {line}")
-    if not usable:
-        raise SearchFailed(f"no kernel could be measured{where}; the first: {left_out[0]}")
-    return usable
-
-
 def _warn_rejected(
     run: SearchRun, tasks: Sequence[KernelTask | NetworkTask], measured: Sequence[MeasurementSummary], where: str
 ) -> None:
@@ -317,16 +317,6 @@ def _warn_rejected(
         if result.verdict is Verdict.REJECTED:
             reasons = ", ".join(r.value for r in result.reasons)
             run.message(f"{describe(task)} was rejected twice{where} ({reasons}) and is not used")
-
-
-def _warn_mixed(run: SearchRun, kernels: Sequence[MeasurementSummary], where: str) -> None:
-    """Say so where kernels that earlier searches measured are of another series than those measured now: a task is
-    shared by what can be asked for, and cores, governor and agent show only in what came back.
-    """
-    with run.database.read() as session:
-        mixed = why_mixed(session, (kernel.series_id for kernel in kernels))
-    if mixed is not None:
-        run.message(f"the latency table{where} joins {mixed}: `kerf latency compare` shows what that means")
 
 
 def _success(outcome: Outcome) -> MeasurementSummary:
@@ -362,10 +352,3 @@ def _check_coverage(run: SearchRun, prepared: Prepared, result: Profile) -> None
     if len(run.config.constraints) > 1:
         figures = NetworkFigures(prepared.spec, prepared.space, fleet)
         least_violating(bounds_problem(prepared.spec, prepared.space, run.config.constraints, figures))
-
-
-def _card(device: DeviceLatencies) -> str:
-    card: dict[str, Any] = dataclasses.asdict(
-        model_card(device.model.predictor, device.model.correction, len(device.table.kernels))
-    )
-    return json.dumps(card, sort_keys=True)

@@ -9,31 +9,40 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from sqlalchemy.orm import Session
 
 from device_agent.contracts import canonical_json, encode
-from search.algorithms.base import ReportingSearcher
+from search.algorithms.base import ReportingSearcher, Searcher
 from search.algorithms.registry import make_searcher
 from search.domain.candidate import EvaluatedCandidate, candidate_id
 from search.domain.objective import Metric
 from search.domain.space import SearchSpace
 from search.known_figures import NetworkFigures
+from search.latency.table import dump_table
 from search.loop import SearchState, front_of, run_search, state_from_json, state_to_json
 from search.pareto import hypervolume
+from search.problem import SearchProblem
+from search.rescoring import told_anew, with_figures
 from search.selection import select
 from server.searches.repository import (
+    LATENCY_CARD,
+    LATENCY_TABLE,
     SEARCHED_FRONT,
     CandidateRecord,
     SearchEvent,
     add_events,
+    device_document,
     load_candidates,
     mark_front,
     mark_selected,
+    put_document,
     save_candidates,
     save_checkpoint,
 )
 from server.states import JobStage
+from server.worker.active import Rounds, measured_round
 from server.worker.evaluating import CandidateEvaluator
-from server.worker.latencies import Profile
+from server.worker.latencies import Profile, card_of
 from server.worker.problem import make_problem
 from server.worker.reevaluating import reevaluated
 from server.worker.run import SearchFailed, SearchRun, write_progress
@@ -49,37 +58,37 @@ class Front:
     selected: tuple[CandidateRecord, ...]
 
 
-def search(run: SearchRun, prepared: Prepared, profile: Profile) -> None:
-    """Search from the latest generation on, then mark the front and what of it goes on."""
+def search(run: SearchRun, prepared: Prepared, profile: Profile) -> Profile:
+    """Search from the latest generation on, then mark the front and what of it goes on.
+
+    Returns the latencies that the front was predicted with: with active measuring, more than `profile` has.
+    """
     with run.database.read() as session:
         if load_candidates(session, run.search_id, selected=True):
-            return
+            return profile
     run.enter(STAGE)
     config = run.config
     found = run.load(STAGE)
-    figures = NetworkFigures(prepared.spec, prepared.space, profile.fleet)
-    problem = make_problem(run, prepared, figures)
-    stored = None if found is None else state_from_json(found[1])
-    known = [] if stored is None else [item.candidate.genome for item in stored.archive]
-    evaluator = CandidateEvaluator(run, prepared, figures, known)
-    searcher = make_searcher(
-        config.method.name,
-        problem,
-        population=config.method.population,
-        seed=config.method.seed,
-        reproduce_reference=config.method.reproduce_reference,
-        seed_with=config.method.seed_with,
-        rank=config.method.rank,
-    )
-    state = run_search(
-        searcher=searcher,
-        problem=problem,
-        evaluate=None if evaluator.scores_generations else evaluator,
-        score_generation=evaluator.score_generation if evaluator.scores_generations else None,
-        generations=config.method.generations,
-        state=stored,
-        on_generation=_Recorder(run, prepared, profile, known=0 if found is None else found[0]),
-    )
+    state = None if found is None else state_from_json(found[1])
+    rounds = Rounds.of(run, None if found is None else found[1])
+    recorder = _Recorder(run, profile, rounds, known=0 if found is None else found[0])
+    while True:
+        # Each part is what a resumed search does, so that one that is resumed ends the same.
+        target = config.method.generations if rounds.are_over else rounds.ends[rounds.done]
+        figures = NetworkFigures(prepared.spec, prepared.space, profile.fleet)
+        searcher, state = _searched(run, prepared, figures, state, recorder, target)
+        if rounds.are_over:
+            break
+        # A space that is used up gives no more generations to measure between.
+        is_last = state.generation < target or target == config.method.generations
+        measured, rounds = measured_round(run, prepared, profile, state.archive, rounds, is_last=is_last)
+        if measured is not profile:
+            profile = measured
+            figures = NetworkFigures(prepared.spec, prepared.space, profile.fleet)
+            anew = with_figures(state.archive, figures, config.constraints)
+            problem = make_problem(run, prepared, figures)
+            state = told_anew(_searcher(run, problem), problem, state, anew)
+        recorder.after_round(state, profile, rounds)
     judged = reevaluated(run, prepared, state.archive)
     front = front_of(judged, config.objectives)
     if not front:
@@ -99,7 +108,46 @@ def search(run: SearchRun, prepared: Prepared, profile: Profile) -> None:
             add_events(session, run.claim, _failure_events([r for r in records if r.candidate_id not in told]))
         mark_front(session, run.claim, [_id(c) for c in front])
         mark_selected(session, run.claim, [_id(c) for c in selected])
-    run.put_document(SEARCHED_FRONT, searched_front(prepared.space, front))
+        put_document(session, run.claim, SEARCHED_FRONT, searched_front(prepared.space, front))
+    return profile
+
+
+def _searched(
+    run: SearchRun,
+    prepared: Prepared,
+    figures: NetworkFigures,
+    state: SearchState | None,
+    recorder: _Recorder,
+    generations: int,
+) -> tuple[Searcher, SearchState]:
+    """Search from `state` up to `generations` with the latencies of `figures`."""
+    problem = make_problem(run, prepared, figures)
+    known = [] if state is None else [item.candidate.genome for item in state.archive]
+    evaluator = CandidateEvaluator(run, prepared, figures, known)
+    searcher = _searcher(run, problem)
+    state = run_search(
+        searcher=searcher,
+        problem=problem,
+        evaluate=None if evaluator.scores_generations else evaluator,
+        score_generation=evaluator.score_generation if evaluator.scores_generations else None,
+        generations=generations,
+        state=state,
+        on_generation=recorder,
+    )
+    return searcher, state
+
+
+def _searcher(run: SearchRun, problem: SearchProblem) -> Searcher:
+    method = run.config.method
+    return make_searcher(
+        method.name,
+        problem,
+        population=method.population,
+        seed=method.seed,
+        reproduce_reference=method.reproduce_reference,
+        seed_with=method.seed_with,
+        rank=method.rank,
+    )
 
 
 def load_front(run: SearchRun) -> Front:
@@ -126,9 +174,10 @@ def searched_front(space: SearchSpace, front: Sequence[EvaluatedCandidate]) -> s
 class _Recorder:
     """Stores a generation in one transaction: its candidates, the checkpoint, and what watchers see."""
 
-    def __init__(self, run: SearchRun, prepared: Prepared, profile: Profile, known: int) -> None:
+    def __init__(self, run: SearchRun, profile: Profile, rounds: Rounds, known: int) -> None:
         self._run = run
         self._profile = profile
+        self._rounds = rounds
         self._stored = known
 
     def __call__(self, state: SearchState) -> None:
@@ -155,13 +204,31 @@ class _Recorder:
         with run.database.write() as session:
             save_candidates(session, run.claim, records)
             mark_front(session, run.claim, [_id(c) for c in front])
-            save_checkpoint(
-                session, run.claim, stage=STAGE, step=len(state.archive), data=json.dumps(state_to_json(state))
-            )
+            self._save_checkpoint(session, state)
             add_events(session, run.claim, [SearchEvent(kind="generation", data=figures), *_failure_events(records)])
             write_progress(session, run.claim, progress)
         self._stored = len(state.archive)
         run.check()
+
+    def after_round(self, state: SearchState, profile: Profile, rounds: Rounds) -> None:
+        """Store a round of measuring in one transaction: tables, candidates with their new latencies, checkpoint."""
+        run = self._run
+        self._rounds, self._profile = rounds, profile
+        front = front_of(state.archive, run.config.objectives)
+        with run.database.write() as session:
+            for device in profile.devices:
+                for name, text in ((LATENCY_TABLE, dump_table(device.table)), (LATENCY_CARD, card_of(device))):
+                    document = device_document(name, device.device_id, run.claim.device_ids)
+                    put_document(session, run.claim, document, text)
+            found = {c.candidate_id: c.generation for c in load_candidates(session, run.search_id)}
+            save_candidates(session, run.claim, [_record(item, found[_id(item)]) for item in state.archive])
+            mark_front(session, run.claim, [_id(c) for c in front])
+            self._save_checkpoint(session, state)
+        run.check()
+
+    def _save_checkpoint(self, session: Session, state: SearchState) -> None:
+        data = json.dumps({**state_to_json(state), **self._rounds.to_json()})
+        save_checkpoint(session, self._run.claim, stage=STAGE, step=len(state.archive), data=data)
 
     def _hypervolume(self, front: Sequence[EvaluatedCandidate]) -> float | None:
         """Of (error, latency) against (1, dense latency), as a part of the rectangle; for watching only."""

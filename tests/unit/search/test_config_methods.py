@@ -71,6 +71,26 @@ def config(**changes: Any) -> dict[str, Any]:
         ({"accuracy": {"schedule_factor": 0.5}}, "accuracy.schedule_factor belongs to the estimator 'supernet'"),
         ({"accuracy": {"estimator": "supernet", "schedule_factor": 1.5}}, "schedule_factor 1.5"),
         ({"accuracy": {"estimator": "superned"}}, "superned"),
+        ({"measuring": {"strategy": "activ"}}, "activ"),
+        ({"measuring": {"round_generations": 3}}, "round_generations 3 must be at least 1, and belongs to .* 'active'"),
+        ({"measuring": {"strategy": "active", "round_generations": 0}}, "round_generations 0 must be at least 1"),
+        (
+            {"measuring": {"strategy": "active"}, "method": {"name": "exact"}},
+            "the method 'exact' works on the latencies of one table: use jcw, nsga2, random",
+        ),
+        (
+            {"measuring": {"strategy": "active"}, "method": {"name": "nsga2", "seed_with": "exact"}},
+            "the method 'nsga2' with seed_with 'exact' works on",
+        ),
+        (
+            {
+                "measuring": {"strategy": "active"},
+                "objectives": [{"metric": "loss"}, {"metric": "latency_ms"}, {"metric": "macs"}],
+            },
+            "the objectives loss, latency_ms, macs are no front of accuracy and latency",
+        ),
+        ({"measuring": {"strategy": "active"}, "latency_from": "s"}, "latency_from takes a table as it is"),
+        ({"measuring": {"strategy": "active"}, "devices": ["a", "b"]}, "kernels are chosen for one: name one device"),
     ],
 )
 def test_contradictions_are_refused(changes: dict[str, Any], named: str) -> None:

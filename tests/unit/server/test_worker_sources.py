@@ -21,9 +21,9 @@ from server.searches.queries import events_after
 from server.searches.repository import LATENCY_TABLE
 from server.states import JobStage
 from server.worker.latencies import ProfileSummary
-from server.worker.measuring import Order, check_one_source, measure
+from server.worker.measuring import Order, check_one_source, measure, warn_mixed
 from server.worker.run import SearchFailed, SearchRun
-from server.worker.stages.profiling import _taken_over, _warn_mixed
+from server.worker.stages.profiling import _taken_over
 from tests.samples import flat_statistics
 from tests.unit.server.server_lab import (
     PROFILE,
@@ -111,9 +111,9 @@ def test_a_table_of_two_series_says_so(sqlite_lab: ServerLab) -> None:
         assert lab.report(agent, report_of(lab.lease(agent)[0], result)) == ["accepted"]
     results = lab.source.results(ids)
     found = [item for item in (results[i] for i in ids) if isinstance(item, MeasurementSummary)]
-    _warn_mixed(run, found[:2], "")
+    warn_mixed(run, found[:2], "")
     assert messages(lab, run) == []
-    _warn_mixed(run, found, " on 'board'")
+    warn_mixed(run, found, " on 'board'")
     (text,) = messages(lab, run)
     assert text.startswith("the latency table on 'board' joins 2 series, which differ in governor")
 

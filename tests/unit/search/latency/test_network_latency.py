@@ -184,7 +184,7 @@ def test_spearman_without_spread_is_undefined() -> None:
 
 def test_card() -> None:
     model = NetworkLatencyModel(PREDICTOR, fit_correction(PREDICTOR, networks([1, 50, 100], [1e3, 5e4, 1e5])))
-    card = model_card(PREDICTOR, model.correction, 2)
+    card = model_card(PREDICTOR.held_out_by_family(), model.correction, 2)
     assert card.kernels is None
     assert card.families == {}
     assert card.num_families == 2

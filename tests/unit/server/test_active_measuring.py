@@ -1,0 +1,132 @@
+"""Searches that choose what to measure between generations, through the worker and a simulated device."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import pytest
+
+from device_agent.contracts import ContractError, FailureReason, KernelTask, Lease, MeasurementFailure, kernel_id
+from search.domain.config import ChannelsConfig, MeasuringStrategy, SearchConfig, SpaceConfig
+from search.domain.objective import Metric
+from search.latency.table import LatencyTable, load_table
+from server.searches.repository import LATENCY_TABLE, load_candidates, load_checkpoint
+from server.states import JobStage
+from server.worker import active as rounds
+from server.worker.run import SearchFailed
+from tests.unit.server.server_lab import ServerLab
+from tests.unit.server.worker_lab import Kill, WorkerLab, quick_search
+
+MAX_KERNELS = 36
+
+#: Few families: refitting a model takes the time of these tests.
+CHANNELS = SpaceConfig(channels=ChannelsConfig(min_ratio=0.25, multiple_of=4))
+
+
+def active(name: str, max_kernels: int = MAX_KERNELS, **changes: Any) -> SearchConfig:
+    config = quick_search(name, space=CHANNELS, **changes)
+    return dataclasses.replace(
+        config,
+        method=dataclasses.replace(config.method, generations=3),
+        measuring=dataclasses.replace(
+            config.measuring, strategy=MeasuringStrategy.ACTIVE, round_generations=2, max_kernels=max_kernels
+        ),
+    )
+
+
+def rounds_stored(worker: WorkerLab, search_id: str) -> tuple[int, list[str]]:
+    with worker.lab.database.read() as session:
+        found = load_checkpoint(session, search_id, JobStage.SEARCHING)
+    assert found is not None
+    stored = json.loads(found.data)["rounds"]
+    return stored["done"], stored["left_out"]
+
+
+def table_of(worker: WorkerLab, search_id: str) -> LatencyTable:
+    return load_table(worker.document(search_id, LATENCY_TABLE))
+
+
+def test_a_worker_that_dies_in_rounds_and_between_them_changes_nothing(
+    sqlite_lab: ServerLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = WorkerLab(sqlite_lab)
+    config = active("active")
+    killed = worker.submit(config)
+    # The kernels of the first round are measured, but it is not stored.
+    worker.run(killed, Kill(note="round 1 of 2", steps=1))
+    assert rounds_stored(worker, killed) == (0, [])
+    before = table_of(worker, killed)
+    with monkeypatch.context() as patched:
+        patched.setattr(rounds, "version_of", lambda _: "2+upgraded")
+        with pytest.raises(SearchFailed, match=r"when the search began and is 2\+upgraded now"):
+            worker.run(killed)
+    # Stored, and the third generation has not begun.
+    run = worker.run(killed, Kill(note="round 1 of 2", steps=1))
+    assert rounds_stored(worker, killed) == (1, [])
+    after = table_of(worker, killed)
+    assert set(before.kernels) < set(after.kernels)
+    chosen = [note for _, note in run.notes if note.startswith("round ")]
+    assert chosen == [f"round 1 of 2: {len(after.kernels) - len(before.kernels)} kernels near the front"]
+    worker.run(killed)
+    whole = worker.done(config)
+    assert worker.outcome(killed) == worker.outcome(whole)
+    for name in (LATENCY_TABLE, "latency-card"):
+        assert worker.document(killed, name) == worker.document(whole, name)
+    assert_one_table(worker, killed)
+    with pytest.raises(SearchFailed, match=r"chose its kernels as it went .* leave latency_from out"):
+        worker.run(worker.submit(quick_search("grid", latency_from=whole)))
+
+
+def assert_one_table(worker: WorkerLab, search_id: str) -> None:
+    """The budget is kept, and all candidates have the latencies that the last table gives."""
+    table = table_of(worker, search_id)
+    assert len(table.kernels) == MAX_KERNELS
+    result = worker.get(f"/v1/searches/{search_id}/result")
+    assert result["device"]["kernels"] == MAX_KERNELS
+    with worker.lab.database.read() as session:
+        candidates = {c.candidate_id: c for c in load_candidates(session, search_id)}
+    assert sorted({c.generation for c in candidates.values()}) == [1, 2, 3]
+    for point in result["front"]:
+        stored = candidates[point["candidate_id"]].metrics[Metric.LATENCY_MS.value]
+        assert stored == pytest.approx(point["predicted_latency_ms"], rel=1e-9)
+        assert point["measured_latency_ms"] == pytest.approx(stored, rel=0.1)
+    told = [text for text in worker.messages(search_id) if text.startswith("round ")]
+    assert [text.split(":")[0] for text in told] == ["round 1 of 2", "round 2 of 2"]
+    assert all("latencies near the front are predicted to " in text for text in told)
+
+
+def test_kernels_that_cannot_be_measured_are_left_out_and_not_chosen_again(
+    sqlite_lab: ServerLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = WorkerLab(sqlite_lab)
+    search_id = worker.submit(active("failing"))
+    worker.run(search_id, Kill(stage=JobStage.SEARCHING, steps=1))
+    asked: list[str] = []
+    measured = worker._measured
+
+    def broken(lease: Lease) -> Any:
+        if isinstance(lease.task, KernelTask):
+            asked.append(kernel_id(lease.task.kernel))
+            return MeasurementFailure(reason=FailureReason.UNSUPPORTED, detail="no such kernel here")
+        return measured(lease)
+
+    monkeypatch.setattr(worker, "_measured", broken)
+    before = table_of(worker, search_id)
+    worker.run(search_id)
+    done, left_out = rounds_stored(worker, search_id)
+    assert done == 2
+    assert left_out == asked
+    assert len(set(asked)) == len(asked) == MAX_KERNELS - len(before.kernels)
+    assert table_of(worker, search_id) == before
+    told = [text for text in worker.messages(search_id) if "no such kernel here" in text]
+    assert len(told) == len(asked)
+    assert worker.get(f"/v1/searches/{search_id}/result")["front"]
+
+
+def test_budgets_that_leave_nothing_to_choose_are_refused(sqlite_lab: ServerLab) -> None:
+    worker = WorkerLab(sqlite_lab)
+    search_id = worker.submit(active("small", max_kernels=20))
+    with pytest.raises(ContractError, match=r"the corners of small_cnn's .* are \d+ kernels, but max_kernels is 20"):
+        worker.run(search_id)
