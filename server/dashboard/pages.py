@@ -321,3 +321,54 @@ class CardPage:
     without_model: str
     scatter: Scatter | None
     checks: tuple[DriftRow, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfitCell:
+    """How many times faster than dense; of several kernels in one column the geometric mean, without an interval.
+
+    `level` names the colour: up1 to up3, down1 to down3, or open where the interval has 1 inside.
+    """
+
+    speed_up: float
+    ci95: tuple[float, float] | None
+    level: str
+    is_noisy: bool
+    num_kernels: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfitRow:
+    """One shape; a cell for each column of densities, None where nothing was measured."""
+
+    shape: str
+    dense_ns: float
+    cells: tuple[ProfitCell | None, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchemeLink:
+    """A scheme of the series, `name` as configs write it."""
+
+    name: str
+    words: str
+    num_kernels: int
+    is_shown: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProfitPage:
+    """What pruning gains in one series, one scheme at a time; `schemes` are empty where no dense kernel stands beside
+    a pruned one. `columns` are densities, or ranges of them.
+    """
+
+    series: SeriesView
+    device: DeviceLink
+    tiles: tuple[Tile, ...]
+    schemes: tuple[SchemeLink, ...]
+    scheme: SchemeLink | None
+    columns: tuple[str, ...]
+    rows: tuple[ProfitRow, ...]
+    num_shapes: int
+    page: int
+    num_pages: int

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Annotated
 from urllib.parse import parse_qs
 
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from fastapi.staticfiles import StaticFiles
@@ -19,6 +19,7 @@ from server.dashboard.card import card_page
 from server.dashboard.front import chart_data
 from server.dashboard.live import changes, overview_version, search_version
 from server.dashboard.pages import DevicePage, OverviewPage, SearchPage
+from server.dashboard.profit import profit_page
 from server.dashboard.searches import search_page
 from server.dashboard.session import (
     LOGIN_PATH,
@@ -87,6 +88,19 @@ def show_series(series_id: str, context: ContextDep, viewer: ViewerDep) -> Respo
     with context.database.read() as session:
         page = card_page(session, series_id, queries.database_time_s(session))
     return render("series.html", page=page, viewer=viewer, path="")
+
+
+@router.get("/series/{series_id}/profit")
+def show_profit(
+    series_id: str,
+    context: ContextDep,
+    viewer: ViewerDep,
+    scheme: str | None = None,
+    page: Annotated[int, Query(ge=1)] = 1,
+) -> Response:
+    with context.database.read() as session:
+        found = profit_page(session, series_id, queries.database_time_s(session), scheme=scheme, page=page)
+    return render("profit.html", page=found, viewer=viewer, path="")
 
 
 @router.get("/live", response_class=EventSourceResponse)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from device_agent.contracts import KernelSpec, NetworkTask, Op, PruningScheme, Verdict, VerdictReason
+from device_agent.contracts import KernelSpec, NetworkTask, Op, PruningScheme, Verdict, VerdictReason, WeightPruning
 from search.domain.result import Standing
 from server.states import JobStage, JobState
 
@@ -98,6 +98,27 @@ def kernel_words(spec: KernelSpec) -> tuple[str, str]:
     """A kernel as a short name and the rest of what identifies it, such as
     ("conv 3x3, 64 to 128", "stride 2, 16x16, group 4x1 at 20 %, relu").
     """
+    name, extent, rest = _shape_words(spec)
+    return name, ", ".join((*extent, *((_pruning_words(spec),) if spec.op.has_weights else ()), *rest))
+
+
+def shape_words(spec: KernelSpec) -> str:
+    """A kernel without its pruning, such as "conv 3x3, 64 to 128, 16x16, stride 2, relu"."""
+    name, extent, rest = _shape_words(spec)
+    return ", ".join((name, *extent, *rest))
+
+
+def scheme_words(pruning: WeightPruning) -> str:
+    """A scheme with its block, without the density."""
+    if pruning.scheme is PruningScheme.PATTERN:
+        return f"{_SCHEME_NAMES[pruning.scheme]} of {pruning.pattern_entries}"
+    if pruning.scheme in (PruningScheme.DENSE, PruningScheme.UNSTRUCTURED):
+        return _SCHEME_NAMES[pruning.scheme]
+    return f"{_SCHEME_NAMES[pruning.scheme]} {pruning.block_filters}×{pruning.block_channels}"
+
+
+def _shape_words(spec: KernelSpec) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
+    """Operator and channels; height, width and stride; and what is fused."""
     name = _OP_NAMES[spec.op]
     if (spec.kernel_h, spec.kernel_w) != (1, 1) or spec.op in (Op.CONV2D, Op.DEPTHWISE_CONV2D):
         name += f" {spec.kernel_h}×{spec.kernel_w}"
@@ -105,30 +126,18 @@ def kernel_words(spec: KernelSpec) -> tuple[str, str]:
         name += f", {spec.in_channels} channels"
     else:
         name += f", {spec.in_channels} → {spec.out_channels} channels"
-    details = []
-    if spec.op is not Op.FULLY_CONNECTED:
-        details.append(f"{spec.input_h}×{spec.input_w}")
+    extent = () if spec.op is Op.FULLY_CONNECTED else (f"{spec.input_h}×{spec.input_w}",)
     if spec.stride != 1:
-        details.append(f"stride {spec.stride}")
-    if spec.op.has_weights:
-        details.append(_pruning_words(spec))
-    if spec.residual:
-        details.append("residual")
+        extent = (*extent, f"stride {spec.stride}")
+    rest = ("residual",) if spec.residual else ()
     if spec.activation.value != "none":
-        details.append(spec.activation.value)
-    return name, ", ".join(details)
+        rest = (*rest, spec.activation.value)
+    return name, extent, rest
 
 
 def _pruning_words(spec: KernelSpec) -> str:
-    pruning = spec.pruning
-    if pruning.scheme is PruningScheme.DENSE:
-        return "dense"
-    block = ""
-    if pruning.scheme is PruningScheme.PATTERN:
-        block = f" of {pruning.pattern_entries}"
-    elif pruning.scheme is not PruningScheme.UNSTRUCTURED:
-        block = f" {pruning.block_filters}×{pruning.block_channels}"
-    return f"{_SCHEME_NAMES[pruning.scheme]}{block} at {100 * pruning.density:.3g} %"
+    words = scheme_words(spec.pruning)
+    return words if spec.pruning.scheme is PruningScheme.DENSE else f"{words} at {100 * spec.pruning.density:.3g} %"
 
 
 def network_words(task: NetworkTask) -> tuple[str, str]:

@@ -12,7 +12,7 @@ from device_agent.contracts import KernelSpec, Statistics, Verdict, decode
 from search.latency.comparison import Figure
 from search.latency.drift import at_usual_speed, usual_references
 from search.latency.families import without_seed
-from search.latency.profit import Profit, profits
+from search.latency.profit import Profit, count_profits, profits
 from server.latency.listing import MAX_COMPARED
 from server.latency.schemas import SeriesView
 from server.models import KernelRow, LatencyRow, MeasurementRow
@@ -92,13 +92,13 @@ def series_figures(session: Session, series_id: str) -> SeriesFigures:
 def profit_map(series: SeriesView, found: SeriesFigures) -> ProfitMap:
     """The map of a series, by shape, then scheme, then density."""
     items = profits(found.figures)
-    known = [item for item in items if item.speed_up is not None]
+    counts = count_profits(items)
     return ProfitMap(
         series=series,
-        paying=sum(item.pays is True for item in known),
-        costing=sum(item.pays is False for item in known),
-        undecided=sum(item.pays is None for item in known),
-        without_dense=len(items) - len(known),
+        paying=counts.paying,
+        costing=counts.costing,
+        undecided=counts.undecided,
+        without_dense=counts.without_dense,
         ambiguous=found.ambiguous,
         kernels=tuple(_view(item, found) for item in items),
     )

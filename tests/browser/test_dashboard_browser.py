@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
 
+from device_agent.contracts import DENSE, KernelSpec, KernelTask, Op, PruningScheme, Source, Verdict, WeightPruning
 from server.accounts.service import Scope, mint_user_token
 from server.latency.card import refresh_card
 from server.searches import repository
@@ -210,3 +212,31 @@ def test_the_card_of_a_series_is_drawn(chromium: Browser, serve: Serve) -> None:
         picture = page.locator("svg.card-scatter")
         assert picture.bounding_box()["width"] > 200  # type: ignore[index]
         assert picture.locator("circle").count() >= 5
+
+
+def test_the_heat_map_needs_no_scripts_and_fits_a_phone(chromium: Browser, serve: Serve) -> None:
+    site = serve()
+    device = seed.enrol(site.context, "board", seed.profile("Cortex-A55", 4))
+    claim = seed.submit(site.context, "profit", device)
+    shape = KernelSpec(op=Op.CONV2D, in_channels=64, out_channels=64, input_h=16, input_w=16)
+    prunings = [WeightPruning(scheme=PruningScheme.GROUP, density=d, block_filters=4) for d in (0.1, 0.3, 0.5, 0.9)]
+    tasks = [KernelTask(kernel=replace(shape, pruning=p), setup=seed.SETUP) for p in (DENSE, *prunings)]
+    seed.measure(site.context, claim, tuple(tasks), source=Source.MEASURED, judge=lambda _: (Verdict.TRUSTED, ()))
+    for scheme in ("light", "dark"):
+        options = {"viewport": {"width": 360, "height": 740}, "color_scheme": scheme, "java_script_enabled": False}
+        with page_of(chromium, site, **options) as page:
+            page.goto(f"/devices/{device}")
+            page.get_by_role("table").filter(has_text="Measured on").get_by_role("link").first.click()
+            page.get_by_role("link", name="What pruning gains").click()
+            table = page.get_by_role("table", name="Times faster than dense")
+            cells = table.get_by_role("row").nth(1).get_by_role("cell")
+            told = [cell.inner_text().split("\n")[0] for cell in cells.all()[1:]]
+            speeds = [float(text.removesuffix("×")) for text in told]
+            assert speeds == sorted(speeds, reverse=True)
+            colours = [cell.evaluate("c => getComputedStyle(c).backgroundColor") for cell in cells.all()[1:]]
+            assert len(set(colours)) == 3, "twice and more is one colour"
+            # The table is wider than the phone, the page is not; the keyboard reaches the table.
+            assert page.evaluate("document.documentElement.scrollWidth") == 360
+            region = page.get_by_role("region", name="Heat map")
+            assert region.evaluate("r => r.scrollWidth > r.clientWidth")
+            assert region.get_attribute("tabindex") == "0"
