@@ -97,18 +97,23 @@ class NetworkFigures:
             },
         )
 
+    def layer_latencies(self) -> Mapping[str, tuple[CostTable, ...]]:
+        """For each device what each operator adds to the latency of a network, in ns, over the choices of its own
+        variables. Every cell is computed, so this takes seconds for a large space; later calls are quick.
+        """
+        return {device: self._costs.tables(_column(device)) for device in self._fleet.devices}
+
     def latency_tables(self) -> tuple[CostTable, ...]:
         """What each operator adds to the latency of a network, in ns, over the choices of its own variables. Of several
         devices, each cell is over the devices: for choices within a layer, not to be added up.
         """
-        by_device = [self._costs.tables(_column(device)) for device in self._fleet.devices]
         return tuple(
             CostTable(
                 operator=own[0].operator,
                 variables=own[0].variables,
                 values=over_devices(np.stack([t.values for t in own], axis=-1), self._fleet.over),
             )
-            for own in zip(*by_device, strict=True)
+            for own in zip(*self.layer_latencies().values(), strict=True)
         )
 
     def __call__(self, genomes: ArrayLike) -> Mapping[Metric, FloatArray]:

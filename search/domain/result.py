@@ -28,6 +28,16 @@ class MeasuringEffort:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExcludedChoices:
+    """Of the prunings that the space offers, each layer at each shape counted by itself, those that a search left out:
+    a denser one takes no longer there, on any device.
+    """
+
+    pruned: int
+    excluded: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SearchSummary:
     """How the front was found. `settings` is the resolved config; `seconds` is wall time in each stage."""
 
@@ -42,6 +52,8 @@ class SearchSummary:
     latency_from: str | None = None
     #: Over all devices; None in results that were written before it was counted.
     measuring: MeasuringEffort | None = None
+    #: None where the search leaves nothing out (`space.weights.exclude_unprofitable`).
+    excluded_choices: ExcludedChoices | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

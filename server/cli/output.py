@@ -71,6 +71,11 @@ def print_front(result: SearchResult, console: Console) -> None:
             f"measuring: {cost.device_minutes:.1f} device minutes; {cost.cache_hits} of {cost.measurements} "
             "measurements were shared with other searches"
         )
+    left_out = result.search.excluded_choices
+    if left_out is not None:
+        console.print(
+            f"not tried: {left_out.excluded} of {left_out.pruned} prunings of layers: a denser one takes no longer"
+        )
     several = len(devices) > 1
     if several:
         over = str(result.search.settings.get("latency_over_devices", "max")).replace("_", " ")

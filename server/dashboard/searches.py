@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from device_agent.contracts import DeviceProfile, ReportStatus, Source, decode
 from search.domain.objective import LatencyOverDevices
-from search.domain.result import MeasuringEffort
+from search.domain.result import ExcludedChoices, MeasuringEffort
 from server.dashboard import pages
 from server.dashboard.formats import MISSING, LatencyUnit, count, latency, percent, span
 from server.dashboard.front import Baseline, baseline_of, front_rows, unit_of
@@ -20,6 +20,7 @@ from server.dashboard.wording import JOB_LABELS, STAGE_LABELS
 from server.models import CandidateRow, DeviceRow, EventRow, MeasurementRow, SearchRow, SearchTaskRow
 from server.searches.effort import measuring_efforts, total_effort
 from server.searches.queries import device_ids, get_search
+from server.searches.repository import EXCLUDED_CHOICES, get_document
 from server.states import JobStage, JobState
 
 #: Rows of the front's table, and the latest events: what a reader looks through.
@@ -112,7 +113,11 @@ def search_page(session: Session, search_id: str, now: float) -> SearchPage:
         age_s=now - (row.started_at or row.created_at),
         stages=_stages(session, row, now),
         progress=_progress(row, with_stage=False),
-        tiles=(*_tiles(baseline, front, evaluated, unit), effort_tile(measuring_efforts(session, search_id).values())),
+        tiles=(
+            *_tiles(baseline, front, evaluated, unit),
+            effort_tile(measuring_efforts(session, search_id).values()),
+            *_excluded_tiles(session, search_id),
+        ),
         chosen=chosen,
         others=others[:SHOWN_FRONT],
         hidden=max(0, len(others) - SHOWN_FRONT),
@@ -218,6 +223,16 @@ def effort_tile(efforts: Iterable[MeasuringEffort]) -> Tile:
         return Tile(label="Device time", value=MISSING, note="nothing was asked of the device yet")
     shared = f"{count(effort.cache_hits)} of {count(effort.measurements)} measurements from the database"
     return Tile(label="Device time", value=f"{effort.device_minutes:.1f} min", note=shared)
+
+
+def _excluded_tiles(session: Session, search_id: str) -> tuple[Tile, ...]:
+    """What the search leaves out because it does not pay; nothing where it leaves nothing out, or has not begun."""
+    stored = get_document(session, search_id, EXCLUDED_CHOICES)
+    if stored is None:
+        return ()
+    found = decode(ExcludedChoices, json.loads(stored))
+    note = f"of {count(found.pruned)} prunings of layers: a denser one takes no longer"
+    return (Tile(label="Not tried", value=count(found.excluded), note=note),)
 
 
 def _events(session: Session, search_id: str, now: float) -> tuple[EventView, ...]:

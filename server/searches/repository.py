@@ -48,6 +48,8 @@ SEARCHED_FRONT = "searched-front"
 LAYER_ERRORS = "layer-errors"
 #: Figures of the best candidates on all held-out images.
 REEVALUATED = "reevaluated"
+#: How many choices do not pay and are left out (`search.unprofitable`).
+EXCLUDED_CHOICES = "excluded-choices"
 
 
 def device_document(name: str, device_id: str, device_ids: Sequence[str]) -> str:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from device_agent.contracts import encode
 from search.canonical import CanonicalForm
 from search.domain.config import Method
+from search.domain.objective import Metric
 from search.domain.space import Genome
 from search.known_figures import NetworkFigures
-from search.pareto import FloatArray
+from search.pareto import FloatArray, IntArray
 from search.problem import SearchProblem
 from search.reconstruction.estimates import ErrorEstimates, errors_from_json, errors_to_json, estimate_errors
-from server.searches.repository import LAYER_ERRORS, get_document
+from search.unprofitable import ProfitableForm
+from server.searches.repository import EXCLUDED_CHOICES, LAYER_ERRORS, get_document
 from server.states import JobStage
 from server.worker.evaluating import make_one_shot_estimator
 from server.worker.mapping import mapping_input
@@ -25,19 +30,48 @@ def make_problem(run: SearchRun, prepared: Prepared, figures: NetworkFigures) ->
     """What the config states. Errors of layers are estimated once and stored with the search."""
     config = run.config
     needs_errors = Method.EXACT in (config.method.name, config.method.seed_with)
+    canonical = CanonicalForm(prepared.spec, prepared.space)
+    profitable = _profitable_form(run, prepared, figures)
+
+    def designs(genomes: ArrayLike) -> IntArray:
+        return canonical(genomes if profitable is None else profitable(genomes))
+
+    def known(genomes: ArrayLike) -> Mapping[Metric, FloatArray]:
+        return figures(designs(genomes))
+
+    def known_latencies(genomes: ArrayLike) -> Mapping[str, FloatArray]:
+        return figures.latencies_ms(designs(genomes))
+
+    # Tables stay those of all choices: no sum of theirs is below the figure of the design that a genome stands for.
     return SearchProblem(
         space=prepared.space,
         objectives=config.objectives,
         constraints=config.constraints,
-        known=figures,
+        known=figures if profitable is None else known,
         known_metrics=NetworkFigures.METRICS,
         tables=figures.tables,
-        known_latencies=figures.latencies_ms,
+        known_latencies=figures.latencies_ms if profitable is None else known_latencies,
         device_tables=figures.device_tables,
-        canonical=CanonicalForm(prepared.spec, prepared.space),
+        canonical=designs,
         errors=_errors(run, prepared).factors if needs_errors else (),
         mapping=mapping_input(run, prepared, figures),
     )
+
+
+def _profitable_form(run: SearchRun, prepared: Prepared, figures: NetworkFigures) -> ProfitableForm | None:
+    """What leaves out choices that do not pay, where the config wants it. The count is told and stored once."""
+    if not run.config.excludes_unprofitable:
+        return None
+    form = ProfitableForm(prepared.space, figures.layer_latencies())
+    with run.database.read() as session:
+        stored = get_document(session, run.search_id, EXCLUDED_CHOICES)
+    if stored is None:
+        run.put_document(EXCLUDED_CHOICES, json.dumps(encode(form.excluded)))
+        run.message(
+            f"{form.excluded.excluded} of {form.excluded.pruned} prunings of layers, each shape counted by itself, are "
+            "not tried: a denser one takes no longer"
+        )
+    return form
 
 
 def _errors(run: SearchRun, prepared: Prepared) -> ErrorEstimates:

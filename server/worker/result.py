@@ -9,7 +9,7 @@ from typing import Any
 
 import jsonschema
 
-from device_agent.contracts import DeviceProfile, Verdict, encode
+from device_agent.contracts import DeviceProfile, Verdict, decode, encode
 from search.domain.objective import Metric
 from search.domain.result import (
     Baseline,
@@ -17,6 +17,7 @@ from search.domain.result import (
     DeviceBaseline,
     DeviceFigures,
     DeviceSummary,
+    ExcludedChoices,
     FrontPoint,
     MeasuringEffort,
     SearchResult,
@@ -28,7 +29,7 @@ from search.known_figures import plan_figures
 from search.lowering import lower
 from search.standing import VerifiedFigures, compare_verified
 from server.searches.effort import measuring_efforts, total_effort
-from server.searches.repository import RESULT, CandidateRecord, load_candidates
+from server.searches.repository import EXCLUDED_CHOICES, RESULT, CandidateRecord, get_document, load_candidates
 from server.states import JobStage
 from server.worker.latencies import DenseLatency, DeviceLatencies, Profile
 from server.worker.run import SearchRun
@@ -44,6 +45,7 @@ def store_result(
     dense = lower(prepared.spec, Decisions())
     with run.database.read() as session:
         efforts = measuring_efforts(session, run.search_id)
+        excluded = get_document(session, run.search_id, EXCLUDED_CHOICES)
     nothing = total_effort(())
     summaries = tuple(_device(d, *devices[d.device_id], efforts.get(d.device_id, nothing)) for d in profile.devices)
     with run.database.read() as session:
@@ -59,6 +61,7 @@ def store_result(
             seconds=run.stage_seconds(),
             latency_from=config.latency_from,
             measuring=total_effort(efforts.values()),
+            excluded_choices=None if excluded is None else decode(ExcludedChoices, json.loads(excluded)),
         ),
         device=summaries[0],
         devices=summaries,

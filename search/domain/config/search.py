@@ -140,6 +140,21 @@ class SearchConfig:
         if self.measuring.strategy is MeasuringStrategy.ACTIVE:
             self._check_active()
 
+    @property
+    def excludes_unprofitable(self) -> bool:
+        """Whether choices that do not pay are left out: only where nothing but accuracy and latency counts, since a
+        sparser layer still has fewer weights; not with published operators, which know nothing of it, and not where
+        latencies change between generations, as what is evaluated for a genome must not.
+        """
+        counted = {o.metric for o in self.objectives} | {c.metric for c in self.constraints}
+        return (
+            self.space.weights is not None
+            and self.space.weights.exclude_unprofitable
+            and not self.method.reproduce_reference
+            and self.measuring.strategy is MeasuringStrategy.GRID
+            and counted <= {Metric.ERROR, Metric.LOSS, Metric.LATENCY_MS}
+        )
+
     def _check_devices(self) -> None:
         if self.device is not None and self.devices:
             raise ContractError(

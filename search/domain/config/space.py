@@ -28,13 +28,15 @@ class WeightsConfig:
     """Weight densities to search. One scheme is applied everywhere; several become a variable of each layer.
 
     `stem_min_density` bounds the first convolution, which is small and sensitive. `fully_connected` has the schemes of
-    fully connected layers; without any they stay dense.
+    fully connected layers; without any they stay dense. With `exclude_unprofitable`, a choice is not tried where a
+    denser one takes no longer (`search.unprofitable`).
     """
 
     densities: tuple[float, ...] = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
     schemes: tuple[str, ...] = ("group:4x1",)
     stem_min_density: float = 1.0
     fully_connected: tuple[str, ...] = ()
+    exclude_unprofitable: bool = True
 
     def __post_init__(self) -> None:
         if not self.densities or not all(0.0 < d <= 1.0 for d in self.densities):

@@ -108,3 +108,20 @@ def test_the_published_pipeline_is_a_config() -> None:
     )
     assert parsed.accuracy.estimator is Estimator.SUPERNET
     assert parsed.training.schedule_factor == 1.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "excludes"),
+    [
+        ({}, True),
+        ({"constraints": [{"metric": "latency_ms", "max": 1.0}]}, True),
+        ({"objectives": [{"metric": "error"}, {"metric": "model_bytes"}]}, False),
+        ({"constraints": [{"metric": "macs", "max": 9}]}, False),
+        ({"space": {"weights": {"exclude_unprofitable": False}}}, False),
+        ({"space": {"channels": {}}}, False),
+        ({"method": {"name": "jcw", "reproduce_reference": True}}, False),
+        ({"measuring": {"strategy": "active"}}, False),
+    ],
+)
+def test_what_does_not_pay_is_left_out_only_where_nothing_else_counts(changes: dict[str, Any], excludes: bool) -> None:
+    assert parse_config(config(**{"space": {"weights": {}}, **changes})).excludes_unprofitable is excludes

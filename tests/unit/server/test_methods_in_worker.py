@@ -14,7 +14,7 @@ from search.domain.objective import Constraint, LatencyOverDevices, Metric, Obje
 from search.errors import InfeasibleBudget
 from server.searches.repository import LATENCY_TABLE, SEARCHED_FRONT
 from tests.unit.server.server_lab import ServerLab
-from tests.unit.server.worker_lab import WorkerLab, quick_search
+from tests.unit.server.worker_lab import Kill, WorkerLab, quick_search
 
 #: Of small_cnn, unpruned.
 MACS = 1_779_328
@@ -53,8 +53,16 @@ def test_bounds_on_counts_and_latency_that_exclude_each_other_are_refused_before
     sqlite_lab: ServerLab,
 ) -> None:
     worker = WorkerLab(sqlite_lab)
-    free = worker.done(thinly_pruned(latency_ms=1000.0))
-    baseline = worker.get(f"/v1/searches/{free}/result")["baseline"]
+    free = worker.done(thinly_pruned(latency_ms=1000.0), Kill(steps=1))
+    result = worker.get(f"/v1/searches/{free}/result")
+    baseline = result["baseline"]
+    # Where only time counts, nothing of this is tried, and it is told once, whoever takes the search over.
+    counts = result["search"]["excluded_choices"]
+    assert counts["excluded"] == counts["pruned"] > 0
+    text = f"{counts['pruned']} of {counts['pruned']} prunings of layers, each shape counted by itself, are not tried"
+    assert sum(message.startswith(text) for message in worker.messages(free)) == 1
+    assert result["search"]["evaluations"] == 1
+    assert [point["macs"] for point in result["front"]] == [MACS]
     dense_ms = baseline["latency_ms"]["native_dense"]
     bounds = {"macs": 0.93 * MACS, "parameters": baseline["parameters"], "model_bytes": baseline["parameters"] * 4}
     search_id, text = refused(worker, thinly_pruned(**bounds, latency_ms=1.001 * dense_ms))
@@ -64,7 +72,9 @@ def test_bounds_on_counts_and_latency_that_exclude_each_other_are_refused_before
     # With the smallest value that the text names, there is a network.
     smallest_ms = float(text.split("latency_ms <= ")[1].split(" is ")[1].split(")")[0])
     found = worker.done(thinly_pruned(**bounds, latency_ms=1.001 * smallest_ms))
-    (point,) = worker.get(f"/v1/searches/{found}/result")["front"]
+    result = worker.get(f"/v1/searches/{found}/result")
+    assert result["search"]["excluded_choices"] is None, "sparser layers have fewer multiply-accumulates"
+    (point,) = result["front"]
     assert point["macs"] <= bounds["macs"]
     assert dense_ms < point["predicted_latency_ms"] <= 1.001 * smallest_ms
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 from rich.console import Console
 
 from device_agent.contracts import Verdict
-from search.domain.result import FrontPoint, SearchResult, Standing
+from search.domain.result import ExcludedChoices, FrontPoint, SearchResult, Standing
 from server.cli.output import print_front
 from server.worker.result import compared
 from tests.unit.server.cli.test_export import a_result
@@ -55,3 +55,11 @@ def test_standings_are_compared_and_printed() -> None:
 
 def test_without_measurements_there_is_no_standing() -> None:
     assert "standing" not in printed(a_result())
+
+
+def test_what_was_left_out_is_told() -> None:
+    result = a_result()
+    assert "not tried" not in printed(result)
+    search = replace(result.search, excluded_choices=ExcludedChoices(pruned=684, excluded=114))
+    text = printed(replace(result, search=search))
+    assert "not tried: 114 of 684 prunings of layers: a denser one takes no longer" in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 
@@ -15,6 +16,7 @@ from server.context import Context
 from server.dashboard import profit
 from server.dashboard.profit import MAX_COLUMNS, heat_map
 from server.latency.profit import SeriesFigures
+from server.searches.repository import EXCLUDED_CHOICES, put_document
 from tests.unit.server.dashboard import seed
 from tests.unit.server.dashboard.test_dashboard_pages import text_of
 from tests.unit.server.dashboard.test_dashboard_series import series_of
@@ -106,3 +108,11 @@ def test_a_series_without_pairs_says_so(local: TestClient, context: Context, see
     text = text_of(local.get(f"/series/{series}/profit").text)
     assert "Nothing to compare yet" in text
     assert "Faster than dense 0" in text
+
+
+def test_the_page_of_a_search_says_what_it_leaves_out(local: TestClient, context: Context, seeded: seed.Seeded) -> None:
+    address = f"/searches/{seeded.running.search_id}"
+    assert "Not tried" not in text_of(local.get(address).text)
+    with context.database.write() as session:
+        put_document(session, seeded.running, EXCLUDED_CHOICES, json.dumps({"pruned": 684, "excluded": 114}))
+    assert "Not tried 114 of 684 prunings of layers: a denser one" in text_of(local.get(address).text)
