@@ -21,17 +21,19 @@ from device_agent.contracts import (
     NetworkTask,
 )
 from device_agent.contracts.measurement import Verdict
-from device_agent.measuring.task import measure_task
+from device_agent.measuring.task import Surroundings, measure_task
 from search.export import write_network
 
 _ATTEMPTS = 3
 
 
-def measured(task: KernelTask | NetworkTask, path: Path | None = None) -> Measurement | str:
+def measured(
+    task: KernelTask | NetworkTask, path: Path | None = None, surroundings: Surroundings | None = None
+) -> Measurement | str:
     """The measurement of `task`, or why there is none after three attempts: then the task is named on stderr too."""
     why = ""
     for _ in range(_ATTEMPTS):
-        result = measure_task(task, path)
+        result = measure_task(task, path, surroundings)
         if isinstance(result, MeasurementFailure):
             why = result.detail
         elif result.verdict is Verdict.REJECTED:

@@ -3,6 +3,7 @@
 python -m bench.latency --parts model baselines --quick     # 10 held-out networks of the stored table, no device
 python -m bench.latency --parts model baselines curve       # all of the stored table: minutes
 python -m bench.latency --parts spread verdicts             # how far measurements can be trusted: some ten minutes
+python -m bench.latency --parts transfer                    # a new device from the model of another: minutes
 python -m bench.latency --parts imported_a72                # the published Cortex-A72 table, imported
 python -m bench.latency.dataset && python -m bench.latency --measurements out/bench/latency    # measured anew, here
 """
@@ -11,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +22,9 @@ from bench.latency.dataset import MEASUREMENTS_FILE, read_records
 from bench.latency.imported_a72 import imported_a72
 from bench.latency.model import baselines_part, curve_part, model_part
 from bench.latency.spread import spread
-from bench.latency.stored import Dataset, from_records, read_dataset, write_dataset
+from bench.latency.stored import STORED, Dataset, from_records, machine_name, read_dataset, write_dataset
+from bench.latency.transfer import transfer_part
 from bench.latency.verdicts import verdicts
-
-#: Measurements that came with the source: what machine they are of is in them.
-STORED = Path(__file__).with_name("measurements.json.gz")
 
 _QUICK_NETWORKS = 10
 #: Fitting takes the third power of their number.
@@ -45,20 +42,12 @@ class Run:
         """The measurements of the work folder, or those that came with the source."""
         if self.measurements is None:
             return read_dataset(STORED)
-        machine = f"{os.cpu_count()} cores, {_processor()}"
-        return from_records(read_records(self.measurements / MEASUREMENTS_FILE), machine)
+        return from_records(read_records(self.measurements / MEASUREMENTS_FILE), machine_name())
 
     @property
     def limits(self) -> tuple[int | None, int | None]:
         """How many kernels and held-out networks are used; None is all."""
         return (_QUICK_KERNELS, _QUICK_NETWORKS) if self.quick else (None, None)
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def _model(run: Run) -> dict[str, Any]:
@@ -75,6 +64,10 @@ def _curve(run: Run) -> dict[str, Any]:
 
 def _active(run: Run) -> dict[str, Any]:
     return active_part(run.dataset(), BUDGETS_MINUTES[:2], 60, 1) if run.quick else active_part(run.dataset())
+
+
+def _transfer(run: Run) -> dict[str, Any]:
+    return transfer_part(run.dataset(), (0, 20), 1) if run.quick else transfer_part(run.dataset())
 
 
 def _spread(run: Run) -> dict[str, Any]:
@@ -97,6 +90,7 @@ PARTS: dict[str, Callable[[Run], dict[str, Any]]] = {
     "baselines": _baselines,
     "curve": _curve,
     "active": _active,
+    "transfer": _transfer,
     "spread": _spread,
     "verdicts": _verdicts,
     "imported_a72": _imported_a72,

@@ -32,11 +32,13 @@ from bench.measured import measured, measured_network
 from device_agent.contracts import (
     KernelSpec,
     KernelTask,
+    Measurement,
     MeasuringSetup,
     NetworkPlan,
     encode,
     kernel_id,
 )
+from device_agent.measuring.task import Surroundings
 from search.domain.network import NetworkSpec
 from search.latency.families import without_seed
 
@@ -49,7 +51,7 @@ MEASUREMENTS_FILE = "measurements.jsonl"
 #: So many kernels between two networks.
 _KERNELS_BETWEEN = 8
 #: What the machine was slow or fast for is measured again at the end, so often.
-_TURNS = 3
+TURNS = 3
 _USUAL_WITHIN = 0.08
 
 _Item = KernelSpec | tuple[str, NetworkPlan]
@@ -77,10 +79,8 @@ def measure_all(work: Path, num_kernels: int, num_held_out: int, minutes: float)
     deadline = time.monotonic() + 60 * minutes
     wanted = list(items(specs, num_kernels, num_held_out))
     path = work / MEASUREMENTS_FILE
-    for turn in range(_TURNS):
-        records = read_records(path)
-        usual = usual_reference_ns(records)
-        done = {str(r["key"]) for r in records if turn == 0 or is_at_usual_speed(r, usual)}
+    for turn in range(TURNS):
+        done = done_keys(read_records(path), is_first=turn == 0)
         missing = [item for item in wanted if _key(item) not in done]
         print(f"turn {turn + 1}: {len(missing)} of {len(wanted)} to measure", file=sys.stderr)
         with path.open("a", encoding="utf-8") as file:
@@ -119,6 +119,12 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     return list(best.values())
 
 
+def done_keys(records: list[dict[str, Any]], *, is_first: bool) -> set[str]:
+    """What need not be measured: in the first turn what was measured at all, then what was so at the usual speed."""
+    usual = usual_reference_ns(records)
+    return {str(r["key"]) for r in records if is_first or is_at_usual_speed(r, usual)}
+
+
 def usual_reference_ns(records: list[dict[str, Any]]) -> float:
     """The median time of the reference kernel; 1 without any measurement."""
     times = [r["statistics"]["reference_ns"] for r in records if "statistics" in r]
@@ -140,18 +146,27 @@ def _key(item: _Item) -> str:
     return kernel_id(item) if isinstance(item, KernelSpec) else item[0]
 
 
-def _record(item: _Item) -> dict[str, Any]:
+def kernel_record(
+    kernel: KernelSpec, setup: MeasuringSetup, surroundings: Surroundings | None = None
+) -> dict[str, Any]:
+    """The line of a kernel: measured, or why it was not."""
     started = time.monotonic()
-    about: dict[str, Any]
+    kernel = without_seed(kernel)
+    found = measured(KernelTask(kernel=kernel, setup=setup), surroundings=surroundings)
+    return _told({"key": kernel_id(kernel), "kernel": encode(kernel)}, found, started)
+
+
+def _record(item: _Item) -> dict[str, Any]:
     if isinstance(item, KernelSpec):
-        kernel = without_seed(item)
-        about = {"key": _key(item), "kernel": encode(kernel)}
-        found = measured(KernelTask(kernel=kernel, setup=KERNELS))
-    else:
-        name, plan = item
-        ops = [[op.name, list(op.inputs), op.residual, encode(without_seed(op.kernel))] for op in plan.ops]
-        about = {"key": name, "ops": ops}
-        found = measured_network(plan, random_tensors(plan), NETWORKS)
+        return kernel_record(item, KERNELS)
+    started = time.monotonic()
+    name, plan = item
+    ops = [[op.name, list(op.inputs), op.residual, encode(without_seed(op.kernel))] for op in plan.ops]
+    found = measured_network(plan, random_tensors(plan), NETWORKS)
+    return _told({"key": name, "ops": ops}, found, started)
+
+
+def _told(about: dict[str, Any], found: Measurement | str, started: float) -> dict[str, Any]:
     about["seconds"] = round(time.monotonic() - started, 3)
     if isinstance(found, str):
         return about | {"failed": found}

@@ -53,8 +53,8 @@ def imported_a72(folder: Path | None = None) -> dict[str, Any]:
     """The part `imported_a72` of the benchmark, from the data in `folder`. Raises `FileNotFoundError` without them."""
     folder = shared_data() if folder is None else folder
     started = time.perf_counter()
-    layers = [dense_layer(line.split()) for line in (folder / CONVOLUTIONS).read_text().splitlines()]
-    figures = judged(_imported_cells(folder / TABLE), layers)
+    layers = dense_layers(folder)
+    figures = judged(imported_cells(folder / TABLE), layers)
     return {**figures, "seconds": time.perf_counter() - started}
 
 
@@ -99,7 +99,7 @@ def judged(cells: Sequence[Cell], layers: list[KernelSpec]) -> dict[str, Any]:
     }
 
 
-def _imported_cells(table: Path) -> list[Cell]:
+def imported_cells(table: Path) -> list[Cell]:
     """Every imported cell: its kernel and latency in ns, from the export of a fresh database."""
     with tempfile.TemporaryDirectory() as name:
         settings = Settings(data_dir=Path(name))
@@ -127,6 +127,11 @@ def _exported_kernel(row: dict[str, Any]) -> KernelSpec:
     names = set(KernelSpec.__dataclass_fields__) - {"pruning"}
     values = {name: row[name] for name in names}
     return decode(KernelSpec, {**values, "pruning": {name: row[name] for name in pruning}})
+
+
+def dense_layers(folder: Path) -> list[KernelSpec]:
+    """The convolutions of the dense network, in order, from the data in `folder`."""
+    return [dense_layer(line.split()) for line in (folder / CONVOLUTIONS).read_text().splitlines()]
 
 
 def dense_layer(line: list[str]) -> KernelSpec:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import os
+import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,9 @@ from search.latency.drift import at_usual_speed, usual_references
 from search.latency.table import KernelLatency, NetworkLatency, median_std_ns
 
 FORMAT = 1
+
+#: Measurements that came with the source: what machine they are of is in them.
+STORED = Path(__file__).with_name("measurements.json.gz")
 
 #: Where the machine was slower by a factor, kernels were so by this part of its logarithm more or less (seen on 800
 #: kernels: quartiles at 1.40 and 1.60 where the reference kernel took 1.48 times as long).
@@ -40,7 +45,15 @@ class Dataset:
         return {name: network for name, network in self.networks.items() if f"/{split.value}/" in name}
 
 
-def from_records(records: Sequence[dict[str, Any]], machine: str) -> Dataset:
+def machine_name() -> str:
+    """The cores and the processor of this machine."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{os.cpu_count()} cores, {names[0] if names else platform.machine()}"
+
+
+def from_records(records: Sequence[dict[str, Any]], machine: str, runtime: str = "native") -> Dataset:
     """What `bench.latency.dataset` wrote, brought to one speed of the machine by the reference kernel.
 
     Raises `ValueError` where records are of different runtimes: they are no one series.
@@ -72,7 +85,7 @@ def from_records(records: Sequence[dict[str, Any]], machine: str) -> Dataset:
             op_ns[record["key"]] = tuple(record["op_ns"])
     about = {
         "machine": machine,
-        "runtime": "native",
+        "runtime": runtime,
         "runtime_version": found[0]["runtime_version"],
         "isa": found[0]["isa"],
     }

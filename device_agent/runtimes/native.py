@@ -23,14 +23,17 @@ class NativeRuntime:
     """The native library of this machine; the first use may compile it.
 
     With `exact`, nothing is tuned and outputs have the same bits in every run: for looking at outputs, not for timing.
+    `isa` names an instruction set ("avx512", "avx2", "sse2" on x86) instead of the fastest one.
 
-    Raises `RuntimeUnavailable` where it can neither be found nor built.
+    Raises `RuntimeUnavailable` where it can neither be found nor built, or the processor lacks `isa`.
     """
 
-    def __init__(self, *, exact: bool = False) -> None:
+    def __init__(self, *, exact: bool = False, isa: str | None = None) -> None:
         self._exact = exact
+        self._isa = isa
         try:
             self._library = load_library()
+            self._library.backend(isa)
         except NativeError as error:
             raise RuntimeUnavailable(str(error)) from None
 
@@ -39,14 +42,20 @@ class NativeRuntime:
             name="native",
             version=f"{__version__} (compiler {self._library.compiler})",
             binary_sha256=self._library.sha256,
-            isa=self._library.backend().name,
+            isa=self._library.backend(self._isa).name,
         )
 
     def load_kernel(self, kernel: KernelSpec, threads: int) -> NativeExecutable:
         cores = _cores_for(threads)
         try:
             prepare = functools.partial(
-                NativeKernel, kernel, threads=threads, cores=cores, tune=not self._exact, exact=self._exact
+                NativeKernel,
+                kernel,
+                isa=self._isa,
+                threads=threads,
+                cores=cores,
+                tune=not self._exact,
+                exact=self._exact,
             )
             return NativeExecutable(prepare, is_sparse=_is_sparse(kernel))
         except UnsupportedKernelError as error:
@@ -65,7 +74,14 @@ class NativeRuntime:
             raise UnsupportedTask(f"the network reads {plan.input_shape}, but the task says {input_shape}")
         try:
             prepare = functools.partial(
-                NativeNetwork, plan, tensors, threads=threads, cores=cores, tune=not self._exact, exact=self._exact
+                NativeNetwork,
+                plan,
+                tensors,
+                isa=self._isa,
+                threads=threads,
+                cores=cores,
+                tune=not self._exact,
+                exact=self._exact,
             )
             return NativeExecutable(prepare, is_sparse=any(_is_sparse(kernel) for kernel in plan.kernels))
         except UnsupportedKernelError as error:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from device_agent.contracts import KernelSpec, Op, PruningScheme
+from device_agent.contracts import TFLITE_SPARSE_RUNTIME, KernelSpec, Op, PruningScheme, WeightPruning
 from search.pareto import FloatArray
 
 #: Positions are computed in whole vectors of so many elements: the longest of any instruction set that is supported.
@@ -26,10 +26,13 @@ _FLOAT_BYTES, _INDEX_BYTES = 4, 2
 _CACHE_BYTES = (384 * 1024, 1536 * 1024)
 
 #: XNNPACK computes with zeros left out only where more than two thirds of 1x1 weights are zeros
-#: (`num_zeroes * 3 <= num_params * 2` disables it: XNNPACK, src/subgraph.c).
+#: (`num_zeroes * 3 <= num_params * 2` disables it: XNNPACK, src/subgraph.c), and where it is asked to: by the runtime
+#: `tflite-sparse`.
 _XNNPACK_MOST_DENSITY = 1 / 3
-#: Runtimes that compute zeros like any weight, but for XNNPACK's rule.
-_DENSE_RUNTIMES = frozenset({"tflite", "ncnn"})
+#: Runtimes that compute zeros like any weight, but for XNNPACK's rule in the last.
+_DENSE_RUNTIMES = frozenset({"tflite", "ncnn", TFLITE_SPARSE_RUNTIME})
+#: Runtimes whose 3x3 kernels are never Winograd's.
+_DIRECT_RUNTIMES = frozenset({"tflite", TFLITE_SPARSE_RUNTIME})
 
 #: Winograd's algorithm is tried for 3x3 kernels of stride 1 with so many channels and so many weights left; its outputs
 #: come in blocks of 16 channels and tiles of 4x4 positions from 6x6 inputs (Lavin and Gray 2015, arXiv 1509.09308).
@@ -88,6 +91,16 @@ class FeatureTable:
     def __len__(self) -> int:
         return len(self.modes)
 
+    def part(self, which: np.ndarray) -> FeatureTable:
+        """The kernels that `which` (n,) is true for."""
+        return FeatureTable(
+            modes=tuple(mode for mode, is_in in zip(self.modes, which.tolist(), strict=True) if is_in),
+            ways=self.ways[which],
+            winograd=self.winograd[which],
+            has_winograd=self.has_winograd[which],
+            coordinates=self.coordinates[which],
+        )
+
 
 def feature_table(features: Sequence[KernelFeatures]) -> FeatureTable:
     """The features of many kernels, stacked. Raises `ValueError` for none."""
@@ -104,8 +117,11 @@ def feature_table(features: Sequence[KernelFeatures]) -> FeatureTable:
 
 
 def kernel_features(kernel: KernelSpec, runtime: str) -> KernelFeatures:
-    """The features of `kernel` on `runtime` ("native" and unknown ones leave zeros out; "tflite" by XNNPACK's rule)."""
-    density = effective_density(kernel, runtime)
+    """The features of `kernel` on `runtime`: "native" and unknown ones leave zeros out, "tflite-sparse" by XNNPACK's
+    rule, others not at all.
+    """
+    kernel = as_computed(kernel, runtime)
+    density = kernel.pruning.density
     ways = tuple(_terms(kernel, density, largest) for largest in _GROUP_SIZES)
     winograd = _winograd_terms(kernel) if _may_be_winograd(kernel, density, runtime) else None
     return KernelFeatures(
@@ -122,8 +138,15 @@ def effective_density(kernel: KernelSpec, runtime: str) -> float:
     if runtime not in _DENSE_RUNTIMES:
         return density
     is_matrix = kernel.kernel_h == kernel.kernel_w == kernel.stride == 1
-    leaves_zeros_out = runtime == "tflite" and is_matrix and density < _XNNPACK_MOST_DENSITY
+    leaves_zeros_out = runtime == TFLITE_SPARSE_RUNTIME and is_matrix and density < _XNNPACK_MOST_DENSITY
     return density if leaves_zeros_out else 1.0
+
+
+def as_computed(kernel: KernelSpec, runtime: str) -> KernelSpec:
+    """`kernel` as `runtime` computes it: a dense one, where it makes no use of the zeros."""
+    if kernel.pruning.density == 1.0 or effective_density(kernel, runtime) < 1.0:
+        return kernel
+    return replace(kernel, pruning=WeightPruning())
 
 
 def _mode(kernel: KernelSpec, density: float, *, has_winograd: bool) -> str:
@@ -220,7 +243,7 @@ def _shared_filters(kernel: KernelSpec) -> int:
 
 def _may_be_winograd(kernel: KernelSpec, density: float, runtime: str) -> bool:
     return (
-        runtime != "tflite"
+        runtime not in _DIRECT_RUNTIMES
         and kernel.op is Op.CONV2D
         and (kernel.kernel_h, kernel.kernel_w, kernel.stride) == (3, 3, 1)
         and min(kernel.in_channels, kernel.out_channels) >= _WINOGRAD_LEAST_CHANNELS

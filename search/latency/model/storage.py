@@ -2,6 +2,7 @@
 
 Everything else is worked out again from these when a model is read. Version history:
     1  first version
+    2  a model made by transfer has prices of its own, too
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from search.latency.model.residual import Settings
 from search.latency.table import KernelLatency
 from search.pareto import FloatArray
 
-MODEL_VERSION = 1
+MODEL_VERSION = 2
 
 
 def dump_model(model: KernelLatencyModel) -> str:
@@ -43,13 +44,14 @@ def load_model(text: str | bytes) -> KernelLatencyModel:
 def _model(model: KernelLatencyModel) -> dict[str, Any]:
     base: dict[str, Any]
     if isinstance(model.base, PhysicalModel):
-        winograd = model.base.winograd
-        base = {"direct": _prices(model.base.direct), "winograd": None if winograd is None else _prices(winograd)}
+        base = _physical(model.base)
     else:
         base = {
             "prior": _model(model.base.prior),
             "common_log_factor": model.base.common_log_factor,
             "log_factors": dict(model.base.log_factors),
+            "own": _physical(model.base.own),
+            "weight": model.base.weight,
         }
     settings = model.settings
     return {
@@ -68,6 +70,11 @@ def _model(model: KernelLatencyModel) -> dict[str, Any]:
     }
 
 
+def _physical(model: PhysicalModel) -> dict[str, Any]:
+    winograd = model.winograd
+    return {"direct": _prices(model.direct), "winograd": None if winograd is None else _prices(winograd)}
+
+
 def _prices(prices: Prices) -> dict[str, Any]:
     return {
         "common": prices.common.tolist(),
@@ -83,14 +90,14 @@ def _read(document: dict[str, Any]) -> KernelLatencyModel:
     if "prior" in base:
         made = Transfer(
             prior=_read(base["prior"]),
+            runtime=str(document["runtime"]),
             common_log_factor=float(base["common_log_factor"]),
             log_factors={str(mode): float(value) for mode, value in base["log_factors"].items()},
+            own=_read_physical(base["own"]),
+            weight=float(base["weight"]),
         )
     else:
-        made = PhysicalModel(
-            direct=_read_prices(base["direct"], len(TERMS)),
-            winograd=None if base["winograd"] is None else _read_prices(base["winograd"], len(WINOGRAD_TERMS)),
-        )
+        made = _read_physical(base)
     size = len(settings["shift"])
     return KernelLatencyModel(
         str(document["runtime"]),
@@ -104,6 +111,14 @@ def _read(document: dict[str, Any]) -> KernelLatencyModel:
             noise=float(settings["noise"]),
             between_modes=float(settings["between_modes"]),
         ),
+    )
+
+
+def _read_physical(document: dict[str, Any]) -> PhysicalModel:
+    winograd = document["winograd"]
+    return PhysicalModel(
+        direct=_read_prices(document["direct"], len(TERMS)),
+        winograd=None if winograd is None else _read_prices(winograd, len(WINOGRAD_TERMS)),
     )
 
 

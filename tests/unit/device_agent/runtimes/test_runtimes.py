@@ -8,8 +8,8 @@ import pytest
 from device_agent.contracts import ContractError, NetworkFormat, Op, VerdictReason
 from device_agent.formats.packed import write_packed
 from device_agent.formats.tflite import plan_to_tflite
-from device_agent.native.executor import NativeNetwork
-from device_agent.native.library import BackendInfo, Library
+from device_agent.native.executor import NativeKernel, NativeNetwork
+from device_agent.native.library import BackendInfo, Library, load_library
 from device_agent.native.planner import Program
 from device_agent.native.steps import Way
 from device_agent.native.team import available_cores
@@ -22,6 +22,7 @@ from device_agent.runtimes import (
     make_runtime,
     probe_runtimes,
 )
+from device_agent.runtimes.native import NativeRuntime
 from device_agent.runtimes.reference import output_agrees, run_network
 from device_agent.runtimes.simulated import CORE_VARIABLE, kernel_latency_ns, network_latency_ns
 from device_agent.synthesis import kernel_inputs, synthesize_input, synthesize_weights
@@ -54,6 +55,18 @@ def network_files() -> list[tuple[str, NetworkFormat, bytes]]:
         ("simulated", NetworkFormat.PACKED, packed),
         ("simulated", NetworkFormat.TFLITE, tflite),
     ]
+
+
+def test_the_native_runtime_can_be_held_to_another_instruction_set() -> None:
+    runtime_or_skip("native")
+    usable = [backend.name for backend in load_library().backends if backend.is_supported]
+    runtime = NativeRuntime(isa=usable[-1], exact=True)
+    assert runtime.info().isa == usable[-1]
+    executable = runtime.load_kernel(KERNELS["conv group"], 1)
+    assert isinstance(executable._program, NativeKernel)
+    assert executable._program.isa == usable[-1]
+    with pytest.raises(RuntimeUnavailable, match="no backend 'abacus'"):
+        NativeRuntime(isa="abacus")
 
 
 @pytest.mark.parametrize("name", KERNELS)

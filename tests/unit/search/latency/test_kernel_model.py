@@ -11,7 +11,7 @@ import pytest
 from device_agent.contracts import Activation, ContractError, KernelSpec, Op, PruningScheme, WeightPruning
 from search.errors import LatencyModelError
 from search.latency.model.choice import choose_kernels, network_log_std, network_parts
-from search.latency.model.features import TERMS, effective_density, feature_table, kernel_features
+from search.latency.model.features import TERMS, as_computed, effective_density, feature_table, kernel_features
 from search.latency.model.kernel_model import KernelLatencyModel, Transfer, fit_kernel_model
 from search.latency.model.physical import fit_physical
 from search.latency.model.storage import dump_model, load_model
@@ -253,12 +253,13 @@ def test_tflite_leaves_zeros_out_of_1x1_only_and_beyond_two_thirds() -> None:
         pruning = WeightPruning(scheme=PruningScheme.GROUP, block_filters=4, density=density)
         return conv(kernel_h=window, kernel_w=window, padding=window // 2, pruning=pruning)
 
-    assert effective_density(pruned(0.3, 1), "tflite") == 0.3
-    assert effective_density(pruned(1 / 3, 1), "tflite") == 1.0
-    assert effective_density(pruned(0.1, 3), "tflite") == 1.0
+    assert effective_density(pruned(0.3, 1), "tflite-sparse") == 0.3
+    assert effective_density(pruned(1 / 3, 1), "tflite-sparse") == 1.0
+    assert effective_density(pruned(0.1, 3), "tflite-sparse") == 1.0
+    assert effective_density(pruned(0.1, 1), "tflite") == 1.0
     assert effective_density(pruned(0.3, 1), "ncnn") == 1.0
     assert effective_density(pruned(0.3, 3), "native") == 0.3
-    sparse, dense = (kernel_features(pruned(density, 1), "tflite").mode for density in (0.3, 0.4))
+    sparse, dense = (kernel_features(pruned(density, 1), "tflite-sparse").mode for density in (0.3, 0.4))
     assert sparse != dense
 
 
@@ -336,3 +337,56 @@ def test_a_similar_device_needs_few_measurements(model: KernelLatencyModel) -> N
     assert isinstance(helped.base, Transfer)
     again = load_model(dump_model(helped))
     np.testing.assert_array_equal(again.predict_all(kernels)[0], helped.predict_all(kernels)[0])
+
+
+def test_a_device_that_is_unlike_the_other_one_goes_by_its_own_measurements(model: KernelLatencyModel) -> None:
+    rng = np.random.default_rng(40)
+    shuffled = measured(rng, 200)
+    times = rng.permutation([entry.latency_ns for entry in shuffled])
+    misleading = fit_kernel_model(
+        [dataclasses.replace(entry, latency_ns=float(ns)) for entry, ns in zip(shuffled, times, strict=True)],
+        "native",
+        rng=np.random.default_rng(0),
+    )
+    own = measured(np.random.default_rng(41), 60)
+    misled, alone, helped = (
+        fit_kernel_model(own, "native", rng=np.random.default_rng(0), prior=prior)
+        for prior in (misleading, None, model)
+    )
+    assert isinstance(misled.base, Transfer)
+    assert isinstance(helped.base, Transfer)
+    assert misled.base.weight <= 0.25
+    assert helped.base.weight == 1.0
+    kernels = unseen(42, 150)
+    first, second = (np.sqrt(np.mean(errors_of(m, kernels) ** 2)) for m in (misled, alone))
+    assert first < 1.5 * second
+
+
+def test_a_runtime_that_makes_no_use_of_zeros_takes_the_dense_kernels_of_another_device(
+    model: KernelLatencyModel,
+) -> None:
+    pruned = unseen(50, 40)
+    few = [
+        KernelLatency(kernel=k, latency_ns=2.0 * true_ns(as_computed(k, "ncnn")), std_ns=1.0)
+        for k in dict.fromkeys(pruned[:20])
+    ]
+    helped = fit_kernel_model(few, "ncnn", rng=np.random.default_rng(0), prior=model)
+    sparse = [kernel for kernel in pruned[20:] if kernel.pruning.density < 1]
+    dense = [dataclasses.replace(kernel, pruning=WeightPruning()) for kernel in sparse]
+    assert sparse
+    np.testing.assert_array_equal(helped.predict_all(sparse)[0], helped.predict_all(dense)[0])
+    np.testing.assert_array_equal(helped.weight_bytes(sparse), helped.weight_bytes(dense))
+    again = load_model(dump_model(helped))
+    np.testing.assert_array_equal(again.predict_all(sparse)[0], helped.predict_all(sparse)[0])
+
+
+def test_many_kernels_at_once_are_told_as_each_alone(model: KernelLatencyModel) -> None:
+    kernels = [*unseen(60, 5), model.entries[0].kernel]
+    each = model.predict_each(kernels)
+    assert [found.exact for found in each] == [False] * 5 + [True]
+    for found, kernel in zip(each, kernels, strict=True):
+        assert found.latency_ns == pytest.approx(model.predict(kernel).latency_ns)
+        assert found.std_ns == pytest.approx(model.predict(kernel).std_ns)
+    assert model.predict_each([]) == []
+    assert model.knows_mode(kernels[0])
+    assert not model.knows_mode(KernelSpec(op=Op.MAX_POOL, in_channels=4, out_channels=4))
