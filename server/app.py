@@ -29,6 +29,7 @@ from server.fleet import endpoints as agents
 from server.fleet.waiting import LeaseWaiters
 from server.latency import endpoints as latency
 from server.latency import listing_endpoints as listing
+from server.latency import model_endpoints as latency_models
 from server.latency.exchange import endpoints as exchange
 from server.logs import configure_logging
 from server.searches import endpoints as searches
@@ -50,7 +51,19 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         dependencies=[Depends(_refuse_nul)],
     )
     app.state.settings = settings
-    for module in (status, searches, events, devices, agents, latency, listing, exchange, artifacts, catalog):
+    for module in (
+        status,
+        searches,
+        events,
+        devices,
+        agents,
+        latency,
+        listing,
+        latency_models,
+        exchange,
+        artifacts,
+        catalog,
+    ):
         app.include_router(module.router)
     app.include_router(dashboard.router)
     handlers.install(app)

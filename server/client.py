@@ -9,7 +9,7 @@ import hashlib
 import json
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -195,6 +195,23 @@ class KerfClient:
     def latency_card(self, series_id: str) -> dict[str, Any]:
         """How far predictions from a series can be trusted."""
         return self._json("GET", f"/v1/latency-series/{series_id}/card")
+
+    def latency_model(self, series_id: str) -> dict[str, Any]:
+        """Whether a series has a latency model, how old it is, and what it starts from."""
+        return self._json("GET", f"/v1/latency-series/{series_id}/model")
+
+    def fit_latency_model(self, series_id: str, from_series_id: str | None = None) -> dict[str, Any]:
+        """Have the model of a series fitted anew by a worker, starting from another series or from none."""
+        return self._json("PUT", f"/v1/latency-series/{series_id}/model", json={"from_series_id": from_series_id})
+
+    def export_latency_model(self, series_id: str) -> bytes:
+        """The model of a series as versioned JSON."""
+        return self._send("GET", f"/v1/latency-series/{series_id}/model:export").content
+
+    def predict_latencies(self, series_id: str, kernels: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The latency of kernels by the model of a series, in their order; what was not measured says so."""
+        body = {"series_id": series_id, "kernels": [dict(kernel) for kernel in kernels]}
+        return self._json("POST", "/v1/latency:predict", json=body)
 
     def latency_profit(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
         """What pruning gains, kernel by kernel, in one series."""

@@ -350,6 +350,25 @@ class CardRow(Base):
     computed_at: Mapped[float] = mapped_column(Double, default=now_s())
 
 
+class LatencyModelRow(Base):
+    """The latency model of a series, as a worker last fitted it, and what it is to start from.
+
+    `model` is None until then, and where `without_model` says why there is none. `num_measurements` is that of the
+    series at the time: where it has more now, the model is old. Of a request that no worker came to it is -1.
+    `format_version` is that of the JSON.
+    """
+
+    __tablename__ = "latency_model"
+    series_id: Mapped[str] = mapped_column(Id, ForeignKey("latency_series.id"), primary_key=True)
+    from_series_id: Mapped[str | None] = mapped_column(Id, ForeignKey("latency_series.id"))
+    num_measurements: Mapped[int] = mapped_column(Integer)
+    num_kernels: Mapped[int] = mapped_column(Integer)
+    format_version: Mapped[int] = mapped_column(Integer)
+    model: Mapped[str | None] = mapped_column(CompressedText)
+    without_model: Mapped[str] = mapped_column(Text)
+    fitted_at: Mapped[float | None] = mapped_column(Double)
+
+
 class SearchRow(Base):
     """A search job. `epoch` fences: every worker that takes the job over raises it, and writes only under its own."""
 

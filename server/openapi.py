@@ -29,6 +29,7 @@ from server.errors import Problem
 from server.fleet.devices import DeviceView, EnrolmentCode, EnrolmentCodeRequest
 from server.latency.exchange.service import ImportAnswer, LatencyImport
 from server.latency.listing_endpoints import CardView, Comparison
+from server.latency.model_endpoints import LatencyModelRequest, LatencyModelView, PredictionAnswer, PredictionQuery
 from server.latency.profit import ProfitMap
 from server.latency.schemas import KernelView, LatencyAnswer, LatencyQuery, LatencyView, MeasurementView
 from server.searches.schemas import CandidateView, EventView, SearchView
@@ -56,6 +57,8 @@ WIRE_CLASSES: tuple[type, ...] = (
     KernelView,
     LatencyAnswer,
     LatencyImport,
+    LatencyModelRequest,
+    LatencyModelView,
     LatencyQuery,
     LatencyView,
     LeaseAnswer,
@@ -64,6 +67,8 @@ WIRE_CLASSES: tuple[type, ...] = (
     ModelList,
     ModelRequest,
     ModelView,
+    PredictionAnswer,
+    PredictionQuery,
     Problem,
     ProfitMap,
     RenewAnswer,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable
+from typing import Any
 
 from device_agent import __version__
 from device_agent.contracts.device import RuntimeInfo
@@ -29,8 +30,8 @@ class NativeRuntime:
     """
 
     def __init__(self, *, exact: bool = False, isa: str | None = None) -> None:
-        self._exact = exact
         self._isa = isa
+        self._options: dict[str, Any] = {"isa": isa, "tune": not exact, "exact": exact}
         try:
             self._library = load_library()
             self._library.backend(isa)
@@ -48,15 +49,7 @@ class NativeRuntime:
     def load_kernel(self, kernel: KernelSpec, threads: int) -> NativeExecutable:
         cores = _cores_for(threads)
         try:
-            prepare = functools.partial(
-                NativeKernel,
-                kernel,
-                isa=self._isa,
-                threads=threads,
-                cores=cores,
-                tune=not self._exact,
-                exact=self._exact,
-            )
+            prepare = functools.partial(NativeKernel, kernel, threads=threads, cores=cores, **self._options)
             return NativeExecutable(prepare, is_sparse=_is_sparse(kernel))
         except UnsupportedKernelError as error:
             raise UnsupportedTask(str(error)) from None
@@ -73,16 +66,7 @@ class NativeRuntime:
         if plan.input_shape != input_shape:
             raise UnsupportedTask(f"the network reads {plan.input_shape}, but the task says {input_shape}")
         try:
-            prepare = functools.partial(
-                NativeNetwork,
-                plan,
-                tensors,
-                isa=self._isa,
-                threads=threads,
-                cores=cores,
-                tune=not self._exact,
-                exact=self._exact,
-            )
+            prepare = functools.partial(NativeNetwork, plan, tensors, threads=threads, cores=cores, **self._options)
             return NativeExecutable(prepare, is_sparse=any(_is_sparse(kernel) for kernel in plan.kernels))
         except UnsupportedKernelError as error:
             raise UnsupportedTask(str(error)) from None

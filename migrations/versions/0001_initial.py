@@ -605,9 +605,28 @@ def upgrade() -> None:
         ),
         sa.PrimaryKeyConstraint("series_id", name=op.f("pk_latency_card")),
     )
+    op.create_table(
+        "latency_model",
+        sa.Column("series_id", sa.String(length=80), nullable=False),
+        sa.Column("from_series_id", sa.String(length=80), nullable=True),
+        sa.Column("num_measurements", sa.Integer(), nullable=False),
+        sa.Column("num_kernels", sa.Integer(), nullable=False),
+        sa.Column("format_version", sa.Integer(), nullable=False),
+        sa.Column("model", sa.LargeBinary(), nullable=True),
+        sa.Column("without_model", sa.Text(), nullable=False),
+        sa.Column("fitted_at", sa.Double(), nullable=True),
+        sa.ForeignKeyConstraint(
+            ["from_series_id"], ["latency_series.id"], name=op.f("fk_latency_model_from_series_id_latency_series")
+        ),
+        sa.ForeignKeyConstraint(
+            ["series_id"], ["latency_series.id"], name=op.f("fk_latency_model_series_id_latency_series")
+        ),
+        sa.PrimaryKeyConstraint("series_id", name=op.f("pk_latency_model")),
+    )
 
 
 def downgrade() -> None:
+    op.drop_table("latency_model")
     op.drop_table("latency_card")
     with op.batch_alter_table("latency_drift_check", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_latency_drift_check_series_id"))

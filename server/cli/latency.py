@@ -11,11 +11,14 @@ from typing import Annotated, Any
 import typer
 import yaml
 
+from server.cli import latency_models
 from server.cli.config_file import ConfigFileError
 from server.cli.connection import ServerOption, TokenOption, connect
 from server.cli.console import JsonOption, make_console, print_items
 
-app = typer.Typer(help="Query, compare, import and export latencies.", no_args_is_help=True)
+app = typer.Typer(help="Query, compare, predict, import and export latencies.", no_args_is_help=True)
+app.add_typer(latency_models.model_app, name="model")
+app.command()(latency_models.predict)
 
 
 class ExportForm(StrEnum):

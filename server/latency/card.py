@@ -14,26 +14,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sqlalchemy import func, or_, select, update
+from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session
 
-from device_agent.contracts import KernelSpec, ReportStatus, Statistics, Verdict, decode, dumps, kernel_id, loads
+from device_agent.contracts import ReportStatus, Verdict, dumps, loads
 from search.errors import LatencyModelError
 from search.latency.card import ErrorSummary, summarise_errors
-from search.latency.drift import at_usual_speed, usual_references
-from search.latency.families import family_of, without_seed
+from search.latency.families import family_of
 from search.latency.model.validation import cross_validate
 from search.latency.predictor import HeldOut, LatencyPredictor
-from search.latency.table import KernelLatency, LatencyTable, kernel_latency
+from search.latency.table import KernelLatency, LatencyTable
 from server.columns import now_s
 from server.database import Database
+from server.latency.figures import QUIET_S, due_series, series_kernels
 from server.latency.series import SeriesKey, differing_parts, get_series, key_of
 from server.models import (
     CandidateRow,
     CardRow,
     DocumentRow,
-    KernelRow,
-    LatencyRow,
     MeasurementRow,
     SearchRow,
     SearchTaskRow,
@@ -42,9 +40,6 @@ from server.models import (
 from server.searches.repository import RESULT
 from server.states import JobStage, JobState
 from server.upsert import upsert
-
-#: A series that was measured in less than this ago is still growing.
-QUIET_S = 5.0
 
 #: Kernels of the scatter: more would be one spot.
 _SHOWN_KERNELS = 400
@@ -105,19 +100,7 @@ class SeriesCard:
 
 def due_card(session: Session, *, quiet_s: float = QUIET_S) -> str | None:
     """A series whose card is missing, or was made of other measurements (see `outdate_cards`, too)."""
-    query = (
-        select(SeriesRow.id)
-        .outerjoin(CardRow, CardRow.series_id == SeriesRow.id)
-        .where(
-            SeriesRow.last_at <= now_s() - quiet_s,
-            # A series of whole networks alone has nothing to predict with.
-            select(LatencyRow.kernel_id).where(LatencyRow.series_id == SeriesRow.id).exists(),
-            or_(CardRow.series_id.is_(None), CardRow.num_measurements != SeriesRow.num_measurements),
-        )
-        .order_by(SeriesRow.last_at.desc(), SeriesRow.id)
-        .limit(1)
-    )
-    return session.scalars(query).first()
+    return due_series(session, CardRow, quiet_s=quiet_s)
 
 
 def refresh_card(database: Database, *, quiet_s: float = QUIET_S) -> str | None:
@@ -254,44 +237,9 @@ def _facts(session: Session, series: SeriesRow) -> _Facts:
         num_measurements=series.num_measurements,
         verdicts={verdict.value: count for verdict, count in session.execute(verdicts)},
         device_minutes=float(seconds or 0.0) / 60.0,
-        kernels=_kernels(session, series.id),
+        kernels=series_kernels(session, series.id),
         networks=_networks(session, series),
     )
-
-
-def _kernels(session: Session, series_id: str) -> tuple[KernelLatency, ...]:
-    """The latest figure of each kernel, brought to one speed of the machine. A kernel that was measured in several
-    modes is no one figure, and left out.
-    """
-    query = (
-        select(LatencyRow, KernelRow.spec, MeasurementRow.statistics)
-        .join(KernelRow, KernelRow.id == LatencyRow.kernel_id)
-        .join(MeasurementRow, MeasurementRow.result_key == LatencyRow.result_key)
-        .where(LatencyRow.series_id == series_id)
-        .order_by(LatencyRow.updated_at, LatencyRow.kernel_id)
-    )
-    found = [
-        (row, decode(KernelSpec, spec), None if data is None else decode(Statistics, data))
-        for row, spec, data in session.execute(query)
-    ]
-    modes = Counter(row.kernel_id for row, _, _ in found)
-    usual = usual_references(statistics for _, _, statistics in found if statistics is not None)
-    entries: dict[str, KernelLatency] = {}
-    for row, kernel, statistics in found:
-        if modes[row.kernel_id] > 1:
-            continue
-        bare = without_seed(kernel)
-        entries[kernel_id(bare)] = (
-            _imported(bare, row) if statistics is None else kernel_latency(bare, at_usual_speed(statistics, usual))
-        )
-    return tuple(entries.values())
-
-
-def _imported(kernel: KernelSpec, row: LatencyRow) -> KernelLatency:
-    """A figure that came without statistics; its interval is one of 95 % of a normal distribution."""
-    low, high = row.ci95_low_ns, row.ci95_high_ns
-    std_ns = 0.0 if low is None or high is None else (high - low) / (2 * 1.96)
-    return KernelLatency(kernel=kernel, latency_ns=row.median_ns, std_ns=std_ns)
 
 
 def _networks(session: Session, series: SeriesRow) -> tuple[CardPoint, ...]:

@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import structlog
 from sqlalchemy.exc import OperationalError
@@ -20,6 +20,7 @@ from server.artifacts.store import ArtifactStore
 from server.database import Database
 from server.errors import ApiError
 from server.latency.card import refresh_card
+from server.latency.kernel_models import refresh_model
 from server.searches import repository
 from server.searches.repository import ClaimLost, JobClaim
 from server.settings import Settings
@@ -33,10 +34,10 @@ log = structlog.get_logger(__name__)
 
 #: How often the table is asked for work while there is none.
 IDLE_INTERVAL_S = 0.5
-#: How often a worker without a search looks whether the card of a series is due.
-CARD_INTERVAL_S = 5.0
-#: How long it leaves cards alone after one that could not be made.
-CARD_PAUSE_S = 600.0
+#: How often a worker without a search looks whether the card or the latency model of a series is due.
+REFRESH_INTERVAL_S = 5.0
+#: How long it leaves cards, or models, alone after one that could not be made.
+REFRESH_PAUSE_S = 600.0
 #: How long a worker leaves a database in peace that did not answer.
 UNAVAILABLE_INTERVAL_S = 2.0
 #: Heartbeats in the time after which a job counts as abandoned: one may fail without harm.
@@ -53,7 +54,7 @@ def run_worker(settings: Settings, stop: threading.Event) -> None:
         worker = name if is_sole else f"{name}:{os.getpid()}"
         log.info("worker_started", worker=worker)
         first = is_sole
-        looked = 0.0
+        looked = {"card": 0.0, "latency_model": 0.0}
         while not stop.is_set():
             try:
                 with database.write() as session:
@@ -66,7 +67,8 @@ def run_worker(settings: Settings, stop: threading.Event) -> None:
                 continue
             if claim is None:
                 first = False
-                looked = _refresh_card(database, looked)
+                looked["card"] = _refresh(refresh_card, "card", database, looked["card"])
+                looked["latency_model"] = _refresh(refresh_model, "latency_model", database, looked["latency_model"])
                 stop.wait(IDLE_INTERVAL_S)
                 continue
             _serve(database, settings, store, claim, stop)
@@ -74,19 +76,19 @@ def run_worker(settings: Settings, stop: threading.Event) -> None:
     log.info("worker_stopped", worker=worker)
 
 
-def _refresh_card(database: Database, looked: float) -> float:
-    """Work out one card of a series, if one is due; returns when (monotonic) that was last looked for."""
-    if time.monotonic() - looked < CARD_INTERVAL_S:
+def _refresh(refresh: Callable[[Database], str | None], what: str, database: Database, looked: float) -> float:
+    """Work out what is due of one series, if anything is; returns when (monotonic) that was last looked for."""
+    if time.monotonic() - looked < REFRESH_INTERVAL_S:
         return looked
     try:
-        series_id = refresh_card(database)
+        series_id = refresh(database)
     except Exception:
-        # No search fails by it, and the card stays as old as it says.
-        log.warning("card_failed", exc_info=True)
-        return time.monotonic() + CARD_PAUSE_S
+        # No search fails by it, and what is there stays as old as it says.
+        log.warning(f"{what}_failed", exc_info=True)
+        return time.monotonic() + REFRESH_PAUSE_S
     else:
         if series_id is not None:
-            log.info("card_refreshed", series_id=series_id)
+            log.info(f"{what}_refreshed", series_id=series_id)
     return time.monotonic()
 
 

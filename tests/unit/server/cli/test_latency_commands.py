@@ -15,13 +15,15 @@ import typer
 import yaml
 from typer.testing import CliRunner
 
-from device_agent.contracts import KernelTask, PruningScheme, WeightPruning, decode
+from device_agent.contracts import KernelTask, PruningScheme, WeightPruning, decode, encode
 from device_agent.contracts.statistics import summarize
-from server.cli import latency
+from server.cli import latency, latency_models
+from server.cli.config_file import ConfigFileError
 from server.cli.main import app
 from server.client import KerfClient
 from server.latency.card import refresh_card
 from server.latency.exchange.mapping import FIELDS, ImportMapping
+from server.latency.kernel_models import refresh_model
 from tests.unit.server.server_lab import SETUP, ServerLab, kernel_task, measurement, report_of
 
 RUNNER = CliRunner()
@@ -54,6 +56,7 @@ def server(sqlite_lab: ServerLab, monkeypatch: pytest.MonkeyPatch) -> ServerLab:
         return client
 
     monkeypatch.setattr(latency, "connect", connect)
+    monkeypatch.setattr(latency_models, "connect", connect)
     return sqlite_lab
 
 
@@ -131,10 +134,13 @@ PAGE = Path(__file__).parents[4] / "docs" / "latency-database.md"
 
 @pytest.mark.parametrize("line", re.findall(r"^    kerf latency (.+)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE))
 def test_the_commands_of_the_page_can_be_given(line: str) -> None:
-    group: Any = typer.main.get_command(latency.app)
-    name, *arguments = shlex.split(line)
+    command: Any = typer.main.get_command(latency.app)
+    name, arguments = "latency", shlex.split(line)
+    while hasattr(command, "commands"):
+        name, *arguments = arguments
+        command = command.commands[name]
     # Raises where an option or argument is unknown, or one is missing.
-    context = group.commands[name].make_context(name, arguments)
+    context = command.make_context(name, arguments)
     assert not context.args
 
 
@@ -165,3 +171,34 @@ def test_card(server: ServerLab) -> None:
     assert "10 kernels, 10 measurements" in text
     assert "kernels, latency model, cross-validated" in text
     assert json.loads(run("card", series["id"], "--json"))["card"]["num_kernels"] == 10
+
+
+def test_model_and_predict(server: ServerLab, tmp_path: Path) -> None:
+    agent = server.agent()
+    server.tasks(agent, 10)
+    leases = server.lease(agent, 10)
+    server.report(agent, *(report_of(lease, measurement(100.0 * (i + 1))) for i, lease in enumerate(leases)))
+    (found,) = json.loads(run("series", "--json"))
+    series = found["id"]
+    assert "not fitted yet" in run("model", "show", series)
+    refresh_model(server.database, quiet_s=0.0)
+    assert "10 kernels, fitted" in run("model", "show", series)
+    assert "to be fitted anew" in run("model", "fit", series)
+
+    file = tmp_path / "model.json"
+    assert "bytes" in run("model", "export", series, "-o", file)
+    assert json.loads(file.read_text())["runtime"] == "native"
+
+    wanted = ("--in-channels", "30", "--out-channels", "16", "--size", "8", "--window", "3", "--scheme", "group:4x1")
+    told = run("predict", series, *wanted, "--density", "0.5")
+    assert "predicted" in told
+    assert "to be fitted anew" in told
+    kernels = tmp_path / "kernels.json"
+    kernels.write_text(json.dumps([encode(kernel_task(4).kernel), encode(kernel_task(40).kernel)]))
+    answer = json.loads(run("predict", series, "--kernels", kernels, "--json"))
+    assert [latency["predicted"] for latency in answer["latencies"]] == [False, True]
+    kernels.write_text("{}")
+    with pytest.raises(ConfigFileError, match="no list of kernels"):
+        run("predict", series, "--kernels", kernels)
+    with pytest.raises(ConfigFileError, match="--in-channels"):
+        run("predict", series)
