@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import ArrayLike
 
-from bench.search import trained, true_evaluations
+from bench.search import estimators, trained, true_evaluations
 from bench.search.networks import NetworkCase
 from bench.search.true_evaluations import Progress
 from device_agent.contracts import PruningScheme
@@ -88,3 +88,16 @@ def test_volumes_are_parts_of_the_joint_front(problem: SearchProblem) -> None:
     low, high = by_method["b"]["hypervolume_ci95"]
     assert low < 0.75 < high
     assert "0.750" in true_evaluations.table_text(rows)
+
+
+def test_estimates_are_also_judged_among_networks_of_about_the_same_latency() -> None:
+    latency_ms = np.array([1.0, 1.2, 4.0, 4.4, 4.6])
+    truth = np.array([0.1, 0.2, 0.6, 0.5, 0.7])
+    # By size alone: right for three of the four pairs that are alike, (0, 1), (2, 4) and (3, 4).
+    assert estimators.tau_among_alike(latency_ms, truth, latency_ms) == (pytest.approx(0.5), 4)
+    assert estimators.tau_among_alike(truth, truth, latency_ms) == (1.0, 4)
+    tied, pairs = estimators.tau_among_alike(np.zeros(5), truth, latency_ms)
+    assert (tied, pairs) == (0.0, 4)
+    nothing, pairs = estimators.tau_among_alike(truth[:2], truth[:2], np.array([1.0, 2.0]))
+    assert math.isnan(nothing)
+    assert pairs == 0
