@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeVar
 
 import numpy as np
 
@@ -44,6 +45,9 @@ _SIGMA_PER_MAD = 1.4826
 _MAX_ROUNDS = 50
 
 _NS_PER_MS = 1e6
+
+#: Of one network, or of many.
+Ns = TypeVar("Ns", float, FloatArray)
 
 
 class CorrectionForm(StrEnum):
@@ -80,6 +84,10 @@ class Correction:
         """The factor of this kernel's latency."""
         return self.pruned_scale if is_pruned(kernel) else self.scale
 
+    def network_ns(self, dense_ns: Ns, pruned_ns: Ns) -> Ns:
+        """Whole networks, from the sums over their dense and their pruned kernels."""
+        return _network_ns((self.scale, self.pruned_scale, self.offset_ns), dense_ns, pruned_ns)
+
 
 class NetworkLatencyModel:
     """Predicts whole networks on one device, from what its kernels take. Deterministic: the table alone decides."""
@@ -96,11 +104,7 @@ class NetworkLatencyModel:
         pruned, dense = _by_pruning(plan.kernels)
         of_pruned, of_dense = sum_kernels(self.predictor, pruned), sum_kernels(self.predictor, dense)
         correction = self.correction
-        latency_ns = (
-            correction.scale * of_dense.latency_ns
-            + correction.pruned_scale * of_pruned.latency_ns
-            + correction.offset_ns
-        )
+        latency_ns = correction.network_ns(of_dense.latency_ns, of_pruned.latency_ns)
         std_ns = math.hypot(
             correction.scale * of_dense.std_ns,
             correction.pruned_scale * of_pruned.std_ns,
@@ -210,6 +214,11 @@ def sum_kernels(predictor: KernelPredictor, kernels: Sequence[KernelSpec]) -> Pr
     return Prediction(latency_ns=latency_ns, std_ns=math.sqrt(variance), exact=exact)
 
 
+def _network_ns(fitted: tuple[float, float, float], dense_ns: Ns, pruned_ns: Ns) -> Ns:
+    scale, pruned_scale, offset_ns = fitted
+    return scale * dense_ns + pruned_scale * pruned_ns + offset_ns
+
+
 def _correction(
     form: CorrectionForm,
     fitted: tuple[float, float, float],
@@ -218,7 +227,7 @@ def _correction(
     measured: FloatArray,
 ) -> Correction:
     scale, pruned_scale, offset_ns = (float(value) for value in fitted)
-    residuals = (scale * dense + pruned_scale * pruned + offset_ns) / measured - 1.0
+    residuals = _network_ns(fitted, dense, pruned) / measured - 1.0
     # The residuals of few networks are too small by the freedom that the fit took.
     freedom = math.sqrt(len(measured) / (len(measured) - _NUM_PARAMETERS[form]))
     return Correction(
