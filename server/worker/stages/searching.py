@@ -72,11 +72,12 @@ def search(run: SearchRun, prepared: Prepared, profile: Profile) -> Profile:
     state = None if found is None else state_from_json(found[1])
     rounds = Rounds.of(run, None if found is None else found[1])
     recorder = _Recorder(run, profile, rounds, known=0 if found is None else found[0])
+    figures = NetworkFigures(prepared.spec, prepared.space, profile.fleet)
+    problem = make_problem(run, prepared, figures)
     while True:
         # Each part is what a resumed search does, so that one that is resumed ends the same.
         target = config.method.generations if rounds.are_over else rounds.ends[rounds.done]
-        figures = NetworkFigures(prepared.spec, prepared.space, profile.fleet)
-        searcher, state = _searched(run, prepared, figures, state, recorder, target)
+        searcher, state = _searched(run, prepared, problem, figures, state, recorder, target)
         if rounds.are_over:
             break
         # A space that is used up gives no more generations to measure between.
@@ -85,8 +86,8 @@ def search(run: SearchRun, prepared: Prepared, profile: Profile) -> Profile:
         if measured is not profile:
             profile = measured
             figures = NetworkFigures(prepared.spec, prepared.space, profile.fleet)
-            anew = with_figures(state.archive, figures, config.constraints)
             problem = make_problem(run, prepared, figures)
+            anew = with_figures(state.archive, figures, config.constraints)
             state = told_anew(_searcher(run, problem), problem, state, anew)
         recorder.after_round(state, profile, rounds)
     judged = reevaluated(run, prepared, state.archive)
@@ -115,13 +116,13 @@ def search(run: SearchRun, prepared: Prepared, profile: Profile) -> Profile:
 def _searched(
     run: SearchRun,
     prepared: Prepared,
+    problem: SearchProblem,
     figures: NetworkFigures,
     state: SearchState | None,
     recorder: _Recorder,
     generations: int,
 ) -> tuple[Searcher, SearchState]:
-    """Search from `state` up to `generations` with the latencies of `figures`."""
-    problem = make_problem(run, prepared, figures)
+    """Search from `state` up to `generations` with the latencies of `figures`, which `problem` is of."""
     known = [] if state is None else [item.candidate.genome for item in state.archive]
     evaluator = CandidateEvaluator(run, prepared, figures, known)
     searcher = _searcher(run, problem)
