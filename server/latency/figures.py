@@ -5,6 +5,7 @@ series have new ones.
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, or_, select
 from sqlalchemy.orm import Session
@@ -39,30 +40,54 @@ def due_series(
     return session.scalars(query).first()
 
 
-def series_kernels(session: Session, series_id: str) -> tuple[KernelLatency, ...]:
-    """The latest figure of each kernel, brought to one speed of the machine. A kernel that was measured in several
-    modes is no one figure, and left out.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredFigure:
+    """A figure of a kernel (seed 0). `statistics` are at the usual speed of the series; None where it was imported
+    without.
+    """
+
+    kernel: KernelSpec
+    row: LatencyRow
+    statistics: Statistics | None
+
+
+def stored_figures(session: Session, series_id: str, *, limit: int | None = None) -> list[StoredFigure]:
+    """The latest usable figures of a series, one for each kernel and mode, the latest last; brought to one speed of the
+    machine by the reference kernel in each measurement.
     """
     query = (
         select(LatencyRow, KernelRow.spec, MeasurementRow.statistics)
         .join(KernelRow, KernelRow.id == LatencyRow.kernel_id)
         .join(MeasurementRow, MeasurementRow.result_key == LatencyRow.result_key)
         .where(LatencyRow.series_id == series_id)
-        .order_by(LatencyRow.updated_at, LatencyRow.kernel_id)
+        .order_by(LatencyRow.updated_at, LatencyRow.kernel_id, LatencyRow.mode)
+        .limit(limit)
     )
     found = [
-        (row, decode(KernelSpec, spec), None if data is None else decode(Statistics, data))
+        (row, without_seed(decode(KernelSpec, spec)), None if data is None else decode(Statistics, data))
         for row, spec, data in session.execute(query)
     ]
-    modes = Counter(row.kernel_id for row, _, _ in found)
     usual = usual_references(statistics for _, _, statistics in found if statistics is not None)
+    return [
+        StoredFigure(
+            kernel=kernel, row=row, statistics=None if statistics is None else at_usual_speed(statistics, usual)
+        )
+        for row, kernel, statistics in found
+    ]
+
+
+def series_kernels(session: Session, series_id: str) -> tuple[KernelLatency, ...]:
+    """The latest figure of each kernel. A kernel that was measured in several modes is no one figure, and left out."""
+    found = stored_figures(session, series_id)
+    modes = Counter(item.row.kernel_id for item in found)
     entries: dict[str, KernelLatency] = {}
-    for row, kernel, statistics in found:
-        if modes[row.kernel_id] > 1:
+    for item in found:
+        if modes[item.row.kernel_id] > 1:
             continue
-        bare = without_seed(kernel)
-        entries[kernel_id(bare)] = (
-            _imported(bare, row) if statistics is None else kernel_latency(bare, at_usual_speed(statistics, usual))
+        entries[kernel_id(item.kernel)] = (
+            _imported(item.kernel, item.row)
+            if item.statistics is None
+            else kernel_latency(item.kernel, item.statistics)
         )
     return tuple(entries.values())
 

@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass
 
-from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from device_agent.contracts import KernelSpec, Statistics, Verdict, decode
+from device_agent.contracts import KernelSpec, Verdict
 from search.latency.comparison import Figure
-from search.latency.drift import at_usual_speed, usual_references
-from search.latency.families import without_seed
 from search.latency.profit import Profit, count_profits, profits
+from server.latency.figures import StoredFigure, stored_figures
 from server.latency.listing import MAX_COMPARED
 from server.latency.schemas import SeriesView
-from server.models import KernelRow, LatencyRow, MeasurementRow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,29 +58,16 @@ def series_figures(session: Session, series_id: str) -> SeriesFigures:
     """The latest usable figure of each kernel of a series, brought to one speed of the machine by the reference kernel
     in each measurement. One that was imported without statistics stays as it is.
     """
-    query = (
-        select(LatencyRow, MeasurementRow.statistics, KernelRow.spec)
-        .join(MeasurementRow, MeasurementRow.result_key == LatencyRow.result_key)
-        .join(KernelRow, KernelRow.id == LatencyRow.kernel_id)
-        .where(LatencyRow.series_id == series_id)
-        .order_by(LatencyRow.updated_at, LatencyRow.kernel_id, LatencyRow.mode)
-        .limit(MAX_COMPARED)
-    )
-    found: dict[KernelSpec, list[tuple[LatencyRow, Statistics | None]]] = defaultdict(list)
-    for row, statistics, spec in session.execute(query):
-        kernel = without_seed(decode(KernelSpec, spec))
-        found[kernel].append((row, None if statistics is None else decode(Statistics, statistics)))
-    usual = usual_references(s for rows in found.values() for _, s in rows if s is not None)
+    found: dict[KernelSpec, list[StoredFigure]] = defaultdict(list)
+    for item in stored_figures(session, series_id, limit=MAX_COMPARED):
+        found[item.kernel].append(item)
     figures, noisy = {}, set()
-    for kernel, rows in found.items():
-        if len({row.mode for row, _ in rows}) > 1:
+    for kernel, items in found.items():
+        if len({item.row.mode for item in items}) > 1:
             continue
-        row, statistics = rows[-1]
-        if statistics is None:
-            figures[kernel] = _figure(row.median_ns, row.ci95_low_ns, row.ci95_high_ns)
-        else:
-            usually = at_usual_speed(statistics, usual)
-            figures[kernel] = _figure(usually.median_ns, usually.ci95_low_ns, usually.ci95_high_ns)
+        row = items[-1].row
+        usually = items[-1].statistics or row
+        figures[kernel] = _figure(usually.median_ns, usually.ci95_low_ns, usually.ci95_high_ns)
         if row.verdict is Verdict.NOISY:
             noisy.add(kernel)
     return SeriesFigures(figures=figures, noisy=frozenset(noisy), ambiguous=len(found) - len(figures))
