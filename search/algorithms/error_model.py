@@ -28,7 +28,7 @@ from search.pareto import FloatArray, IntArray
 #: With fewer evaluated candidates nothing is corrected, and nothing learnt.
 MIN_TOLD = 8
 #: What residual errors may make of a layer's table, at most: this factor more, or less.
-_MOST_BENT = 3.0
+_MOST_BENT = 1.5
 _FOLDS = 4
 _MOST_JUDGED = 192
 #: Relative errors of sums below this part of the median one count as if they were that large.

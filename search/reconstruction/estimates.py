@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from device_agent.contracts import DENSE, ContractError
+from device_agent.contracts import DENSE, ContractError, WeightPruning
 from search.algorithms.factors import Factor
 from search.algorithms.threads import one_thread
 from search.data.batches import Normalisation
@@ -20,7 +22,8 @@ from search.domain.space import Genome, SchemeChoice, SearchSpace, VariableKind,
 from search.lowering import channel_sources
 from search.pareto import FloatArray
 from search.pruning.channels import importance
-from search.reconstruction.layer_errors import IndexArray, error_table
+from search.reconstruction.layer_errors import IndexArray, output_change
+from search.reconstruction.loss_growth import LayerChanges, loss_growths
 from search.reconstruction.moments import LayerMoments, layer_moments
 
 _FORMAT = 1
@@ -64,16 +67,27 @@ def estimate_errors(
         images: Calibration images.
         normalise: As in training.
         measured_losses: Asked only for spaces with such variables.
-        least_squares: See `layer_errors.output_errors`.
+        least_squares: See `layer_errors.output_change`.
         on_layer: Called with (layers done, layers) between steps; what it raises ends the work.
     """
-    moments = layer_moments(model, spec, images, normalise, on_batch=lambda: on_layer(0, len(spec.plan.ops)))
+    total = len(spec.plan.ops)
+    moments = layer_moments(model, spec, images, normalise, on_batch=lambda: on_layer(0, total))
     kept = _kept_channels(model, spec, space)
-    factors = []
-    for done, (operator, layer) in enumerate(moments.items()):
-        on_layer(done, len(moments))
-        with one_thread():
-            factors += _layer_factor(operator, layer, spec, space, kept, least_squares=least_squares)
+    layers = {}
+    for operator, layer in moments.items():
+        choices = _layer_choices(operator, layer, spec, space, kept)
+        if choices is not None:
+            layers[operator] = choices
+    changes = {
+        operator: LayerChanges(
+            make=functools.partial(_changes, moments[operator], choices, least_squares=least_squares),
+            mean=moments[operator].mean,
+            kept_outputs=choices.kept_outputs,
+        )
+        for operator, choices in layers.items()
+    }
+    growths = loss_growths(model, spec, images, normalise, changes, on_batch=lambda done: on_layer(done, len(layers)))
+    factors = [choices.factor(space, growths[operator]) for operator, choices in layers.items()]
     return ErrorEstimates(space_id=space_id(space), factors=(*factors, *_measured_factors(space, measured_losses)))
 
 
@@ -118,15 +132,38 @@ def _kept_channels(model: nn.Module, spec: NetworkSpec, space: SearchSpace) -> d
     return kept
 
 
-def _layer_factor(
-    operator: str,
-    layer: LayerMoments,
-    spec: NetworkSpec,
-    space: SearchSpace,
-    kept: Mapping[str, list[IndexArray]],
-    *,
-    least_squares: bool,
-) -> list[Factor]:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _LayerChoices:
+    """What a space may do to one layer. `axes` are the variables of (inputs, outputs, density, scheme), None where the
+    layer has none; `prunings` those of each density and scheme, schemes fastest.
+    """
+
+    kept_inputs: list[IndexArray]
+    kept_outputs: list[IndexArray]
+    prunings: list[WeightPruning]
+    axes: tuple[int | None, int | None, int | None, int | None]
+
+    def factor(self, space: SearchSpace, growths: FloatArray) -> Factor:
+        """The table of nats (inputs x prunings, outputs), with the variables of `space` in their order."""
+        inputs, outputs, density, scheme = self.axes
+        num_schemes = 1 if scheme is None else space.num_choices[scheme]
+        values = growths.reshape(len(self.kept_inputs), -1, num_schemes, len(self.kept_outputs))
+        values = np.moveaxis(values, 3, 1)
+        axes = list(self.axes)
+        if inputs is not None and inputs == outputs:
+            # One group on both sides (a layer within a residual stream): the same choice.
+            values = np.einsum("iids->ids", values)
+            axes = [inputs, density, scheme]
+        present = [axis for axis in axes if axis is not None]
+        values = values.reshape([space.num_choices[a] for a in present])
+        order = np.argsort(present)
+        return Factor(variables=tuple(present[i] for i in order), values=values.transpose(order))
+
+
+def _layer_choices(
+    operator: str, layer: LayerMoments, spec: NetworkSpec, space: SearchSpace, kept: Mapping[str, list[IndexArray]]
+) -> _LayerChoices | None:
+    """None where nothing about the layer varies but the outputs that are there."""
     positions = {(v.kind, v.target): p for p, v in enumerate(space.variables)}
     sources = channel_sources(spec)[operator]
     inputs = positions.get((VariableKind.CHANNELS, sources.inputs or ""))
@@ -134,7 +171,7 @@ def _layer_factor(
     density = positions.get((VariableKind.DENSITY, operator))
     scheme = positions.get((VariableKind.SCHEME, operator))
     if inputs is None and density is None and scheme is None:
-        return []
+        return None
     densities = (1.0,) if density is None else tuple(float(d) for d in space.variables[density].choices)
     schemes = (
         (space.default_scheme,)
@@ -143,24 +180,19 @@ def _layer_factor(
     )
     # Without a variable of its own a layer stays as it is, whatever the default scheme.
     is_prunable = density is not None or scheme is not None
-    prunings = [s.with_density(d) for d in densities for s in schemes] if is_prunable else [DENSE]
-    table = error_table(
-        layer,
-        [np.arange(layer.weight.shape[1])] if inputs is None else kept[sources.inputs or ""],
-        [np.arange(layer.weight.shape[0])] if outputs is None else kept[sources.outputs or ""],
-        prunings,
-        least_squares=least_squares,
+    return _LayerChoices(
+        kept_inputs=[np.arange(layer.weight.shape[1])] if inputs is None else kept[sources.inputs or ""],
+        kept_outputs=[np.arange(layer.weight.shape[0])] if outputs is None else kept[sources.outputs or ""],
+        prunings=[s.with_density(d) for d in densities for s in schemes] if is_prunable else [DENSE],
+        axes=(inputs, outputs, density, scheme),
     )
-    axes = [inputs, outputs, density, scheme]
-    values = table.reshape(*table.shape[:2], len(densities) if is_prunable else 1, len(schemes) if is_prunable else 1)
-    if inputs is not None and inputs == outputs:
-        # One group on both sides (a layer within a residual stream): the same choice.
-        values = np.einsum("iids->ids", values)
-        axes = [inputs, density, scheme]
-    present = [axis for axis in axes if axis is not None]
-    values = values.reshape([space.num_choices[a] for a in present])
-    order = np.argsort(present)
-    return [Factor(variables=tuple(present[i] for i in order), values=values.transpose(order))]
+
+
+def _changes(moments: LayerMoments, choices: _LayerChoices, *, least_squares: bool) -> Iterator[FloatArray]:
+    for inputs, pruning in itertools.product(choices.kept_inputs, choices.prunings):
+        with one_thread():
+            change = output_change(moments, inputs, pruning, least_squares=least_squares)
+        yield change
 
 
 def _measured_factors(space: SearchSpace, measured_losses: MeasuredLosses) -> list[Factor]:

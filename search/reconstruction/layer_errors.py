@@ -1,15 +1,12 @@
-"""The error of one pruned layer, in nats of loss, for every choice of its own variables.
+"""How a pruned layer's outputs change, for every choice of its own variables.
 
 A layer y = W x becomes y' = W' x, where W' lacks input channels and weights. With batch norm, whose statistics are
-recalibrated after pruning, each output channel o is brought back to its mean and variance, so what remains of the error
-is what correlation r_o with the original output is missing: E[(z' - z)^2] = 2 gain_o^2 (1 - r_o) (derived here for
-recalibrated batch norm; without it, the plain ||W X - W' X||^2 of Optimal Brain Compression, arXiv 2208.11580, eq. 1).
-The loss grows by half of the sum over outputs of that error times the Fisher information of the output.
+recalibrated after pruning, each output channel o is brought back to its mean and variance: z = gain_o (y - mean) /
+sigma_o becomes z' = gain_o (y' - mean') / sigma'_o (derived here for recalibrated batch norm; without it, W' - W is the
+change of Optimal Brain Compression, arXiv 2208.11580, eq. 1). Either way what changes is linear in the inputs.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,15 +23,16 @@ _DAMPING = 0.01
 IndexArray = NDArray[np.int64]
 
 
-def output_errors(
+def output_change(
     moments: LayerMoments, kept_inputs: IndexArray, pruning: WeightPruning, *, least_squares: bool = False
 ) -> FloatArray:
-    """The error of each output channel, (out,), in nats.
+    """D (out, in * kh * kw) with z' - z = D (x - mean) for the outputs z after batch norm, if there is one.
 
     Args:
         moments: The layer.
         kept_inputs: Channels that are still there, ascending.
-        pruning: What is done to the weights that read them.
+        pruning: What is done to the weights that read them. The mask is taken over all outputs, as which of them are
+            there changes it little.
         least_squares: Whether the weights that stay are adapted to make up for the others.
     """
     weight = moments.weight
@@ -45,39 +43,17 @@ def output_errors(
     else:
         kept[:, kept_inputs] = mask_for(weight[:, kept_inputs], pruning)
     flat, mask = weight.reshape(out, -1), kept.reshape(out, -1)
-    pruned = _reconstructed(flat, mask, moments.root) if least_squares else np.where(mask, flat, 0.0)
-    original, changed = flat @ moments.root.T, pruned @ moments.root.T
+    pruned: FloatArray = _reconstructed(flat, mask, moments.root) if least_squares else np.where(mask, flat, 0.0)
     if moments.gain is None:
-        squared = np.square(changed - original).sum(axis=1)
-    else:
-        norms = np.sqrt(np.square(original).sum(axis=1) * np.square(changed).sum(axis=1))
-        correlation = np.divide((original * changed).sum(axis=1), norms, out=np.zeros(out), where=norms > 0)
-        # A channel that is constant anyway loses nothing.
-        correlation[np.square(original).sum(axis=1) <= 0] = 1.0
-        squared = 2.0 * np.square(moments.gain) * (1.0 - np.clip(correlation, -1.0, 1.0))
-    errors: FloatArray = 0.5 * moments.sensitivity * squared
-    return errors
+        return pruned - flat
+    return moments.gain[:, None] * (_normalised(pruned, moments.root) - _normalised(flat, moments.root))
 
 
-def error_table(
-    moments: LayerMoments,
-    kept_inputs: Sequence[IndexArray],
-    kept_outputs: Sequence[IndexArray],
-    prunings: Sequence[WeightPruning],
-    *,
-    least_squares: bool = False,
-) -> FloatArray:
-    """Nats (inputs, outputs, prunings) that the layer adds, for each choice of channels and pruning.
-
-    Channels of the output that are gone cost nothing here: whoever reads them counts them. The mask is taken over all
-    outputs, as which of them are there changes it little.
-    """
-    table = np.zeros((len(kept_inputs), len(kept_outputs), len(prunings)))
-    for i, inputs in enumerate(kept_inputs):
-        for p, pruning in enumerate(prunings):
-            errors = output_errors(moments, inputs, pruning, least_squares=least_squares)
-            table[i, :, p] = [errors[outputs].sum() for outputs in kept_outputs]
-    return table
+def _normalised(flat: FloatArray, root: FloatArray) -> FloatArray:
+    """The weights (out, d) divided by the standard deviations of what they make; 0 where that is constant."""
+    sigmas = np.sqrt(np.square(flat @ root.T).sum(axis=1))[:, None]
+    normalised: FloatArray = np.divide(flat, sigmas, out=np.zeros_like(flat), where=sigmas > 0)
+    return normalised
 
 
 def _reconstructed(flat: FloatArray, mask: NDArray[np.bool_], root: FloatArray) -> FloatArray:

@@ -1,9 +1,7 @@
-"""What a trained network's layers see and how much their outputs matter, from a calibration set.
+"""What a trained network's layers see, from a calibration set.
 
-The error of a pruned layer is a quadratic form in the second moments of its inputs (Optimal Brain Compression, arXiv
-2208.11580, section 3: ||WX - W'X||^2 depends on X through H = X X^T alone). How much an output's error costs in loss is
-a second-order expansion with the Fisher information (B. Hassibi, D. Stork: Optimal Brain Surgeon, NIPS 1992; the
-empirical Fisher in its place as in WoodFisher, arXiv 2004.14340).
+How much the outputs of a pruned layer change follows from the second moments of its inputs alone (Optimal Brain
+Compression, arXiv 2208.11580, section 3: ||WX - W'X||^2 depends on X through H = X X^T).
 """
 
 from __future__ import annotations
@@ -28,8 +26,8 @@ from search.pruning.fuse import FusedModules, fused_modules
 
 #: Input patches of a layer that are looked at, all images together.
 _MAX_PATCHES = 8192
-#: Images in one pass forward and back.
-_BATCH = 64
+#: Images in one pass.
+BATCH_SIZE = 64
 
 _WEIGHTED = frozenset({Op.CONV2D, Op.FULLY_CONNECTED})
 
@@ -40,18 +38,18 @@ FloatTensor = NDArray[np.float32]
 class LayerMoments:
     """One convolution or linear layer.
 
-    `weight` is (out, in, kh, kw). `root` is (r, in * kh * kw): root^T root is the covariance of the input patches where
-    batch norm follows, which takes means away, and their second moment otherwise. `gain` (out,) is batch norm's factor,
-    None without batch norm. `sensitivity` (out,) is the mean squared gradient of the loss by the layer's output (after
-    batch norm), summed over positions.
+    `weight` is (out, in, kh, kw). `mean` (in * kh * kw,) is that of the input patches where batch norm follows, which
+    takes means away, and 0 otherwise. `root` is (r, in * kh * kw): root^T root is the second moment of the input
+    patches around `mean`. `gain` (out,) is batch norm's factor, None without batch norm.
     """
 
     weight: FloatArray
+    mean: FloatArray
     root: FloatArray
     gain: FloatArray | None
-    sensitivity: FloatArray
 
 
+@torch.no_grad()
 def layer_moments(
     model: nn.Module,
     spec: NetworkSpec,
@@ -61,10 +59,6 @@ def layer_moments(
     on_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, LayerMoments]:
     """The moments of every convolution (but the depthwise ones) and linear layer of the plan, by operator.
-
-    The gradient is that of the cross-entropy with labels drawn from the network's own outputs, so that well-fitted
-    images count as well (the Fisher information instead of the empirical one; F. Kunstner, L. Balles, P. Hennig, arXiv
-    1905.12558). Draws are from a fixed seed.
 
     Args:
         model: The trained network, in evaluation mode. It is not changed.
@@ -78,48 +72,34 @@ def layer_moments(
     patches = max(1, _MAX_PATCHES // len(images))
     collectors = {name: _Collector(model, modules[name], patches) for name in ops}
     pixels, _ = as_tensors(images)
-    generator = torch.Generator().manual_seed(0)
-    handles = [handle for collector in collectors.values() for handle in collector.attach()]
+    handles = [collector.attach() for collector in collectors.values()]
     was_training = model.training
     model.eval()
     try:
-        for batch in torch.split(pixels, _BATCH):
+        for batch in torch.split(pixels, BATCH_SIZE):
             on_batch()
-            with torch.enable_grad():
-                logits = model(network_input(batch, normalise)).float()
-                labels = torch.multinomial(logits.detach().softmax(1), 1, generator=generator)[:, 0]
-                loss = F.cross_entropy(logits, labels, reduction="sum")
-                outputs = [c.output for c in collectors.values()]
-                gradients = torch.autograd.grad(loss, [o for o in outputs if o is not None])
-            for collector, gradient in zip(collectors.values(), gradients, strict=True):
-                collector.add_gradient(gradient)
+            model(network_input(batch, normalise))
     finally:
         for handle in handles:
             handle.remove()
         model.train(was_training)
     shapes = {name: (k.out_channels, k.in_channels, k.kernel_h, k.kernel_w) for name, k in ops.items()}
     with one_thread():
-        return {name: collector.result(shapes[name], len(images)) for name, collector in collectors.items()}
+        return {name: collector.result(shapes[name]) for name, collector in collectors.items()}
 
 
 class _Collector:
-    """Gathers patches of one layer's inputs, and squared gradients of its outputs."""
+    """Gathers patches of one layer's inputs."""
 
     def __init__(self, model: nn.Module, entry: FusedModules, patches: int) -> None:
         self._layer = model.get_submodule(entry.weights)
         self._norm = None if entry.norm is None else model.get_submodule(entry.norm)
         self._num_patches = patches
         self._inputs: list[FloatTensor] = []
-        self._squares: Tensor | None = None
         self._rng = np.random.default_rng(0)
-        self.output: Tensor | None = None
 
-    def attach(self) -> list[RemovableHandle]:
-        last = self._layer if self._norm is None else self._norm
-        return [
-            self._layer.register_forward_pre_hook(self._see_input),
-            last.register_forward_hook(self._see_output),
-        ]
+    def attach(self) -> RemovableHandle:
+        return self._layer.register_forward_pre_hook(self._see_input)
 
     def _see_input(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         x = inputs[0].detach()
@@ -129,29 +109,16 @@ class _Collector:
             assert isinstance(self._layer, nn.Conv2d)
             self._inputs.append(_sampled_patches(x, self._layer, self._num_patches, self._rng))
 
-    def _see_output(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        # A later module may change the output in place (ReLU), which gradients by it would not survive.
-        self.output = output if output.requires_grad else output.detach().requires_grad_()
-        return self.output.clone()
-
-    def add_gradient(self, gradient: Tensor) -> None:
-        dims = [d for d in range(gradient.ndim) if d != 1]
-        squares = gradient.square().sum(dims)
-        self._squares = squares if self._squares is None else self._squares + squares
-        self.output = None
-
-    def result(self, shape: tuple[int, int, int, int], num_images: int) -> LayerMoments:
+    def result(self, shape: tuple[int, int, int, int]) -> LayerMoments:
         weight = self._layer.weight
         assert isinstance(weight, Tensor)
-        assert self._squares is not None
         inputs = np.concatenate(self._inputs).astype(np.float64)
-        if self._norm is not None:
-            inputs -= inputs.mean(axis=0)
+        mean = np.zeros(inputs.shape[1]) if self._norm is None else inputs.mean(axis=0)
         return LayerMoments(
             weight=weight.detach().numpy().astype(np.float64).reshape(shape),
-            root=_root(inputs / np.sqrt(len(inputs))),
+            mean=mean,
+            root=_root((inputs - mean) / np.sqrt(len(inputs))),
             gain=None if self._norm is None else _gain(self._norm, shape[0]),
-            sensitivity=self._squares.numpy().astype(np.float64) / num_images,
         )
 
 

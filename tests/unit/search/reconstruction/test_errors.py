@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from device_agent.contracts import DENSE, ContractError, PruningScheme, WeightPruning
@@ -19,9 +20,11 @@ from search.evaluation import recalibrate_batch_norm
 from search.models.zoo import build_model
 from search.pruning.apply import apply_decisions
 from search.pruning.trace import trace_network
+from search.reconstruction import loss_growth
 from search.reconstruction.estimates import errors_from_json, errors_to_json, estimate_errors
-from search.reconstruction.layer_errors import output_errors
-from search.reconstruction.moments import LayerMoments, layer_moments
+from search.reconstruction.layer_errors import output_change
+from search.reconstruction.loss_growth import LayerChanges, loss_growths
+from search.reconstruction.moments import BATCH_SIZE, LayerMoments, layer_moments
 from search.space_builder import build_space
 
 NORMALISE = Normalisation(mean=(0.5,), std=(0.25,))
@@ -71,59 +74,122 @@ def network() -> TwoLayers:
 @torch.no_grad()
 def outputs_of(model: nn.Module, layer: str) -> np.ndarray:
     found: list[Tensor] = []
-    handle = model.get_submodule(layer).register_forward_hook(lambda m, i, o: found.append(o))
+    handle = model.get_submodule(layer).register_forward_hook(lambda m, i, o: found.append(o.clone()))
     model(network_input(as_tensors(images())[0], NORMALISE))
     handle.remove()
     return found[0].numpy().astype(np.float64)
 
 
-def test_the_error_is_what_is_left_after_batch_norm_is_recalibrated(network: TwoLayers) -> None:
+def changed_outputs(moments: LayerMoments, change: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+    """What `change` makes of a layer's inputs (n, c, h, w), for a kernel of 3 x 3 with padding."""
+    patches = F.unfold(torch.from_numpy(inputs), 3, padding=1).numpy()
+    positions = (len(inputs), -1, *inputs.shape[2:])
+    return np.einsum("od,ndp->nop", change, patches - moments.mean[:, None]).reshape(positions)
+
+
+def without_channels(network: TwoLayers, removed: list[int]) -> nn.Module:
+    found = copy.deepcopy(network)
+    with torch.no_grad():
+        found.conv2.weight[:, removed] = 0.0
+    return found
+
+
+@pytest.mark.parametrize("is_sparse", [True, False])
+def test_the_change_is_what_is_left_after_batch_norm_is_recalibrated(network: TwoLayers, is_sparse: bool) -> None:
     spec = trace_network(network, (1, 8, 8), "two")
     moments = layer_moments(network, spec, images(), NORMALISE)["conv2"]
-    pruned = apply_decisions(network, spec, Decisions(pruning={"conv2": HALF})).model
+    if is_sparse:
+        pruned = apply_decisions(network, spec, Decisions(pruning={"conv2": HALF})).model
+        change = output_change(moments, np.arange(6), HALF)
+    else:
+        pruned = without_channels(network, [1, 4])
+        change = output_change(moments, np.array([0, 2, 3, 5]), DENSE)
     recalibrate_batch_norm(pruned, as_tensors(images())[0], NORMALISE, resolution=None, batch_size=200)
 
-    squared = np.square(outputs_of(pruned, "norm2") - outputs_of(network, "norm2")).mean(axis=(0, 2, 3))
+    difference = outputs_of(pruned, "norm2") - outputs_of(network, "norm2")
 
-    errors = output_errors(moments, np.arange(6), HALF)
-    assert errors == pytest.approx(0.5 * moments.sensitivity * squared, rel=0.03)
-
-
-def test_removed_channels_cost_what_their_readers_miss(network: TwoLayers) -> None:
-    spec = trace_network(network, (1, 8, 8), "two")
-    moments = layer_moments(network, spec, images(), NORMALISE)["conv2"]
-    without = copy.deepcopy(network)
-    with torch.no_grad():
-        without.conv2.weight[:, [1, 4]] = 0.0
-    recalibrate_batch_norm(without, as_tensors(images())[0], NORMALISE, resolution=None, batch_size=200)
-
-    squared = np.square(outputs_of(without, "norm2") - outputs_of(network, "norm2")).mean(axis=(0, 2, 3))
-
-    errors = output_errors(moments, np.array([0, 2, 3, 5]), DENSE)
-    assert errors == pytest.approx(0.5 * moments.sensitivity * squared, rel=0.03)
+    expected = changed_outputs(moments, change, np.maximum(outputs_of(network, "norm"), 0.0))
+    assert expected == pytest.approx(difference, abs=0.03 * np.abs(difference).max())
 
 
-def test_without_batch_norm_it_is_the_plain_squared_error() -> None:
+def test_without_batch_norm_it_is_the_plain_change_of_weights() -> None:
     rng = np.random.default_rng(0)
-    inputs, weight = rng.normal(size=(50, 6)), rng.normal(size=(3, 6, 1, 1))
-    moments = LayerMoments(weight=weight, root=inputs / np.sqrt(50), gain=None, sensitivity=np.array([1.0, 2.0, 3.0]))
-    missing = inputs[:, 4:] @ weight[:, 4:, 0, 0].T
+    weight = rng.normal(size=(3, 6, 1, 1))
+    moments = LayerMoments(weight=weight, mean=np.zeros(6), root=rng.normal(size=(50, 6)), gain=None)
+    missing = -weight[:, :, 0, 0]
+    missing[:, :4] = 0.0
 
-    errors = output_errors(moments, np.arange(4), DENSE)
-
-    assert errors == pytest.approx(0.5 * np.array([1.0, 2.0, 3.0]) * np.square(missing).mean(axis=0))
-    assert output_errors(moments, np.arange(6), DENSE) == pytest.approx(0.0)
+    assert output_change(moments, np.arange(4), DENSE) == pytest.approx(missing)
+    assert output_change(moments, np.arange(6), DENSE) == pytest.approx(0.0)
 
 
 @pytest.mark.parametrize("scheme", [HALF, WeightPruning(scheme=PruningScheme.GROUP, density=0.5, block_filters=4)])
 def test_least_squares_makes_up_for_what_is_gone(scheme: WeightPruning) -> None:
     rng = np.random.default_rng(1)
-    inputs = rng.normal(size=(400, 12)) @ rng.normal(size=(12, 12))
-    moments = LayerMoments(weight=rng.normal(size=(8, 12, 1, 1)), root=inputs / 20.0, gain=None, sensitivity=np.ones(8))
-    plain = output_errors(moments, np.arange(12), scheme)
-    adapted = output_errors(moments, np.arange(12), scheme, least_squares=True)
+    root = rng.normal(size=(400, 12)) @ rng.normal(size=(12, 12)) / 20.0
+    moments = LayerMoments(weight=rng.normal(size=(8, 12, 1, 1)), mean=np.zeros(12), root=root, gain=None)
+    plain, adapted = (
+        np.square(output_change(moments, np.arange(12), scheme, least_squares=adapt) @ root.T).sum(axis=1)
+        for adapt in (False, True)
+    )
     assert (adapted <= 1.01 * plain).all()
     assert adapted.sum() < 0.5 * plain.sum()
+
+
+@pytest.mark.parametrize("operator", ["conv2", "linear"])
+def test_the_growth_of_the_loss_is_that_of_all_outputs_and_positions_together(
+    network: TwoLayers, operator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # One change at a time in memory, and gradients in pieces of an image.
+    monkeypatch.setattr(loss_growth, "_CHANGE_BYTES", 1)
+    monkeypatch.setattr(loss_growth, "_GRADIENT_BYTES", 1)
+    spec = trace_network(network, (1, 8, 8), "two")
+    moments = layer_moments(network, spec, images(), NORMALISE)[operator]
+    rng = np.random.default_rng(0)
+    shape = moments.weight.reshape(len(moments.weight), -1).shape
+    changes = [rng.normal(size=shape) for _ in range(3)]
+    kept = [np.arange(shape[0]), np.array([1])]
+
+    found = loss_growths(
+        network,
+        spec,
+        images(),
+        NORMALISE,
+        {operator: LayerChanges(make=lambda: iter(changes), mean=moments.mean, kept_outputs=kept)},
+    )
+
+    expected = [[growth_by_slope(network, moments, operator, change, k) for k in kept] for change in changes]
+    assert found[operator] == pytest.approx(np.array(expected), rel=1e-3)
+
+
+def growth_by_slope(
+    network: TwoLayers, moments: LayerMoments, operator: str, change: np.ndarray, kept: np.ndarray
+) -> float:
+    """Half of the mean square of the loss's slope along the change, image by image, with `loss_growths`' labels."""
+    step = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    model = copy.deepcopy(network).double()
+    direction = np.zeros_like(change)
+    direction[kept] = change[kept]
+
+    def along(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        if operator == "linear":
+            return output + step * (inputs[0] @ torch.from_numpy(direction).T)
+        moved = changed_outputs(moments, direction, seen[0].detach().numpy())
+        return output + step * torch.from_numpy(moved)
+
+    seen: list[Tensor] = []
+    model.conv2.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    model.get_submodule("linear" if operator == "linear" else "norm2").register_forward_hook(along)
+    generator = torch.Generator().manual_seed(0)
+    squares = 0.0
+    for batch in torch.split(as_tensors(images())[0], BATCH_SIZE):
+        x = network_input(batch, NORMALISE)
+        labels = torch.multinomial(network(x).softmax(1), 1, generator=generator)[:, 0]
+        for image, label in zip(x, labels, strict=True):
+            seen.clear()
+            loss = F.cross_entropy(model(image[None].double()), label[None])
+            squares += float(torch.autograd.grad(loss, step)[0]) ** 2
+    return 0.5 * squares / len(images())
 
 
 def test_tables_of_a_space_add_up_and_are_stored() -> None:
