@@ -17,6 +17,11 @@ class Figure:
     median: float
     ci95: tuple[float, float] | None = None
 
+    @classmethod
+    def of(cls, median: float, low: float | None, high: float | None) -> Figure:
+        """One whose interval may be missing, as it is stored."""
+        return cls(median=median, ci95=None if low is None or high is None else (low, high))
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ratio:

@@ -226,8 +226,7 @@ def compare_latencies(
 
 
 def _figure(row: LatencyRow) -> Figure:
-    low, high = row.ci95_low_ns, row.ci95_high_ns
-    return Figure(median=row.median_ns, ci95=None if low is None or high is None else (low, high))
+    return Figure.of(row.median_ns, row.ci95_low_ns, row.ci95_high_ns)
 
 
 def _compared(identity: str, kernel: KernelRow, first: LatencyRow, second: LatencyRow, ratio: Ratio) -> ComparedKernel:

@@ -67,7 +67,7 @@ def series_figures(session: Session, series_id: str) -> SeriesFigures:
             continue
         row = items[-1].row
         usually = items[-1].statistics or row
-        figures[kernel] = _figure(usually.median_ns, usually.ci95_low_ns, usually.ci95_high_ns)
+        figures[kernel] = Figure.of(usually.median_ns, usually.ci95_low_ns, usually.ci95_high_ns)
         if row.verdict is Verdict.NOISY:
             noisy.add(kernel)
     return SeriesFigures(figures=figures, noisy=frozenset(noisy), ambiguous=len(found) - len(figures))
@@ -98,7 +98,3 @@ def _view(item: Profit, found: SeriesFigures) -> KernelProfit:
         pays=item.pays,
         is_noisy=not found.noisy.isdisjoint({item.kernel, item.dense_kernel}),
     )
-
-
-def _figure(median_ns: float, low_ns: float | None, high_ns: float | None) -> Figure:
-    return Figure(median=median_ns, ci95=None if low_ns is None or high_ns is None else (low_ns, high_ns))
