@@ -6,9 +6,9 @@ import zlib
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import BigInteger, Double, Enum, Integer, LargeBinary, MetaData
+from sqlalchemy import BigInteger, Double, Enum, Integer, LargeBinary, MetaData, select
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.orm import DeclarativeBase, Session
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator
@@ -48,6 +48,11 @@ def _now_sqlite(element: now_s, compiler: SQLCompiler, **kw: Any) -> str:
 def _now_postgresql(element: now_s, compiler: SQLCompiler, **kw: Any) -> str:
     # now() stands still within a transaction, and clock_timestamp() is volatile, which keeps indices out of use.
     return "CAST(extract(epoch FROM statement_timestamp()) AS double precision)"
+
+
+def database_time_s(session: Session) -> float:
+    """The time by the clock that writes all times: ages are told by it."""
+    return float(session.execute(select(now_s())).scalar_one())
 
 
 class CompressedText(TypeDecorator[str]):

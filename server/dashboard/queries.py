@@ -8,7 +8,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from device_agent.contracts import KernelSpec, NetworkTask, VerdictReason, decode
-from server.columns import now_s
+from server.columns import database_time_s
 from server.dashboard.devices import condition_facts, device_view, hardware_facts
 from server.dashboard.pages import DevicePage, MeasurementView, OverviewPage
 from server.dashboard.searches import search_rows
@@ -54,11 +54,6 @@ def device_page(session: Session, device_id: str, *, heartbeat_interval_s: float
         more_series=len(series) > SHOWN_SERIES,
         measurements=_measurements(session, now, limit=SHOWN_DEVICE_MEASUREMENTS, device_id=device_id),
     )
-
-
-def database_time_s(session: Session) -> float:
-    """Ages are told by the clock that wrote the times."""
-    return float(session.execute(select(now_s())).scalar_one())
 
 
 def _measurements(

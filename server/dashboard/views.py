@@ -13,6 +13,7 @@ from fastapi.staticfiles import StaticFiles
 from starlette.concurrency import run_in_threadpool
 
 from server.artifacts.repository import has_artifact
+from server.columns import database_time_s
 from server.context import TOKEN_COOKIE, Context, ContextDep
 from server.dashboard import queries
 from server.dashboard.card import card_page
@@ -86,7 +87,7 @@ def device_fragment(device_id: str, context: ContextDep, viewer: ViewerDep) -> R
 @router.get("/series/{series_id}")
 def show_series(series_id: str, context: ContextDep, viewer: ViewerDep) -> Response:
     with context.database.read() as session:
-        page = card_page(session, series_id, queries.database_time_s(session))
+        page = card_page(session, series_id, database_time_s(session))
     return render("series.html", page=page, viewer=viewer, path="")
 
 
@@ -99,7 +100,7 @@ def show_profit(
     page: Annotated[int, Query(ge=1)] = 1,
 ) -> Response:
     with context.database.read() as session:
-        found = profit_page(session, series_id, queries.database_time_s(session), scheme=scheme, page=page)
+        found = profit_page(session, series_id, database_time_s(session), scheme=scheme, page=page)
     return render("profit.html", page=found, viewer=viewer, path="")
 
 
@@ -188,7 +189,7 @@ def _overview(context: Context) -> OverviewPage:
 
 def _search(context: Context, search_id: str) -> SearchPage:
     with context.database.read() as session:
-        return search_page(session, search_id, queries.database_time_s(session))
+        return search_page(session, search_id, database_time_s(session))
 
 
 def _device(context: Context, device_id: str) -> DevicePage:

@@ -24,7 +24,7 @@ from search.latency.families import family_of
 from search.latency.model.validation import cross_validate
 from search.latency.predictor import HeldOut, LatencyPredictor
 from search.latency.table import KernelLatency, LatencyTable
-from server.columns import now_s
+from server.columns import database_time_s
 from server.database import Database
 from server.latency.figures import QUIET_S, due_series, series_kernels
 from server.latency.series import SeriesKey, differing_parts, get_series, key_of
@@ -110,7 +110,7 @@ def refresh_card(database: Database, *, quiet_s: float = QUIET_S) -> str | None:
         if series_id is None:
             return None
         # The time before reading: what comes meanwhile makes the card old.
-        started = float(session.execute(select(now_s())).scalar_one())
+        started = database_time_s(session)
         facts = _facts(session, get_series(session, series_id))
     card = make_card(facts)
     row = {

@@ -22,7 +22,7 @@ from search.latency.model.kernel_model import KernelLatencyModel, fit_kernel_mod
 from search.latency.model.storage import MODEL_VERSION, dump_model, load_model
 from search.latency.predictor import Prediction
 from search.latency.table import KernelLatency
-from server.columns import now_s
+from server.columns import database_time_s
 from server.database import Database
 from server.errors import Conflict, Unprocessable
 from server.latency.figures import QUIET_S, due_series, series_kernels
@@ -99,7 +99,7 @@ def refresh_model(database: Database, *, quiet_s: float = QUIET_S) -> str | None
         if series_id is None:
             return None
         # The time before reading: what comes meanwhile makes the model old.
-        started = float(session.execute(select(now_s())).scalar_one())
+        started = database_time_s(session)
         series = get_series(session, series_id)
         num_measurements, runtime = series.num_measurements, series.runtime
         known = session.get(LatencyModelRow, series_id)

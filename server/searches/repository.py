@@ -26,7 +26,7 @@ from sqlalchemy.orm import Session
 
 from device_agent.contracts import encode
 from search.domain.config import SearchConfig, parse_config
-from server.columns import now_s
+from server.columns import database_time_s, now_s
 from server.models import CandidateRow, CheckpointRow, DeviceRow, DocumentRow, EventRow, SearchRow
 from server.searches.tasks import cancel_unwanted_tasks
 from server.states import JOB_TRANSITIONS, JobStage, JobState, sources
@@ -353,7 +353,7 @@ def stage_seconds(session: Session, search_id: str) -> dict[str, float]:
         .order_by(EventRow.seq)
     )
     entered = [(str(data["stage"]), at) for data, at in session.execute(query)]
-    ends = [at for _, at in entered[1:]] + [float(session.execute(select(now_s())).scalar_one())]
+    ends = [at for _, at in entered[1:]] + [database_time_s(session)]
     seconds: dict[str, float] = {}
     for (stage, at), end in zip(entered, ends, strict=True):
         seconds[stage] = seconds.get(stage, 0.0) + max(0.0, end - at)
