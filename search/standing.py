@@ -13,10 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from search.domain.result import Standing
+from search.normal import SIGMAS_OF_95_PERCENT
 from search.pareto import FloatArray, non_dominated_mask, tied_pairs, undominated_beyond_noise
-
-#: Half the width of a 95 % interval of a normal distribution, in standard deviations.
-_SIGMAS_OF_95_PERCENT = 1.959964
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +47,7 @@ def accuracy_ci95(accuracy: float, images: int) -> tuple[float, float]:
     """
     if images < 1 or not 0.0 <= accuracy <= 1.0:
         raise ValueError(f"an accuracy of {accuracy!r} on {images!r} images is none")
-    per_image = _SIGMAS_OF_95_PERCENT**2 / images
+    per_image = SIGMAS_OF_95_PERCENT**2 / images
     centre = (accuracy + per_image / 2.0) / (1.0 + per_image)
     half = math.sqrt(per_image * (accuracy * (1.0 - accuracy) + per_image / 4.0)) / (1.0 + per_image)
     # At 0 and 1 one end is exactly there, but for rounding.

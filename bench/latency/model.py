@@ -25,6 +25,7 @@ from bench.latency.pruned_networks import Split
 from bench.latency.stored import Dataset
 from device_agent.contracts import KernelSpec
 from search.latency.card import summarise_errors
+from search.latency.families import distinct_kernels
 from search.latency.model.choice import choose_kernels
 from search.latency.model.kernel_model import KernelLatencyModel, fit_kernel_model
 from search.latency.model.whole import fit_whole_networks
@@ -78,7 +79,7 @@ def predicted_by_baseline(
     """Sums with the affine correction of a search, fitted to the same networks."""
 
     def sums(of: Sequence[NetworkLatency]) -> FloatArray:
-        distinct = list(dict.fromkeys(kernel for network in of for kernel in network.kernels))
+        distinct = distinct_kernels(network.kernels for network in of)
         latency = dict(zip(distinct, predict(distinct).tolist(), strict=True))
         return np.array([sum(latency[kernel] for kernel in network.kernels) for network in of])
 

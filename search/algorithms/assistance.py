@@ -16,7 +16,7 @@ import numpy as np
 from search.algorithms.base import SearcherState
 from search.algorithms.sampling import genome_code
 from search.algorithms.surrogate import AdditiveSurrogate
-from search.algorithms.told import ToldFigures
+from search.algorithms.told import MIN_TOLD, ToldFigures
 from search.domain.space import Genome
 from search.pareto import FloatArray, IntArray, non_domination_rank
 from search.problem import SearchProblem
@@ -26,8 +26,6 @@ _INNER_ROUNDS = 8
 _INNER_CHILDREN = 2
 #: Survivors of an inner generation, relative to the same number.
 _INNER_POOL = 4
-#: With fewer evaluated candidates, guesses are worth nothing.
-_MIN_TOLD = 8
 
 #: Children (k, v) of parents (n, v).
 Breed = Callable[[IntArray], IntArray]
@@ -51,7 +49,7 @@ class Assistance:
 
     @property
     def can_propose(self) -> bool:
-        return len(self._told) >= _MIN_TOLD
+        return len(self._told) >= MIN_TOLD
 
     def propose(self, rng: np.random.Generator, parents: IntArray, breed: Breed, count: int) -> IntArray:
         """At most `count` genomes (k, v) that were not told yet, from the front of the guesses."""

@@ -22,11 +22,10 @@ from numpy.typing import NDArray
 from search.algorithms.error_weights import ErrorWeights, above_floor, fit_weights
 from search.algorithms.factors import Factor, evaluate
 from search.algorithms.surrogate import AdditiveSurrogate
+from search.algorithms.told import MIN_TOLD
 from search.domain.space import SearchSpace, VariableKind
 from search.pareto import FloatArray, IntArray
 
-#: With fewer evaluated candidates nothing is corrected, and nothing learnt.
-MIN_TOLD = 8
 #: What residual errors may make of a layer's table, at most: this factor more, or less.
 _MOST_BENT = 1.5
 _FOLDS = 4
@@ -36,13 +35,16 @@ _LEAST_TARGET = 0.1
 
 
 class ErrorModel:
-    """`factors` after each `fit`. Needs no fit where estimates were given."""
+    """`factors` after each `fit`, which forgets earlier ones. Needs no fit where estimates were given."""
 
     def __init__(self, space: SearchSpace, estimates: Sequence[Factor] = ()) -> None:
         self._space = space
         self._estimates = tuple(f for f in estimates if f.variables and np.any(f.values != 0))
         self._parts = [_parts_by_way(space, factor) for factor in self._estimates]
         self._ways = list(dict.fromkeys(way for parts in self._parts for way in parts))
+        self._forget()
+
+    def _forget(self) -> None:
         self.weights: FloatArray = np.ones(len(self._estimates))
         self.way_weights: FloatArray = np.ones(len(self._ways))
         #: The tables as they are believed: estimates that are weighted and bent, or what was learnt without any.
@@ -67,6 +69,7 @@ class ErrorModel:
 
     def fit(self, genomes: IntArray, losses: FloatArray) -> None:
         """Learn from the losses (n,), all finite, of `genomes` (n, v). With fewer than `MIN_TOLD`, nothing."""
+        self._forget()
         if len(genomes) < MIN_TOLD:
             return
         if not self.has_estimates:

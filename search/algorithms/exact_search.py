@@ -74,6 +74,7 @@ class ExactSearcher:
         self._seed = seed
         self._column = unknown[0]
         self._history = History(method=self.METHOD, space=problem.space, population=population, seed=seed)
+        self._errors = ErrorModel(problem.space, problem.errors)
         #: What is minimised, and the violation, of every genome that was evaluated.
         self._told = ToldFigures(problem.space.num_choices, 2)
         self._num_choices = np.array(problem.space.num_choices, dtype=np.int64)
@@ -134,9 +135,8 @@ class ExactSearcher:
         return self._filled_up(rng, pool)
 
     def _fitted(self) -> ErrorModel:
-        model = ErrorModel(self._space, self._problem.errors)
-        model.fit(self._told.genomes, self._told.rows[:, 0])
-        return model
+        self._errors.fit(self._told.genomes, self._told.rows[:, 0])
+        return self._errors
 
     def _solutions(self, rng: np.random.Generator, model: ErrorModel) -> list[Genome]:
         """Up to a population of new feasible genomes, from the believed front first."""

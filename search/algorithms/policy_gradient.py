@@ -33,7 +33,7 @@ from search.algorithms.policy_steps import actions_of, features_of, genomes_of, 
 from search.algorithms.repair import Repair
 from search.algorithms.sampling import draw_at_level, draw_new, genome_code, initial_genomes
 from search.algorithms.surrogate import AdditiveSurrogate
-from search.algorithms.told import ToldFigures
+from search.algorithms.told import MIN_TOLD, ToldFigures
 from search.domain.objective import Metric
 from search.domain.space import Genome
 from search.pareto import FloatArray, IntArray
@@ -51,8 +51,6 @@ _EPISODES_PER_TARGET = 8
 #: Episodes that are looked at for each genome that is evaluated, and the part of a generation that comes from them.
 _LOOKED_AT = 16
 _GUESSED_PART = 0.75
-#: With fewer evaluated candidates, guesses are worth nothing.
-_MIN_TOLD = 8
 #: Streams of random numbers of one generation.
 _ASKING, _PRACTISING, _FIRST_WEIGHTS, _CUTTING = 0, 1, 2, 3
 #: Networks that tell what the bounds leave.
@@ -110,7 +108,7 @@ class PolicyGradientSearcher:
         chosen = np.array(genomes, dtype=np.int64).reshape(len(genomes), len(self._num_choices))[defined]
         self._told.learn(chosen, rows[defined])
         self._guess = None
-        if len(self._told) >= _MIN_TOLD:
+        if len(self._told) >= MIN_TOLD:
             self._guess = _Guess(self._problem, self._rewarded, self._told)
             self._learn(chosen, rows[defined], self._guess)
             self._practise(self._guess)
@@ -143,7 +141,7 @@ class PolicyGradientSearcher:
         if not seen:
             return initial_genomes(rng, self._space, self._size)
         found: dict[str, Genome] = {}
-        if len(self._told) >= _MIN_TOLD:
+        if len(self._told) >= MIN_TOLD:
             pool = self._new(self._episode_genomes(rng, _LOOKED_AT * self._size), found)
             if len(pool):
                 self._guess = self._guess or _Guess(self._problem, self._rewarded, self._told)

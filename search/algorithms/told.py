@@ -11,6 +11,9 @@ from search.algorithms.sampling import genome_code, genome_of_code
 from search.domain.space import Genome
 from search.pareto import FloatArray, IntArray
 
+#: With fewer evaluated candidates, what would be learnt from them is worth nothing.
+MIN_TOLD = 8
+
 
 class ToldFigures:
     """A row of finite figures for each genome, in the order in which genomes were first told.

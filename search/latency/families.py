@@ -7,6 +7,7 @@ scheme and its block. A dense kernel is another family than a sparse one at high
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from device_agent.contracts import Activation, DType, KernelSpec, Op, PruningScheme
@@ -16,6 +17,11 @@ _FREE_CHANNELS = frozenset({Op.CONV2D, Op.FULLY_CONNECTED, Op.SHORTCUT_PAD})
 
 #: Position of a kernel in its family: (in_channels, out_channels, density), or (channels, density) where they are tied.
 Coordinates = tuple[float, ...]
+
+
+def distinct_kernels(networks: Iterable[Iterable[KernelSpec]]) -> list[KernelSpec]:
+    """Every kernel of some networks once, in the order in which they come."""
+    return list(dict.fromkeys(kernel for network in networks for kernel in network))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

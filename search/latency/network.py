@@ -19,6 +19,7 @@ from device_agent.contracts import KernelSpec, NetworkPlan, PruningScheme
 from search.errors import LatencyModelError
 from search.latency.predictor import KernelPredictor, LatencyPredictor, Prediction
 from search.latency.table import LatencyTable, NetworkLatency
+from search.normal import SIGMA_PER_MAD
 from search.pareto import FloatArray
 
 #: Two parameters and one network to judge them by.
@@ -37,9 +38,6 @@ _MIN_SPREAD = 1.2
 #: Huber's constant: residuals beyond 1.345 standard deviations count less, at 95 % efficiency on clean data
 #: (P. J. Huber, Robust Statistics, 1981).
 _HUBER = 1.345
-
-#: From the median absolute deviation to the standard deviation, for a normal distribution.
-_SIGMA_PER_MAD = 1.4826
 
 #: Reweighting converges in a few rounds for two parameters; the bound keeps cycles between weights finite.
 _MAX_ROUNDS = 50
@@ -236,7 +234,7 @@ def _correction(
         pruned_scale=pruned_scale,
         offset_ns=offset_ns,
         relative_residuals=tuple(float(r) for r in residuals),
-        relative_std=float(_SIGMA_PER_MAD * np.median(np.abs(residuals)) * freedom),
+        relative_std=float(SIGMA_PER_MAD * np.median(np.abs(residuals)) * freedom),
     )
 
 
@@ -255,7 +253,7 @@ def _robust_fit(columns: FloatArray, measured: FloatArray) -> FloatArray:
         solution = np.linalg.lstsq(relative * root[:, None], root, rcond=None)[0]
         coefficients = np.asarray(solution, dtype=np.float64)
         residuals = np.abs(relative @ coefficients - 1.0)
-        spread = _SIGMA_PER_MAD * float(np.median(residuals))
+        spread = SIGMA_PER_MAD * float(np.median(residuals))
         if spread == 0.0 or np.allclose(coefficients, previous, rtol=1e-12, atol=0.0):
             break
         weights = np.minimum(1.0, _HUBER * spread / np.maximum(residuals, 1e-300))

@@ -17,6 +17,7 @@ from statistics import median
 from device_agent.contracts import Statistics
 from search.latency.drift import at_usual_speed, usual_references
 from search.latency.table import median_std_ns
+from search.normal import SIGMA_PER_MAD
 
 #: Fewer sentinels, or earlier figures of the reference, decide nothing.
 MIN_FIGURES = 3
@@ -29,9 +30,6 @@ _KERNEL_TOLERANCE = 0.05
 _SIGMAS = 3.0
 #: What a kernel differs by between two processes at least, relative: where its memory lies and which tile was tuned.
 _BETWEEN_PROCESSES = 0.02
-
-#: From the median absolute deviation to the standard deviation, for a normal distribution.
-_SIGMA_PER_MAD = 1.4826
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,4 +136,4 @@ def _spread(times_ns: Sequence[float]) -> float:
     """The robust relative standard deviation of times."""
     logs = [math.log(time) for time in times_ns]
     centre = median(logs)
-    return _SIGMA_PER_MAD * median(abs(log - centre) for log in logs)
+    return SIGMA_PER_MAD * median(abs(log - centre) for log in logs)

@@ -20,14 +20,9 @@ from device_agent.contracts import (
     loads,
 )
 from search.latency.families import without_seed
+from search.normal import SIGMA_PER_MAD, SIGMAS_OF_95_PERCENT
 
 TABLE_VERSION = 1
-
-#: Half the width of a 95 % interval of a normal distribution, in standard deviations.
-_SIGMAS_OF_95_PERCENT = 1.96
-
-#: From the median absolute deviation to the standard deviation, for a normal distribution.
-_SIGMA_PER_MAD = 1.4826
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,8 +98,8 @@ def network_latency(plan: NetworkPlan, statistics: Statistics) -> NetworkLatency
 def median_std_ns(statistics: Statistics) -> float:
     """The standard error of the median: from its 95 % interval, or, without one, from the deviation over blocks."""
     if statistics.ci95_low_ns is not None and statistics.ci95_high_ns is not None:
-        return (statistics.ci95_high_ns - statistics.ci95_low_ns) / (2 * _SIGMAS_OF_95_PERCENT)
-    return float(_SIGMA_PER_MAD * statistics.mad_ns / max(1, statistics.num_blocks) ** 0.5)
+        return (statistics.ci95_high_ns - statistics.ci95_low_ns) / (2 * SIGMAS_OF_95_PERCENT)
+    return float(SIGMA_PER_MAD * statistics.mad_ns / max(1, statistics.num_blocks) ** 0.5)
 
 
 def table_id(table: LatencyTable) -> str:

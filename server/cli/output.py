@@ -12,17 +12,12 @@ from rich.console import Console
 from rich.table import Table
 
 from device_agent.contracts import decode
-from search.domain.result import BaselineLatency, DeviceFigures, FrontPoint, SearchResult, Standing
+from search.domain.result import BaselineLatency, DeviceFigures, FrontPoint, SearchResult
 from server.cli.designs import design_table
 from server.client import KerfClient
+from server.dashboard.wording import STANDING_LABELS
 
 RESULT_FILE = "result.json"
-
-STANDING_WORDS = {
-    Standing.FRONT: "front",
-    Standing.WITHIN_NOISE: "dominated within noise",
-    Standing.DOMINATED: "dominated beyond noise",
-}
 
 #: More candidates than this are counted, not named.
 _NAMED_TIES = 3
@@ -123,7 +118,7 @@ def _standing_table(front: Sequence[FrontPoint]) -> Table:
         accuracy, latency = point.accuracy_ci95, point.latency_ci95_ms
         table.add_row(
             point.candidate_id[:10],
-            "unknown" if point.standing is None else STANDING_WORDS[point.standing],
+            "unknown" if point.standing is None else STANDING_LABELS[point.standing].text,
             "" if accuracy is None else f"{100 * accuracy[0]:.2f}-{100 * accuracy[1]:.2f}",
             "" if latency is None else f"{latency[0]:.4f}-{latency[1]:.4f}",
             _tied(point, front),

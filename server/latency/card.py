@@ -173,7 +173,7 @@ def make_card(facts: _Facts) -> SeriesCard:
     without_model = ""
     by_model: tuple[HeldOut, ...] = ()
     try:
-        by_model = cross_validate(table.kernels, key.runtime, rng=np.random.default_rng(_SEED)).held_out
+        by_model = cross_validate(table.kernels, key.runtime, rng=np.random.default_rng(_SEED))
     except (LatencyModelError, np.linalg.LinAlgError) as error:
         without_model = str(error)
     return SeriesCard(

@@ -14,6 +14,7 @@ from device_agent.contracts import KernelSpec, Statistics, decode, kernel_id
 from search.latency.drift import at_usual_speed, usual_references
 from search.latency.families import without_seed
 from search.latency.table import KernelLatency, kernel_latency
+from search.normal import SIGMAS_OF_95_PERCENT
 from server.columns import now_s
 from server.models import CardRow, KernelRow, LatencyModelRow, LatencyRow, MeasurementRow, SeriesRow
 
@@ -95,5 +96,5 @@ def series_kernels(session: Session, series_id: str) -> tuple[KernelLatency, ...
 def _imported(kernel: KernelSpec, row: LatencyRow) -> KernelLatency:
     """A figure that came without statistics; its interval is one of 95 % of a normal distribution."""
     low, high = row.ci95_low_ns, row.ci95_high_ns
-    std_ns = 0.0 if low is None or high is None else (high - low) / (2 * 1.96)
+    std_ns = 0.0 if low is None or high is None else (high - low) / (2 * SIGMAS_OF_95_PERCENT)
     return KernelLatency(kernel=kernel, latency_ns=row.median_ns, std_ns=std_ns)

@@ -22,6 +22,7 @@ from search.latency.model.kernel_model import KernelLatencyModel, fit_kernel_mod
 from search.latency.model.storage import MODEL_VERSION, dump_model, load_model
 from search.latency.predictor import Prediction
 from search.latency.table import KernelLatency
+from search.normal import SIGMAS_OF_95_PERCENT
 from server.columns import database_time_s
 from server.database import Database
 from server.errors import Conflict, Unprocessable
@@ -38,8 +39,6 @@ _SEED = 20_220_608
 _REQUESTED = -1
 #: Models that a process keeps ready; each takes some 30 MB for 2,000 kernels.
 _MODELS_READY = 4
-#: Half the width of a 95 % interval of a normal distribution, in standard deviations.
-_SIGMAS_OF_95_PERCENT = 1.96
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,7 +179,7 @@ def _ready(text: str) -> KernelLatencyModel:
 def _predicted(kernel: KernelSpec, found: Prediction, *, extrapolated: bool) -> PredictedLatency:
     # Uncertainties of a model are of logarithms: its intervals are wider above.
     sigma = math.sqrt(math.log1p((found.std_ns / found.latency_ns) ** 2))
-    factor = math.exp(_SIGMAS_OF_95_PERCENT * sigma)
+    factor = math.exp(SIGMAS_OF_95_PERCENT * sigma)
     return PredictedLatency(
         kernel_id=kernel_id(kernel),
         latency_ns=found.latency_ns,

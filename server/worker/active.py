@@ -18,7 +18,7 @@ from search.domain.config import MeasuringStrategy
 from search.domain.objective import Metric
 from search.latency.active import kernels_of_round, round_ends
 from search.latency.drift import at_usual_speed
-from search.latency.families import without_seed
+from search.latency.families import distinct_kernels, without_seed
 from search.latency.model.front import MIN_PROBABILITY, front_belief, kernels_for_front
 from search.latency.model.kernel_model import KernelLatencyModel
 from search.latency.table import KernelLatency, kernel_latency
@@ -148,11 +148,7 @@ def _chosen(
 ) -> list[KernelSpec]:
     if not networks or count == 0:
         return []
-    pool = [
-        kernel
-        for kernel in dict.fromkeys(kernel for network in networks for kernel in network)
-        if kernel_id(kernel) not in left_out
-    ]
+    pool = [kernel for kernel in distinct_kernels(networks) if kernel_id(kernel) not in left_out]
     return kernels_for_front(_model_of(device), networks, errors, count, pool=pool)
 
 

@@ -30,6 +30,9 @@ from server.worker.run import RunInterrupted, SearchFailed, SearchRun, signal_of
 #: Errors whose text names the value and the remedy; anything else is a defect of ours.
 _USER_ERRORS = (SearchFailed, SearchError, ContractError, DataError, CheckpointError, ApiError)
 
+#: What a worker without a search works out for series of measurements: what it is called, and one step of it.
+_REFRESHED: dict[str, Callable[[Database], str | None]] = {"card": refresh_card, "latency_model": refresh_model}
+
 log = structlog.get_logger(__name__)
 
 #: How often the table is asked for work while there is none.
@@ -54,7 +57,7 @@ def run_worker(settings: Settings, stop: threading.Event) -> None:
         worker = name if is_sole else f"{name}:{os.getpid()}"
         log.info("worker_started", worker=worker)
         first = is_sole
-        looked = {"card": 0.0, "latency_model": 0.0}
+        looked = dict.fromkeys(_REFRESHED, 0.0)
         while not stop.is_set():
             try:
                 with database.write() as session:
@@ -67,8 +70,7 @@ def run_worker(settings: Settings, stop: threading.Event) -> None:
                 continue
             if claim is None:
                 first = False
-                looked["card"] = _refresh(refresh_card, "card", database, looked["card"])
-                looked["latency_model"] = _refresh(refresh_model, "latency_model", database, looked["latency_model"])
+                looked = {what: _refresh(what, database, at) for what, at in looked.items()}
                 stop.wait(IDLE_INTERVAL_S)
                 continue
             _serve(database, settings, store, claim, stop)
@@ -76,12 +78,12 @@ def run_worker(settings: Settings, stop: threading.Event) -> None:
     log.info("worker_stopped", worker=worker)
 
 
-def _refresh(refresh: Callable[[Database], str | None], what: str, database: Database, looked: float) -> float:
+def _refresh(what: str, database: Database, looked: float) -> float:
     """Work out what is due of one series, if anything is; returns when (monotonic) that was last looked for."""
     if time.monotonic() - looked < REFRESH_INTERVAL_S:
         return looked
     try:
-        series_id = refresh(database)
+        series_id = _REFRESHED[what](database)
     except Exception:
         # No search fails by it, and what is there stays as old as it says.
         log.warning(f"{what}_failed", exc_info=True)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from device_agent.contracts import KernelSpec
+from search.latency.families import distinct_kernels
 from search.latency.model.kernel_model import KernelLatencyModel
 from search.pareto import FloatArray
 
@@ -38,7 +39,7 @@ def choose_kernels(
     if count <= 0:
         return []
     weights = np.ones(len(networks)) if importance is None else np.asarray(importance, dtype=np.float64)
-    distinct = list(dict.fromkeys(kernel for network in networks for kernel in network))
+    distinct = distinct_kernels(networks)
     parts = network_parts(model, networks, distinct)
     # Of each network's logarithm with each candidate's, and of candidates with each other.
     with_networks = parts @ model.log_covariance(distinct, pool)
@@ -77,7 +78,7 @@ def network_log_std(model: KernelLatencyModel, networks: Sequence[Sequence[Kerne
 
     Kernels that are alike err alike: their errors do not average out as independent ones would.
     """
-    distinct = list(dict.fromkeys(kernel for network in networks for kernel in network))
+    distinct = distinct_kernels(networks)
     parts = network_parts(model, networks, distinct)
     covariance = model.log_covariance(distinct, distinct)
     common = np.einsum("nk,kl,nl->n", parts, covariance, parts, optimize=True)

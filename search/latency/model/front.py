@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from scipy.special import ndtr
 
 from device_agent.contracts import KernelSpec
-from search.latency.families import without_seed
+from search.latency.families import distinct_kernels, without_seed
 from search.latency.model.choice import choose_kernels, network_log_std
 from search.latency.model.kernel_model import KernelLatencyModel
 from search.pareto import FloatArray
@@ -73,7 +73,7 @@ def front_belief(
     """What `model` knows of candidates with these kernels and errors. Latencies are sums over kernels: a correction to
     whole networks is common to all, and changes no order.
     """
-    distinct = list(dict.fromkeys(kernel for network in networks for kernel in network))
+    distinct = distinct_kernels(networks)
     latency = dict(zip(distinct, model.predict_all(distinct)[0].tolist(), strict=True))
     log_latency = np.log([sum(latency[kernel] for kernel in network) for network in networks])
     log_std = network_log_std(model, networks)

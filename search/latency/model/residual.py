@@ -17,6 +17,7 @@ import numpy as np
 from scipy.linalg import cho_solve, cholesky, solve_triangular
 from scipy.optimize import minimize
 
+from search.normal import SIGMA_PER_MAD
 from search.pareto import FloatArray
 
 #: The settings are found on so many measurements at most: each step costs their number to the power of three.
@@ -154,7 +155,7 @@ def fit_settings(
 def _clip(values: FloatArray) -> tuple[float, float]:
     """Bounds far outside of the usual: a single broken measurement must not set the scale of all."""
     centre = float(np.median(values))
-    spread = 1.4826 * float(np.median(np.abs(values - centre))) + 1e-6
+    spread = SIGMA_PER_MAD * float(np.median(np.abs(values - centre))) + 1e-6
     return centre - 6 * spread, centre + 6 * spread
 
 

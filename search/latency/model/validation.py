@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,15 +17,9 @@ NUM_FOLDS = 5
 MAX_KERNELS = 400
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Validation:
-    """Kernels with what a model that was fitted without them predicts. Of more kernels than `MAX_KERNELS`, a part."""
-
-    held_out: tuple[HeldOut, ...]
-
-
-def cross_validate(entries: Sequence[KernelLatency], runtime: str, *, rng: np.random.Generator) -> Validation:
-    """Predict each kernel from the model of the other parts of five, drawn by `rng`.
+def cross_validate(entries: Sequence[KernelLatency], runtime: str, *, rng: np.random.Generator) -> list[HeldOut]:
+    """Each kernel with what the model of the other parts of five predicts, drawn by `rng`. Of more than `MAX_KERNELS`,
+    a part.
 
     Raises `LatencyModelError` with too few kernels for a part to be left out.
     """
@@ -46,4 +39,4 @@ def cross_validate(entries: Sequence[KernelLatency], runtime: str, *, rng: np.ra
             HeldOut(kernel=e.kernel, axis="all", measured_ns=e.latency_ns, predicted_ns=float(p))
             for e, p in zip(inside, predicted, strict=True)
         ]
-    return Validation(held_out=tuple(held_out))
+    return held_out

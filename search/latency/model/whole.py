@@ -17,9 +17,11 @@ from scipy.optimize import nnls
 
 from device_agent.contracts import KernelSpec, Op
 from search.errors import LatencyModelError
+from search.latency.families import distinct_kernels
 from search.latency.model.choice import network_log_std
 from search.latency.model.kernel_model import KernelLatencyModel
 from search.latency.table import NetworkLatency
+from search.normal import SIGMA_PER_MAD
 from search.pareto import FloatArray
 
 #: Four prices and one network more.
@@ -32,9 +34,6 @@ _HUBER = 0.05
 #: A network's own uncertainty counts beside what any network is off by.
 _MISFIT = 0.03
 _ROUNDS = 4
-
-#: From the median absolute deviation to the standard deviation, for a normal distribution.
-_SIGMA_PER_MAD = 1.4826
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +69,7 @@ class WholeNetworkModel:
 
 def network_columns(model: KernelLatencyModel, networks: Sequence[Sequence[KernelSpec]]) -> FloatArray:
     """(n, 4): the sum in ns, that of strided convolutions, bytes of weights, 1."""
-    distinct = list(dict.fromkeys(kernel for network in networks for kernel in network))
+    distinct = distinct_kernels(networks)
     latency_ns = dict(zip(distinct, model.predict_all(distinct)[0].tolist(), strict=True))
     weight_bytes = dict(zip(distinct, model.weight_bytes(distinct).tolist(), strict=True))
     return np.array(
@@ -116,6 +115,6 @@ def fit_whole_networks(model: KernelLatencyModel, networks: Sequence[NetworkLate
             strided=strided,
             weight_byte=weight_byte,
             once=once,
-            relative_std=float(_SIGMA_PER_MAD * np.median(errors)),
+            relative_std=float(SIGMA_PER_MAD * np.median(errors)),
         ),
     )

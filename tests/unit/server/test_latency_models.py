@@ -187,7 +187,9 @@ def test_a_start_that_was_asked_for_meanwhile_is_not_overwritten(
     assert model_of(lab, new)["is_fitted"] is True
 
 
-def test_an_idle_worker_fits_it_and_leaves_what_fails_alone_for_a_while(sqlite_lab: ServerLab) -> None:
+def test_an_idle_worker_fits_it_and_leaves_what_fails_alone_for_a_while(
+    sqlite_lab: ServerLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lab = sqlite_lab
     series = measured(lab, lab.agent(), range(4, 12))
     with lab.database.write() as session:
@@ -211,9 +213,10 @@ def test_an_idle_worker_fits_it_and_leaves_what_fails_alone_for_a_while(sqlite_l
     def broken(database: Database) -> str | None:
         raise RuntimeError("a defect")
 
-    after = loop._refresh(broken, "latency_model", lab.database, 0.0)
+    monkeypatch.setitem(loop._REFRESHED, "latency_model", broken)
+    after = loop._refresh("latency_model", lab.database, 0.0)
     assert after > time.monotonic() + loop.REFRESH_PAUSE_S / 2
-    assert loop._refresh(broken, "latency_model", lab.database, after) == after
+    assert loop._refresh("latency_model", lab.database, after) == after
 
 
 def _ask(database: Database, series_id: str, start: str) -> None:

@@ -63,6 +63,17 @@ def test_ways_of_pruning_are_weighed_against_each_other(genomes: IntArray) -> No
     assert widths > 3 * max(zeros)
 
 
+def test_a_fit_depends_on_no_earlier_one(genomes: IntArray) -> None:
+    losses = _losses(_tables(8.0, 1.0, 0.5), genomes)
+    again, once, never = (ErrorModel(_space(), _tables(1.0, 1.0, 1.0)) for _ in range(3))
+    again.fit(genomes[24:60], losses[24:60])
+    again.fit(genomes[:24], losses[:24])
+    once.fit(genomes[:24], losses[:24])
+    assert np.array_equal(evaluate(again.factors(), genomes), evaluate(once.factors(), genomes))
+    again.fit(genomes[:4], losses[:4])
+    assert np.array_equal(evaluate(again.factors(), genomes), evaluate(never.factors(), genomes))
+
+
 def test_right_estimates_are_left_alone(genomes: IntArray) -> None:
     tables = _tables(2.0, 1.0, 0.5)
     losses = _losses(tables, genomes)

@@ -45,7 +45,7 @@ def test_standings_are_compared_and_printed() -> None:
     assert [p.tied_with for p in points] == [("same123456",), ("good123456",), (), ()]
     lines = printed(replace(a_result(), front=tuple(points))).splitlines()
     table = lines[next(i for i, line in enumerate(lines) if "standing" in line) :]
-    assert table[1].split() == ["good123456", "front", "88.00-92.00", "1.9800-2.0200", "same123456"]
+    assert table[1].split() == ["good123456", "on", "the", "front", "88.00-92.00", "1.9800-2.0200", "same123456"]
     assert table[2].split() == [
         "same123456", "dominated", "within", "noise", "87.00-91.00", "1.9899-2.0301", "good123456",
     ]  # fmt: skip

@@ -14,6 +14,7 @@ from device_agent.contracts import (
     VerdictReason,
     WeightPruning,
 )
+from search.domain.result import Standing
 from server.dashboard import formats, wording
 from server.dashboard.pages import Progress, SpeedUp
 from server.states import JobStage, JobState
@@ -83,6 +84,7 @@ def test_every_state_and_reason_has_words() -> None:
     assert set(wording.JOB_LABELS) == set(JobState)
     assert set(wording.STAGE_LABELS) == set(JobStage)
     assert set(wording.VERDICT_LABELS) == set(Verdict)
+    assert set(wording.STANDING_LABELS) == set(Standing)
     assert set(wording.REASON_TEXTS) == set(VerdictReason)
     for op in Op:
         spec = KernelSpec(op=op, in_channels=8, out_channels=8)
