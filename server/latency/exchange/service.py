@@ -161,9 +161,11 @@ def store_import(session: Session, request: LatencyImport, parsed: ParsedFile, *
     for item in items:
         key, series = keys.of(item)
         figure = _Figure(item=item, key=key, series_id=series, kernel_id=kernels[item.kernel])
-        fresh.setdefault(_import_key(figure), figure)
-    for known in _known(session, list(fresh)):
-        del fresh[known]
+        fresh.setdefault(_import_key(figure, measured_at_s=item.measured_at_s), figure)
+    # A file of ours says when a figure came in where the first file did not tell when it was measured.
+    untimed = {key: _import_key(figure, measured_at_s=None) for key, figure in fresh.items()}
+    known = _known(session, [*fresh, *untimed.values()])
+    fresh = {key: figure for key, figure in fresh.items() if known.isdisjoint({key, untimed[key]})}
     _insert(session, fresh, import_id)
     return ImportAnswer(
         import_id=import_id,
@@ -250,8 +252,8 @@ class _Figure:
     kernel_id: str
 
 
-def _import_key(figure: _Figure) -> str:
-    """The identity of a figure: all that the file tells of it."""
+def _import_key(figure: _Figure, *, measured_at_s: float | None) -> str:
+    """The identity of a figure: all that the file tells of it, and that it was measured then (None: untold)."""
     item = figure.item
     return content_id(
         "i",
@@ -261,16 +263,16 @@ def _import_key(figure: _Figure) -> str:
             "mode": item.provenance.mode,
             "figures": [item.median_ns, item.ci95_low_ns, item.ci95_high_ns],
             "verdict": [item.verdict.value, *encode(item.reasons)],
-            "measured_at_s": item.measured_at_s,
+            "measured_at_s": measured_at_s,
         },
     )
 
 
-def _known(session: Session, keys: Sequence[str]) -> list[str]:
-    found: list[str] = []
+def _known(session: Session, keys: Sequence[str]) -> set[str]:
+    found: set[str] = set()
     for start in range(0, len(keys), _BATCH):
         part = keys[start : start + _BATCH]
-        found += session.scalars(select(MeasurementRow.import_key).where(MeasurementRow.import_key.in_(part)))
+        found.update(session.scalars(select(MeasurementRow.import_key).where(MeasurementRow.import_key.in_(part))))
     return found
 
 

@@ -256,6 +256,24 @@ class TestRoundTrip:
         assert json.loads(after[0]["profile"]) == {**json.loads(before[0]["profile"]), "imported": True}
         assert {row["median_ns"] for row in after} == {100.125, 1 / 3, 300.25, 7e9}
 
+    @pytest.mark.parametrize("form", ["csv", "json"])
+    def test_an_imported_device_that_comes_back_adds_nothing(self, sqlite_lab: ServerLab, form: str) -> None:
+        """The export tells when figures were taken in, which the file that they came in did not."""
+        lab = sqlite_lab
+        first = send(lab, "theirs.csv", CSV.encode()).json()
+        exported = lab.get(f"/v1/latency:export?format={form}&device=their board").content
+        again = send(lab, f"again.{form}", exported, None).json()
+        assert (again["rows"], again["added"], again["already_there"]) == (2, 0, 2)
+        assert again["series_ids"] == first["series_ids"]
+        assert lab.get(f"/v1/latency:export?format={form}&device=their board").content == exported
+        # The same figure measured at another time is another measurement.
+        rows = lab.get("/v1/latency:export?format=json&device=their board").json()
+        moved = [
+            {**row, "measured_at": at} for row in rows[:1] for at in ("2026-01-01T00:00:00Z", "2026-01-02T00:00:00Z")
+        ]
+        copied = send(lab, "moved.json", json.dumps(moved).encode(), None, "another board").json()
+        assert (copied["added"], copied["already_there"]) == (2, 0)
+
     def test_what_was_not_measured_does_not_lose_that_mark(self, sqlite_lab: ServerLab) -> None:
         agent = sqlite_lab.agent(profile=replace(PROFILE, simulated=True))
         sqlite_lab.tasks(agent)
