@@ -7,7 +7,7 @@ transaction, by the stage), so one that was interrupted chooses the same kernels
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -19,15 +19,16 @@ from search.domain.objective import Metric
 from search.latency.active import kernels_of_round, round_ends
 from search.latency.drift import at_usual_speed
 from search.latency.families import distinct_kernels, without_seed
-from search.latency.model.front import MIN_PROBABILITY, front_belief, kernels_for_front
+from search.latency.model.front import MIN_PROBABILITY, FrontBelief, belief_over, device_belief, kernels_for
 from search.latency.model.kernel_model import KernelLatencyModel
 from search.latency.table import KernelLatency, kernel_latency
 from search.loop import comparable
 from search.lowering import lower
+from search.pareto import FloatArray
 from search.selection import best_fronts
 from server.states import JobStage
 from server.worker.latencies import DeviceLatencies, Profile, refitted
-from server.worker.measuring import Order, measure, usable, version_of, warn_mixed
+from server.worker.measuring import Order, Outcome, measure, usable, version_of, warn_mixed
 from server.worker.run import SearchFailed, SearchRun
 from server.worker.stages.preparing import Prepared
 
@@ -42,12 +43,13 @@ _NEAR_BOUND = 0.05
 class Rounds:
     """How far measuring is: `ends` are the generations after which there is a round, `done` counts those stored.
 
-    `left_out` are the ids of kernels that were chosen and could not be measured: they are not chosen again.
+    `left_out` are, for each device, the ids of kernels that were chosen and could not be measured there: they are not
+    chosen again.
     """
 
     ends: tuple[int, ...]
     done: int = 0
-    left_out: tuple[str, ...] = ()
+    left_out: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, run: SearchRun, stored: Mapping[str, Any] | None) -> Rounds:
@@ -56,15 +58,28 @@ class Rounds:
             return cls(ends=())
         ends = round_ends(run.config.method.generations, run.config.measuring.round_generations)
         found = {} if stored is None else stored["rounds"]
-        return cls(ends=ends, done=int(found.get("done", 0)), left_out=tuple(found.get("left_out", ())))
+        left_out = {device: tuple(ids) for device, ids in found.get("left_out", {}).items()}
+        return cls(ends=ends, done=int(found.get("done", 0)), left_out=left_out)
 
     def to_json(self) -> dict[str, Any]:
         """What a checkpoint has of them beside the state of the search."""
-        return {"rounds": {"done": self.done, "left_out": list(self.left_out)}} if self.ends else {}
+        left_out = {device: list(ids) for device, ids in self.left_out.items()}
+        return {"rounds": {"done": self.done, "left_out": left_out}} if self.ends else {}
+
+    def left_out_on(self, device_id: str) -> tuple[str, ...]:
+        return self.left_out.get(device_id, ())
 
     @property
     def are_over(self) -> bool:
         return self.done == len(self.ends)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _NearFront:
+    """The best candidates: their kernels, with seed 0, and their errors."""
+
+    networks: tuple[tuple[KernelSpec, ...], ...]
+    errors: tuple[float, ...]
 
 
 def measured_round(
@@ -76,56 +91,107 @@ def measured_round(
     *,
     is_last: bool,
 ) -> tuple[Profile, Rounds]:
-    """Measure the kernels of the next round, as far as the budget goes, and refit the model with them."""
-    (device,) = profile.devices
+    """Measure the kernels of the next round, as far as each device's budget goes, and refit the models with them."""
     after = replace(rounds, done=len(rounds.ends) if is_last else rounds.done + 1)
     rounds_left = 1 if is_last else len(rounds.ends) - rounds.done
-    left = run.config.measuring.max_kernels - len(device.table.kernels) - len(rounds.left_out)
-    networks, errors = _near_front(run, prepared, archive)
-    kernels = _chosen(device, networks, errors, kernels_of_round(max(left, 0), rounds_left), rounds.left_out)
     what = f"round {after.done} of {len(rounds.ends)}"
-    if not kernels:
-        reason = "measuring.max_kernels is used up" if left <= 0 else "every kernel near the front is measured"
+    near = _near_front(run, prepared, archive)
+    if not near.networks:
+        run.message(f"{what}: nothing to measure, as no candidate is near the bounds")
+        return profile, after
+    before = _belief(profile, near)
+    budgets = [_left(run, device, rounds) for device in profile.devices]
+    bounded = {bound.device for bound in run.config.constraints}
+    chosen = []
+    for place, (device, left) in enumerate(zip(profile.devices, budgets, strict=True)):
+        importance = before.importance(place, is_bounded=device.device_id in bounded)
+        count = kernels_of_round(left, rounds_left)
+        chosen.append(_chosen(device, near, importance, count, rounds.left_out_on(device.device_id)))
+    if not any(chosen):
+        reason = "no kernel left would tell more of the front" if any(budgets) else "measuring.max_kernels is used up"
         run.message(f"{what}: nothing to measure, as {reason}")
         return profile, after
-    new = _measured(run, device, kernels, f"{what}: {len(kernels)} kernels near the front")
-    measured = {entry.kernel for entry in new}
-    left_out = (*rounds.left_out, *(kernel_id(kernel) for kernel in kernels if kernel not in measured))
-    if new:
-        table = replace(device.table, kernels=(*device.table.kernels, *new))
-        device = refitted(device, table, run.config.method.seed)
-    before, now = (_relative_std(d, networks, errors) for d in (profile.devices[0], device))
-    run.message(
-        f"{what}: {len(new)} kernels measured, {len(device.table.kernels)} in all; latencies near the front are "
-        f"predicted to {100 * now:.1f} % after {100 * before:.1f} % (standard deviation, median)"
+    counts = _kernels(run, profile, [len(kernels) for kernels in chosen])
+    found = _measured(run, profile, chosen, f"{what}: {counts} near the front")
+    devices = tuple(
+        refitted(device, replace(device.table, kernels=(*device.table.kernels, *new)), run.config.method.seed)
+        if new
+        else device
+        for device, new in zip(profile.devices, found, strict=True)
     )
-    return replace(profile, devices=(device,)), replace(after, left_out=left_out)
+    left_out = {
+        device.device_id: (*rounds.left_out_on(device.device_id), *_missing(kernels, new))
+        for device, kernels, new in zip(devices, chosen, found, strict=True)
+    }
+    measured = replace(profile, devices=devices)
+    run.message(
+        f"{what}: {_kernels(run, profile, [len(new) for new in found])} measured, "
+        f"{sum(len(device.table.kernels) for device in devices)} in all; latencies near the front are "
+        f"predicted to {100 * _relative_std(_belief(measured, near)):.1f} % after {100 * _relative_std(before):.1f} % "
+        "(standard deviation, median)"
+    )
+    return measured, replace(after, left_out={device: ids for device, ids in left_out.items() if ids})
+
+
+def _left(run: SearchRun, device: DeviceLatencies, rounds: Rounds) -> int:
+    """How many kernels may still be asked of a device."""
+    asked = len(device.table.kernels) + len(rounds.left_out_on(device.device_id))
+    return max(0, run.config.measuring.max_kernels - asked)
+
+
+def _missing(kernels: Sequence[KernelSpec], new: Sequence[KernelLatency]) -> list[str]:
+    measured = {entry.kernel for entry in new}
+    return [kernel_id(kernel) for kernel in kernels if kernel not in measured]
+
+
+def _kernels(run: SearchRun, profile: Profile, counts: Sequence[int]) -> str:
+    """The number of kernels in words; with several devices that of each as well."""
+    each = ", ".join(
+        f"{n} on {run.device_names[device.device_id]!r}" for n, device in zip(counts, profile.devices, strict=True)
+    )
+    return f"{sum(counts)} kernels" + (f" ({each})" if len(counts) > 1 else "")
 
 
 def _measured(
-    run: SearchRun, device: DeviceLatencies, kernels: Sequence[KernelSpec], note: str
+    run: SearchRun, profile: Profile, chosen: Sequence[Sequence[KernelSpec]], note: str
+) -> list[tuple[KernelLatency, ...]]:
+    """For each device those of its `chosen` kernels that could be measured, at the speed that its table has. All
+    devices measure at the same time.
+    """
+    orders = [
+        Order(
+            device_id=device.device_id,
+            tasks=[KernelTask(kernel=kernel, setup=run.config.measuring.kernels) for kernel in kernels],
+            source=device.table.source,
+        )
+        for device, kernels in zip(profile.devices, chosen, strict=True)
+    ]
+    outcomes = measure(run, JobStage.SEARCHING, orders, note)
+    return [
+        _usable(run, device, order, own) for device, order, own in zip(profile.devices, orders, outcomes, strict=True)
+    ]
+
+
+def _usable(
+    run: SearchRun, device: DeviceLatencies, order: Order, outcomes: Sequence[tuple[str, Outcome]]
 ) -> tuple[KernelLatency, ...]:
-    """Those of `kernels` that could be measured, at the speed that the device's table has."""
-    table = device.table
-    tasks = [KernelTask(kernel=kernel, setup=run.config.measuring.kernels) for kernel in kernels]
-    order = Order(device_id=device.device_id, tasks=tasks, source=table.source)
-    (outcomes,) = measure(run, JobStage.SEARCHING, [order], note)
-    found, _ = usable(run, tasks, outcomes, "")
+    """What came back from one device."""
+    table, where = device.table, run.where(device.device_id)
+    tasks = [task for task in order.tasks if isinstance(task, KernelTask)]
+    found, _ = usable(run, tasks, outcomes, where)
     for _, outcome in found:
         if version_of(outcome) != table.runtime_version:
             raise SearchFailed(
                 f"the runtime {table.runtime} of {device.device_id} was {table.runtime_version} when the search began "
                 f"and is {version_of(outcome)} now, and one table never joins both: submit the search again"
             )
-    warn_mixed(run, [outcome for _, outcome in found], "")
+    warn_mixed(run, [outcome for _, outcome in found], where)
     usual = device.summary.usual_references
     return tuple(kernel_latency(task.kernel, at_usual_speed(o.statistics, usual)) for task, o in found)
 
 
-def _near_front(
-    run: SearchRun, prepared: Prepared, archive: Sequence[EvaluatedCandidate]
-) -> tuple[list[list[KernelSpec]], list[float]]:
-    """The kernels and the errors of the best candidates, those just beyond a bound among them."""
+def _near_front(run: SearchRun, prepared: Prepared, archive: Sequence[EvaluatedCandidate]) -> _NearFront:
+    """The best candidates, those just beyond a bound among them."""
     known = [
         replace(item, evaluation=replace(item.evaluation, violation=0.0))
         if 0.0 < item.evaluation.violation <= _NEAR_BOUND
@@ -135,26 +201,30 @@ def _near_front(
     near = best_fronts(known, run.config.objectives, _MOST_CANDIDATES)
     (metric,) = (o.metric for o in run.config.objectives if o.metric is not Metric.LATENCY_MS)
     plans = [lower(prepared.spec, prepared.space.decode(item.candidate.genome)) for item in near]
-    kernels = [[without_seed(kernel) for kernel in plan.kernels] for plan in plans]
-    return kernels, [item.evaluation.metrics[metric] for item in near]
+    return _NearFront(
+        networks=tuple(tuple(without_seed(kernel) for kernel in plan.kernels) for plan in plans),
+        errors=tuple(item.evaluation.metrics[metric] for item in near),
+    )
+
+
+def _belief(profile: Profile, near: _NearFront) -> FrontBelief:
+    """What the models of all devices know of the candidates near the front."""
+    devices = [device_belief(_model_of(d), d.model.correction, near.networks) for d in profile.devices]
+    return belief_over(devices, near.errors, profile.over)
 
 
 def _chosen(
-    device: DeviceLatencies,
-    networks: Sequence[Sequence[KernelSpec]],
-    errors: Sequence[float],
-    count: int,
-    left_out: Sequence[str],
+    device: DeviceLatencies, near: _NearFront, importance: FloatArray, count: int, left_out: Sequence[str]
 ) -> list[KernelSpec]:
-    if not networks or count == 0:
+    """The kernels that a device is asked for: where its own uncertainty meets the front."""
+    if count == 0:
         return []
-    pool = [kernel for kernel in distinct_kernels(networks) if kernel_id(kernel) not in left_out]
-    return kernels_for_front(_model_of(device), networks, errors, count, pool=pool)
+    pool = [kernel for kernel in distinct_kernels(near.networks) if kernel_id(kernel) not in left_out]
+    return kernels_for(_model_of(device), near.networks, importance, count, pool=pool)
 
 
-def _relative_std(device: DeviceLatencies, networks: Sequence[Sequence[KernelSpec]], errors: Sequence[float]) -> float:
+def _relative_std(belief: FrontBelief) -> float:
     """How uncertain the latency of a candidate near the front is, relative: the median."""
-    belief = front_belief(_model_of(device), networks, errors)
     return float(np.median(belief.log_std[belief.probability >= MIN_PROBABILITY]))
 
 

@@ -71,6 +71,10 @@ class SearchRun:
                 self._device_names = repository.device_names(session, self.claim.device_ids)
         return self._device_names
 
+    def where(self, device_id: str) -> str:
+        """What a message about one device ends in: nothing where the search has no other."""
+        return f" on {self.device_names[device_id]!r}" if len(self.device_names) > 1 else ""
+
     def named(self, text: str) -> str:
         """`text` with the ids of the search's devices replaced by their names."""
         for device_id, name in self.device_names.items():

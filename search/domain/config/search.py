@@ -199,8 +199,6 @@ class SearchConfig:
             )
         if self.latency_from is not None:
             problems.append("latency_from takes a table as it is: leave it out")
-        if len(self.devices) > 1:
-            problems.append(f"devices names {len(self.devices)}, and kernels are chosen for one: name one device")
         if problems:
             raise ContractError(
                 f"measuring.strategy 'active' does not go with this config: {'; '.join(problems)}; or use 'grid'"

@@ -17,7 +17,7 @@ NUM_FOLDS = 5
 MAX_KERNELS = 400
 
 
-def cross_validate(entries: Sequence[KernelLatency], runtime: str, *, rng: np.random.Generator) -> list[HeldOut]:
+def cross_validate(entries: Sequence[KernelLatency], runtime: str, *, rng: np.random.Generator) -> tuple[HeldOut, ...]:
     """Each kernel with what the model of the other parts of five predicts, drawn by `rng`. Of more than `MAX_KERNELS`,
     a part.
 
@@ -39,4 +39,4 @@ def cross_validate(entries: Sequence[KernelLatency], runtime: str, *, rng: np.ra
             HeldOut(kernel=e.kernel, axis="all", measured_ns=e.latency_ns, predicted_ns=float(p))
             for e, p in zip(inside, predicted, strict=True)
         ]
-    return held_out
+    return tuple(held_out)

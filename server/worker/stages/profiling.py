@@ -194,7 +194,7 @@ def _device_latencies(
 ) -> DeviceLatencies:
     """The table of one device of what came back from it."""
     config = run.config.measuring
-    where = f" on {run.device_names[device_id]!r}" if len(run.device_names) > 1 else ""
+    where = run.where(device_id)
     network_tasks = [*baseline_tasks.values(), *networks.pruned_tasks]
     require_success(f"whole networks{where}", network_tasks, outcomes[: len(network_tasks)])
     measured = [_success(outcome) for _, outcome in outcomes[: len(network_tasks)]]

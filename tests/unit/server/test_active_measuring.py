@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import re
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from device_agent.contracts import ContractError, FailureReason, KernelTask, Lease, MeasurementFailure, kernel_id
 from search.domain.config import ChannelsConfig, MeasuringStrategy, SearchConfig, SpaceConfig
-from search.domain.objective import Metric
+from search.domain.objective import Constraint, LatencyOverDevices, Metric
 from search.latency.table import LatencyTable, load_table
-from server.searches.repository import LATENCY_TABLE, load_candidates, load_checkpoint
+from server.models import MeasurementRow
+from server.searches.repository import LATENCY_TABLE, device_document, load_candidates, load_checkpoint
 from server.states import JobStage
 from server.worker import active as rounds
 from server.worker.run import SearchFailed
@@ -36,7 +40,7 @@ def active(name: str, max_kernels: int = MAX_KERNELS, **changes: Any) -> SearchC
     )
 
 
-def rounds_stored(worker: WorkerLab, search_id: str) -> tuple[int, list[str]]:
+def rounds_stored(worker: WorkerLab, search_id: str) -> tuple[int, dict[str, list[str]]]:
     with worker.lab.database.read() as session:
         found = load_checkpoint(session, search_id, JobStage.SEARCHING)
     assert found is not None
@@ -56,7 +60,7 @@ def test_a_worker_that_dies_in_rounds_and_between_them_changes_nothing(
     killed = worker.submit(config)
     # The kernels of the first round are measured, but it is not stored.
     worker.run(killed, Kill(note="round 1 of 2", steps=1))
-    assert rounds_stored(worker, killed) == (0, [])
+    assert rounds_stored(worker, killed) == (0, {})
     before = table_of(worker, killed)
     with monkeypatch.context() as patched:
         patched.setattr(rounds, "version_of", lambda _: "2+upgraded")
@@ -64,7 +68,7 @@ def test_a_worker_that_dies_in_rounds_and_between_them_changes_nothing(
             worker.run(killed)
     # Stored, and the third generation has not begun.
     run = worker.run(killed, Kill(note="round 1 of 2", steps=1))
-    assert rounds_stored(worker, killed) == (1, [])
+    assert rounds_stored(worker, killed) == (1, {})
     after = table_of(worker, killed)
     assert set(before.kernels) < set(after.kernels)
     chosen = [note for _, note in run.notes if note.startswith("round ")]
@@ -117,7 +121,7 @@ def test_kernels_that_cannot_be_measured_are_left_out_and_not_chosen_again(
     worker.run(search_id)
     done, left_out = rounds_stored(worker, search_id)
     assert done == 2
-    assert left_out == asked
+    assert left_out == {worker.agents["phone"].device_id: asked}
     assert len(set(asked)) == len(asked) == MAX_KERNELS - len(before.kernels)
     assert table_of(worker, search_id) == before
     told = [text for text in worker.messages(search_id) if "no such kernel here" in text]
@@ -130,3 +134,78 @@ def test_budgets_that_leave_nothing_to_choose_are_refused(sqlite_lab: ServerLab)
     search_id = worker.submit(active("small", max_kernels=20))
     with pytest.raises(ContractError, match=r"the corners of small_cnn's .* are \d+ kernels, but max_kernels is 20"):
         worker.run(search_id)
+
+
+CORES = ("phone", "board")
+
+
+def on_both(name: str, **changes: Any) -> SearchConfig:
+    return active(name, devices=CORES, **changes)
+
+
+def tables_of(worker: WorkerLab, search_id: str) -> list[LatencyTable]:
+    ids = [worker.agents[core].device_id for core in CORES]
+    return [load_table(worker.document(search_id, device_document(LATENCY_TABLE, own, ids))) for own in ids]
+
+
+def test_two_devices_are_asked_for_kernels_of_their_own(sqlite_lab: ServerLab) -> None:
+    """Killed in a round, it ends as one that was not; what was measured for the first is a cache hit for the other."""
+    worker = WorkerLab(sqlite_lab, CORES)
+    config = on_both("active", latency_over_devices=LatencyOverDevices.GEOMETRIC_MEAN)
+    killed = worker.submit(config)
+    worker.run(killed, Kill(note="round 1 of 2", steps=1))
+    # The kernels of the first round are measured on both, but it is not stored.
+    assert rounds_stored(worker, killed) == (0, {})
+    before = tables_of(worker, killed)
+    run = worker.run(killed)
+    assert rounds_stored(worker, killed) == (2, {})
+    whole = worker.done(config)
+    with worker.lab.database.write() as session:
+        session.execute(update(MeasurementRow).values(duration_s=6.0))
+    assert worker.outcome(killed) == worker.outcome(whole)
+    last = tables_of(worker, killed)
+    assert last == tables_of(worker, whole)
+    new = [{k.kernel for k in now.kernels[len(then.kernels) :]} for now, then in zip(last, before, strict=True)]
+    assert new[0] != new[1]
+    told = [
+        re.findall(r"(\d+) on", text) for text in dict.fromkeys(note for _, note in run.notes) if "near the" in text
+    ]
+    assert [sum(map(int, counts)) for counts in zip(*told, strict=True)] == [len(own) for own in new]
+    assert all(new)
+    result = worker.get(f"/v1/searches/{killed}/result")
+    total = sum(effort(worker, killed, core)["measurements"] for core in CORES)
+    assert result["search"]["measuring"]["measurements"] == total
+    for table, core in zip(last, CORES, strict=True):
+        assert len(table.kernels) <= MAX_KERNELS
+        count = effort(worker, whole, core)["measurements"]
+        assert count > len(table.kernels) + len(table.networks)
+        assert effort(worker, killed, core) == effort_of(count, cache_hits=0, device_minutes=pytest.approx(0.1 * count))
+        assert effort(worker, whole, core) == effort_of(count, cache_hits=count, device_minutes=0.0)
+    for point in result["front"]:
+        own = [device["predicted_latency_ms"] for device in point["devices"]]
+        assert point["predicted_latency_ms"] == pytest.approx(math.sqrt(own[0] * own[1]))
+        assert point["measured_latency_ms"] == pytest.approx(point["predicted_latency_ms"], rel=0.1)
+
+
+def test_of_the_slowest_only_those_are_asked_that_may_be_it_or_have_a_bound(sqlite_lab: ServerLab) -> None:
+    worker = WorkerLab(sqlite_lab, CORES)
+    on_phone = Constraint(metric=Metric.LATENCY_MS, max=1000.0, device="phone")
+    asked = []
+    for constraints in ((), (on_phone,)):
+        search_id = worker.submit(on_both("slowest", constraints=constraints))
+        run = worker.run(search_id, Kill(note="round 1 of 2", steps=1))
+        asked += [note for _, note in run.notes if note.startswith("round ")]
+        worker.lab.post(f"/v1/searches/{search_id}:cancel")
+    assert asked == [
+        "round 1 of 2: 4 kernels (0 on 'phone', 4 on 'board') near the front",
+        "round 1 of 2: 8 kernels (4 on 'phone', 4 on 'board') near the front",
+    ]
+
+
+def effort(worker: WorkerLab, search_id: str, core: str) -> dict[str, Any]:
+    found: dict[str, Any] = worker.get(f"/v1/searches/{search_id}")["measuring"][worker.agents[core].device_id]
+    return found
+
+
+def effort_of(measurements: int, **rest: Any) -> dict[str, Any]:
+    return {"measurements": measurements, **rest}

@@ -6,9 +6,21 @@ import numpy as np
 import pytest
 
 from device_agent.contracts import KernelSpec
+from search.domain.objective import LatencyOverDevices
 from search.latency.families import without_seed
-from search.latency.model.front import front_belief, front_probability, kernels_for_front
+from search.latency.fleet import over_devices
+from search.latency.model.front import (
+    MIN_PROBABILITY,
+    belief_over,
+    device_belief,
+    device_parts,
+    front_belief,
+    front_probability,
+    kernels_for,
+    kernels_for_front,
+)
 from search.latency.model.kernel_model import KernelLatencyModel, fit_kernel_model
+from search.latency.network import Correction, CorrectionForm, correction_of_sums, is_pruned
 from search.latency.table import KernelLatency
 from tests.unit.search.latency.test_kernel_model import measured, random_kernel, true_ns
 
@@ -88,3 +100,69 @@ def test_what_is_chosen_makes_the_front_more_certain_than_chance(model: KernelLa
     by_chance = [variance_with([distinct[i] for i in rng.permutation(len(distinct))[:8]]) for _ in range(5)]
     assert len(chosen) == 8
     assert variance_with(chosen) < min(by_chance) < variance_with([])
+
+
+class TestSeveralDevices:
+    #: Log latencies and deviations of three candidates on two devices: far apart, alike, and the other way round.
+    LOGS = np.array([[1.0, 1.0, 1.0], [0.2, 1.0, 1.1]])
+    STDS = np.array([[0.03, 0.03, 0.06], [0.04, 0.04, 0.08]])
+
+    @pytest.mark.parametrize("over", list(LatencyOverDevices))
+    def test_parts_are_derivatives(self, over: LatencyOverDevices) -> None:
+        """Of the likeliest latency; for the slowest of two of its expectation, by sampling."""
+        parts = device_parts(self.LOGS, self.STDS, over)
+        assert parts.sum(axis=0) == pytest.approx(np.ones(3))
+        if over is LatencyOverDevices.MAX:
+            drawn = self.LOGS + self.STDS * np.random.default_rng(0).standard_normal((40_000, 2, 1))
+            assert parts[0] == pytest.approx((drawn[:, 0] > drawn[:, 1]).mean(axis=0), abs=0.01)
+            assert parts[0] == pytest.approx([1.0, 0.5, 0.1587], abs=1e-4)
+            return
+        step = 1e-6
+        moved = self.LOGS + np.array([[step], [0.0]])
+        slope = (np.log(over_devices(np.exp(moved.T), over)) - np.log(over_devices(np.exp(self.LOGS.T), over))) / step
+        assert parts[0] == pytest.approx(slope, rel=1e-4)
+
+    def test_one_device_is_all_of_it_and_three_share(self) -> None:
+        for over in LatencyOverDevices:
+            np.testing.assert_array_equal(device_parts(self.LOGS[:1], self.STDS[:1], over), np.ones((1, 3)))
+        alike = device_parts(np.zeros((3, 2)), np.zeros((3, 2)), LatencyOverDevices.MAX)
+        np.testing.assert_allclose(alike, np.full((3, 2), 1 / 3))
+        assert device_parts([[0.0], [0.1], [9.0]], np.zeros((3, 1)), LatencyOverDevices.MAX).ravel().tolist() == [
+            0,
+            0,
+            1,
+        ]
+
+    def test_a_device_counts_where_it_may_decide_or_has_a_bound(self) -> None:
+        belief = belief_over(list(zip(self.LOGS, self.STDS, strict=True)), [0.3, 0.2, 0.1], LatencyOverDevices.MAX)
+        assert belief.log_latency == pytest.approx([1.0, 1.0, 1.1])
+        assert belief.log_std == pytest.approx([0.03, 0.025, np.hypot(0.1587 * 0.06, 0.8413 * 0.08)], rel=1e-3)
+        assert (belief.probability >= MIN_PROBABILITY).all()
+        assert belief.importance(1)[0] == 0.0  # it is certainly not the slower one
+        assert belief.importance(0)[0] == pytest.approx(belief.probability[0])
+        assert belief.importance(1)[2] == pytest.approx(belief.probability[2] * 0.8413**2, rel=1e-3)
+        np.testing.assert_array_equal(belief.importance(1, is_bounded=True), belief.probability)
+
+    def test_latencies_are_those_of_whole_networks(self, model: KernelLatencyModel) -> None:
+        networks = networks_of(3)
+        form, none = CorrectionForm.DENSE_APART, ()
+        correction = Correction(
+            form=form, scale=2.0, pruned_scale=3.0, offset_ns=1e4, relative_residuals=none, relative_std=0.0
+        )
+        expected = [
+            sum(correction.scale_of(k) * n for k, n in zip(network, model.predict_all(network)[0], strict=True)) + 1e4
+            for network in networks
+        ]
+        assert {is_pruned(kernel) for network in networks for kernel in network} == {True, False}
+        assert np.exp(device_belief(model, correction, networks)[0]) == pytest.approx(expected)
+
+    def test_what_never_decides_is_not_asked_for_kernels(self, model: KernelLatencyModel) -> None:
+        networks, errors = networks_of(12), np.linspace(0.1, 0.5, 12).tolist()
+        sums = np.exp(front_belief(model, networks, errors).log_latency)
+        corrections = [correction_of_sums(sums, factor * sums) for factor in (1.0, 20.0)]
+        devices = [device_belief(model, correction, networks) for correction in corrections]
+        belief = belief_over(devices, errors, LatencyOverDevices.MAX)
+        assert kernels_for(model, networks, belief.importance(0), 5) == []
+        slower = belief_over(devices[1:], errors, LatencyOverDevices.MAX).importance(0)
+        assert len(kernels_for(model, networks, belief.importance(1), 5)) == 5
+        assert kernels_for(model, networks, belief.importance(1), 5) == kernels_for(model, networks, slower, 5)
