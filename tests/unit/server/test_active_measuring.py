@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import re
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 from sqlalchemy import update
 
 from device_agent.contracts import ContractError, FailureReason, KernelTask, Lease, MeasurementFailure, kernel_id
+from device_agent.runtimes.simulated import CORE_VARIABLE
 from search.domain.config import ChannelsConfig, MeasuringStrategy, SearchConfig, SpaceConfig
 from search.domain.objective import Constraint, LatencyOverDevices, Metric
 from search.latency.table import LatencyTable, load_table
@@ -38,6 +40,18 @@ def active(name: str, max_kernels: int = MAX_KERNELS, **changes: Any) -> SearchC
             config.measuring, strategy=MeasuringStrategy.ACTIVE, round_generations=2, max_kernels=max_kernels
         ),
     )
+
+
+CORES = ("phone", "board")
+
+
+def on_both(name: str, **changes: Any) -> SearchConfig:
+    return active(name, devices=CORES, **changes)
+
+
+def tables_of(worker: WorkerLab, search_id: str) -> list[LatencyTable]:
+    ids = [worker.agents[core].device_id for core in CORES]
+    return [load_table(worker.document(search_id, device_document(LATENCY_TABLE, own, ids))) for own in ids]
 
 
 def rounds_stored(worker: WorkerLab, search_id: str) -> tuple[int, dict[str, list[str]]]:
@@ -104,28 +118,29 @@ def assert_one_table(worker: WorkerLab, search_id: str) -> None:
 def test_kernels_that_cannot_be_measured_are_left_out_and_not_chosen_again(
     sqlite_lab: ServerLab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    worker = WorkerLab(sqlite_lab)
-    search_id = worker.submit(active("failing"))
+    worker = WorkerLab(sqlite_lab, CORES)
+    search_id = worker.submit(on_both("failing", latency_over_devices=LatencyOverDevices.GEOMETRIC_MEAN))
     worker.run(search_id, Kill(stage=JobStage.SEARCHING, steps=1))
     asked: list[str] = []
     measured = worker._measured
 
-    def broken(lease: Lease) -> Any:
-        if isinstance(lease.task, KernelTask):
+    def broken_on_board(lease: Lease) -> Any:
+        if isinstance(lease.task, KernelTask) and os.environ[CORE_VARIABLE] == "board":
             asked.append(kernel_id(lease.task.kernel))
             return MeasurementFailure(reason=FailureReason.UNSUPPORTED, detail="no such kernel here")
         return measured(lease)
 
-    monkeypatch.setattr(worker, "_measured", broken)
-    before = table_of(worker, search_id)
+    monkeypatch.setattr(worker, "_measured", broken_on_board)
+    before = tables_of(worker, search_id)
     worker.run(search_id)
-    done, left_out = rounds_stored(worker, search_id)
-    assert done == 2
-    assert left_out == {worker.agents["phone"].device_id: asked}
-    assert len(set(asked)) == len(asked) == MAX_KERNELS - len(before.kernels)
-    assert table_of(worker, search_id) == before
+    assert rounds_stored(worker, search_id) == (2, {worker.agents["board"].device_id: asked})
+    assert len(set(asked)) == len(asked) == MAX_KERNELS - len(before[1].kernels)
+    phone, board = tables_of(worker, search_id)
+    assert len(phone.kernels) == MAX_KERNELS
+    assert board == before[1]
     told = [text for text in worker.messages(search_id) if "no such kernel here" in text]
     assert len(told) == len(asked)
+    assert all(text.startswith("left out of the latency table on 'board': ") for text in told)
     assert worker.get(f"/v1/searches/{search_id}/result")["front"]
 
 
@@ -134,18 +149,6 @@ def test_budgets_that_leave_nothing_to_choose_are_refused(sqlite_lab: ServerLab)
     search_id = worker.submit(active("small", max_kernels=20))
     with pytest.raises(ContractError, match=r"the corners of small_cnn's .* are \d+ kernels, but max_kernels is 20"):
         worker.run(search_id)
-
-
-CORES = ("phone", "board")
-
-
-def on_both(name: str, **changes: Any) -> SearchConfig:
-    return active(name, devices=CORES, **changes)
-
-
-def tables_of(worker: WorkerLab, search_id: str) -> list[LatencyTable]:
-    ids = [worker.agents[core].device_id for core in CORES]
-    return [load_table(worker.document(search_id, device_document(LATENCY_TABLE, own, ids))) for own in ids]
 
 
 def test_two_devices_are_asked_for_kernels_of_their_own(sqlite_lab: ServerLab) -> None:
