@@ -20,6 +20,9 @@ from search.pruning.fuse import fuse_evaluating
 from search.pruning.operators import UnsupportedNetwork
 from search.pruning.proof import RELATIVE_TOLERANCE, ProofNetwork
 
+#: Networks from files are one graph, and their modules hold layers without being called.
+_NOT_CALLED = "its layers are called one by one and not as a module, which could be left out"
+
 
 def prove_blocks(
     network: ProofNetwork, spec: NetworkSpec, claims: Sequence[BlockClaim]
@@ -36,7 +39,10 @@ def prove_blocks(
     for claim in claims:
         reasons = []
         for module in claim.modules:
-            reason = _reason_to_refuse(network, spec, [(claim, claim.named(module))])
+            if type(network.model.get_submodule(module)) is nn.Module:
+                reason: str | None = _NOT_CALLED
+            else:
+                reason = _reason_to_refuse(network, spec, [(claim, claim.named(module))])
             if reason is None:
                 proved.append((claim, claim.named(module)))
                 break

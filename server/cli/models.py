@@ -1,0 +1,151 @@
+"""`kerf models ...`: networks of one's own, converted and looked at on this machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.table import Table
+
+from device_agent.contracts import encode
+from server.cli.config_file import ConfigFileError
+from server.cli.console import JsonOption, make_console
+
+if TYPE_CHECKING:
+    from search.networks.convert import ConvertedNetwork
+    from search.networks.inspection import NetworkInspection
+
+app = typer.Typer(help="Convert networks of your own, and look at them.", no_args_is_help=True)
+
+NETWORK_SUFFIX = ".kerf"
+
+
+@app.command()
+def convert(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="module.py:factory or package.module:factory, which is your code and is run; or FILE.pt2 with "
+            "--trust-file.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", help="The .kerf file to write.", show_default=False)],
+    example_shape: Annotated[
+        str | None,
+        typer.Option("--example-shape", help="Size of an image: C,H,W, for example 3,32,32.", show_default=False),
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option("--weights", help="The network's state dict as safetensors.", show_default=False)
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="The network's name; the output's by default.", show_default=False)
+    ] = None,
+    trust_file: Annotated[
+        bool, typer.Option("--trust-file", help="Load a .pt2 file although loading one can run code that is in it.")
+    ] = False,
+) -> None:
+    """Turn a torch network into a .kerf file: data that cannot run code, for searches here and on servers.
+
+    What is written was built again and agrees with the original in outputs and gradients; else nothing is written.
+    """
+    from search.networks.file import write_network  # torch takes seconds to import; only these commands need it
+
+    if output.suffix != NETWORK_SUFFIX:
+        raise ConfigFileError(f"--output {output} must end in {NETWORK_SUFFIX}")
+    converted = _converted(source, example_shape, weights, name or output.stem, trust_file)
+    write_network(converted.network, output)
+    console = make_console()
+    for note in converted.notes:
+        console.print(f"note: {note}", markup=False)
+    count = len(converted.network.document.nodes)
+    console.print(f"written to {output}: {count} nodes; `kerf models inspect {output}` says what can be pruned")
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A .kerf file.", show_default=False)], as_json: JsonOption = False
+) -> None:
+    """Show a network: sizes, operators, channel groups that can be pruned, and what no kernel runs yet."""
+    from search.networks.file import read_network
+    from search.networks.inspection import inspect_network
+
+    found = inspect_network(read_network(file))
+    if as_json:
+        typer.echo(json.dumps(encode(found), indent=1))
+    else:
+        _print(found)
+
+
+def _converted(
+    source: str, example_shape: str | None, weights: Path | None, name: str, trust_file: bool
+) -> ConvertedNetwork:
+    import torch
+
+    from search.models.checkpoint import CheckpointError, load_checkpoint
+    from search.networks.convert import convert_module, convert_program
+    from search.networks.sources import check_source, load_module, load_program
+
+    check_source(source, trust_file=trust_file)
+    if trust_file:
+        if example_shape is not None or weights is not None:
+            raise ConfigFileError("a .pt2 file holds its shapes and weights: leave --example-shape and --weights out")
+        return convert_program(load_program(Path(source)), name)
+    if example_shape is None:
+        raise ConfigFileError("say with --example-shape C,H,W how large an image is, for example 3,32,32")
+    shape = _shape(example_shape)
+    model = load_module(source)
+    if weights is not None:
+        try:
+            load_checkpoint(model, weights)
+        except CheckpointError as error:
+            raise ConfigFileError(str(error)) from None
+    example = torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
+    return convert_module(model, example, name)
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise ConfigFileError(f"--example-shape {text!r} must be three positive sizes C,H,W, for example 3,32,32")
+    return tuple(int(part) for part in parts)
+
+
+def _print(found: NetworkInspection) -> None:
+    console = make_console()
+    console.print(f"[bold]{found.name}[/bold] (format {found.format})")
+    console.print(f"input {_extents(found.input_shape)}")
+    for name, shape in found.outputs.items():
+        console.print(f"output {name}: {_extents(shape)}")
+    frozen = f", {found.frozen_parameters / 1e3:.1f} k of them frozen" if found.frozen_parameters else ""
+    console.print(f"{found.macs / 1e6:.2f} M MACs, {found.parameters / 1e3:.1f} k parameters{frozen}")
+    console.print(", ".join(f"{count} {op}" for op, count in found.ops.items()))
+    if found.not_lowered:
+        table = Table("cannot be lowered yet", "op", "why", box=None, header_style="bold")
+        for item in found.not_lowered:
+            table.add_row(item.node, item.op, item.reason)
+        console.print()
+        console.print(table)
+        console.print("\nno search can run on it, and channel groups are not known")
+        return
+    table = Table("channel group", "channels", "runs through", box=None, header_style="bold")
+    for group in found.groups:
+        table.add_row(group.name, str(group.channels), ", ".join(f"{m.op}.{m.axis.value}" for m in group.members))
+    console.print()
+    console.print(table)
+    kept = [(g.name, f"{g.channels} channels", g.reason) for g in found.dense]
+    kept += [(b.name, "block", b.reason) for b in found.kept_blocks]
+    if kept:
+        table = Table("stays as it is", "", "why", box=None, header_style="bold")
+        for row in kept:
+            table.add_row(*row)
+        console.print()
+        console.print(table)
+    if found.blocks:
+        console.print(f"\nblocks that can be removed: {', '.join(block.name for block in found.blocks)}")
+
+
+def _extents(shape: tuple[int, ...]) -> str:
+    return "x".join(str(extent) for extent in shape)
