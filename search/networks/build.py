@@ -52,6 +52,19 @@ def build_network(network: Network) -> BuiltNetwork:
     return BuiltNetwork(model=model.eval(), graph_nodes=nodes, shapes=shapes)
 
 
+def build_classifier(network: Network, num_classes: int) -> BuiltNetwork:
+    """`build_network` for a network that gives one number for each class. Raises `ContractError` where it does not."""
+    built = build_network(network)
+    outputs = [built.shapes[name] for name in network.document.outputs]
+    if outputs != [(num_classes,)]:
+        told = " and ".join("x".join(map(str, shape)) for shape in outputs)
+        raise ContractError(
+            f"the network {network.document.name!r} gives {told} for an image, but the data has {num_classes} classes: "
+            "convert a network with one output of as many values"
+        )
+    return built
+
+
 def _empty_module(document: NetworkDocument) -> tuple[fx.GraphModule, dict[str, fx.Node]]:
     root = nn.Module()
     graph = fx.Graph()

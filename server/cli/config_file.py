@@ -11,6 +11,7 @@ import yaml
 
 from device_agent.contracts import ContractError, encode
 from search.domain.config import Method, SearchConfig, parse_config
+from search.networks.file import read_network
 from server.client import KerfClient
 
 
@@ -66,12 +67,13 @@ def with_overrides(
 
 
 def check_files(config: SearchConfig, data_dir: Path | None) -> Mapping[str, Path]:
-    """The local files that the config names, by role ("checkpoint", "train", "test").
+    """The local files that the config names, by role ("checkpoint", "network", "train", "test").
 
-    Raises `ConfigFileError` where one is missing or no data folder was given.
+    Raises `ConfigFileError` where one is missing, is no sound network, or no data folder was given.
     """
     named = {
         "checkpoint": config.model.checkpoint,
+        "network": config.model.network,
         "train": config.dataset.train,
         "test": config.dataset.test,
     }
@@ -84,6 +86,11 @@ def check_files(config: SearchConfig, data_dir: Path | None) -> Mapping[str, Pat
         path = data_dir / name
         if not path.is_file():
             raise ConfigFileError(f"{role}: there is no file {path}; check the name in the config and --data")
+        if role == "network":
+            try:
+                read_network(path)
+            except ContractError as error:
+                raise ConfigFileError(f"network: {error}") from None
         found[role] = path
     return found
 
@@ -100,6 +107,8 @@ def upload(config: SearchConfig, paths: Mapping[str, Path], client: KerfClient) 
             {"architecture": model.architecture, "name": paths["checkpoint"].name, "sha256": digests["checkpoint"]}
         )
         model = replace(model, checkpoint=digests["checkpoint"])
+    if "network" in digests:
+        model = replace(model, network=digests["network"])
     if "train" in digests:
         client.register_dataset({"name": dataset.name, "train": digests["train"], "test": digests["test"]})
         dataset = replace(dataset, train=digests["train"], test=digests["test"])

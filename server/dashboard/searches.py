@@ -45,7 +45,7 @@ def search_rows(session: Session, now: float, *, limit: int) -> tuple[pages.Sear
         pages.SearchRow(
             search_id=row.id,
             name=row.name,
-            architecture=row.config["model"]["architecture"],
+            architecture=_network_name(row),
             method=row.config["method"]["name"],
             device_name=", ".join(names[device_id] for device_id in device_ids(row)),
             source=_source_of(device, measured),
@@ -101,7 +101,7 @@ def search_page(session: Session, search_id: str, now: float) -> SearchPage:
     return SearchPage(
         search_id=row.id,
         name=row.name,
-        architecture=row.config["model"]["architecture"],
+        architecture=_network_name(row),
         method=row.config["method"]["name"],
         seed=row.config["method"]["seed"],
         devices=devices,
@@ -128,6 +128,12 @@ def search_page(session: Session, search_id: str, now: float) -> SearchPage:
         objectives=" and ".join(_objective_words(item["metric"]) for item in row.config["objectives"]),
         events=_events(session, search_id, now),
     )
+
+
+def _network_name(row: SearchRow) -> str:
+    """The architecture, or the start of the digest of an own network."""
+    model = row.config["model"]
+    return str(model["architecture"] or f"own network {model['network'][:10]}")
 
 
 def _progress(row: SearchRow, *, with_stage: bool) -> Progress:

@@ -20,6 +20,7 @@ from device_agent.contracts import (
     why_unusable,
 )
 from search.domain.config import SearchConfig, parse_config
+from search.networks.file import read_network
 from server.artifacts.repository import has_artifact
 from server.context import Context
 from server.errors import NotFound, Unprocessable
@@ -52,6 +53,7 @@ def create_search(
             if earlier is not None:
                 # Returned even where the config would be refused by now: a device may have gone meanwhile.
                 return queries.get_search(session, earlier), False
+    _check_network(context, config.model.network)
     with context.database.write() as session:
         _check_artifacts(context, session, config)
         devices = _choose_devices(session, config)
@@ -79,6 +81,7 @@ def create_search(
 def _check_artifacts(context: Context, session: Session, config: SearchConfig) -> None:
     named = {
         "config.model.checkpoint": config.model.checkpoint,
+        "config.model.network": config.model.network,
         "config.dataset.train": config.dataset.train,
         "config.dataset.test": config.dataset.test,
     }
@@ -91,6 +94,18 @@ def _check_artifacts(context: Context, session: Session, config: SearchConfig) -
             raise _refused(field, f"{error.detail}. For files on your machine use `kerf search run --data`") from None
         if not is_stored:
             raise _refused(field, f"no artifact {sha256} is stored: upload it to /v1/artifacts/sha256/{sha256} first")
+
+
+def _check_network(context: Context, sha256: str | None) -> None:
+    """Read an own network as a whole, which runs nothing of it. Whether it is stored at all is checked elsewhere."""
+    try:
+        if sha256 is not None and context.store.has(sha256):
+            read_network(context.store.path(sha256))
+    except ContractError as error:
+        text = str(error).replace(str(context.store.path(sha256 or "")), "the artifact")
+        raise _refused("config.model.network", text) from None
+    except Unprocessable:
+        return  # It is no SHA-256.
 
 
 def _choose_devices(session: Session, config: SearchConfig) -> tuple[DeviceRow, ...]:

@@ -11,16 +11,31 @@ from search.domain.architectures import ARCHITECTURES
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """The network to prune. `checkpoint` is a safetensors file (a path for the CLI, an artifact's SHA-256 for the
-    server); without it the network is trained from scratch on the data set for `train_epochs`.
+    """The network to prune: a member of the zoo, by its `architecture`, or one's own, as a `network` file with its
+    weights.
+
+    `network` and `checkpoint` are files (paths for the CLI, artifacts' SHA-256 for the server). `checkpoint` has the
+    weights of the architecture as safetensors; without it, that is trained from scratch on the data set for
+    `train_epochs`.
     """
 
-    architecture: str
+    architecture: str | None = None
     checkpoint: str | None = None
     train_epochs: int = 10
+    network: str | None = None
 
     def __post_init__(self) -> None:
-        if self.architecture not in ARCHITECTURES:
+        if (self.architecture is None) == (self.network is None):
+            given = "neither is" if self.network is None else "both are"
+            raise ContractError(
+                f"give one of architecture (a network of the zoo) and network (a .kerf file of your own): {given} given"
+            )
+        if self.network is not None and self.checkpoint is not None:
+            raise ContractError(
+                f"the network {self.network!r} holds its weights: leave the checkpoint {self.checkpoint!r} out, or "
+                "convert the network with it (kerf models convert --weights)"
+            )
+        if self.architecture is not None and self.architecture not in ARCHITECTURES:
             near = difflib.get_close_matches(self.architecture, ARCHITECTURES, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ContractError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,8 @@ from search.known_figures import PLAN_METRICS, bounds_problem, plan_figures
 from search.lowering import lower
 from search.models.checkpoint import load_checkpoint, save_checkpoint
 from search.models.zoo import build_model
+from search.networks.build import build_classifier
+from search.networks.file import read_network
 from search.pruning.resolution import check_resolutions
 from search.pruning.trace import trace_network
 from search.space_builder import build_space, check_budget
@@ -55,15 +58,16 @@ def prepare(run: SearchRun) -> Prepared:
     found = run.load(STAGE)
     if found is None:
         run.enter(STAGE)
-    input_shape = ARCHITECTURES[config.model.architecture].input_shape
+    base = _base_network(run)
+    input_shape = base.input_shape
     data = load_data(
         _with_paths(run),
         input_shape=input_shape,
         calibration_images=config.accuracy.calibration_images,
         cache_dir=run.settings.data_dir / "cache",
     )
-    model = build_model(config.model.architecture, num_classes=data.split.train.num_classes, input_shape=input_shape)
-    spec = trace_network(model, input_shape, config.model.architecture)
+    model = base.build(data.split.train.num_classes)
+    spec = trace_network(model, input_shape, base.name)
     torch.set_num_threads(_num_threads(spec, config.training.batch_size))
     if found is not None:
         saved = found[1]
@@ -81,6 +85,35 @@ def prepare(run: SearchRun) -> Prepared:
     return Prepared(model=model, spec=spec, space=space, data=data, baseline_accuracy=baseline_accuracy)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _BaseNetwork:
+    """The network of a search before it is built; `build` takes the number of classes."""
+
+    name: str
+    input_shape: tuple[int, int, int]
+    build: Callable[[int], nn.Module]
+
+
+def _base_network(run: SearchRun) -> _BaseNetwork:
+    """The zoo's architecture, or the user's own network. Raises `ContractError` where that is not sound."""
+    name, own = run.config.model.architecture, run.config.model.network
+    if own is not None:
+        network = read_network(run.artifact_path(own))
+        document = network.document
+        return _BaseNetwork(
+            name=document.name,
+            input_shape=document.input.shape,
+            build=lambda num_classes: build_classifier(network, num_classes).model,
+        )
+    assert name is not None
+    shape = ARCHITECTURES[name].input_shape
+    return _BaseNetwork(
+        name=name,
+        input_shape=shape,
+        build=lambda num_classes: build_model(name, num_classes=num_classes, input_shape=shape),
+    )
+
+
 def _num_threads(spec: NetworkSpec, batch_size: int) -> int:
     """Threads that torch should use for this network: all there are, or one where a step is too short to share."""
     return 1 if spec.plan.macs * batch_size < MIN_SHARED_MACS else _ALL_THREADS
@@ -96,7 +129,11 @@ def _with_paths(run: SearchRun) -> DatasetConfig:
 
 
 def _weights(run: SearchRun, model: nn.Module, data: LoadedData) -> str:
-    """Fill in the weights: the user's checkpoint, or trained here. Returns the artifact that holds them."""
+    """Fill in the weights: those of the user's network or checkpoint, or trained here. Returns the artifact that holds
+    them.
+    """
+    if run.config.model.network is not None:
+        return run.config.model.network
     checkpoint = run.config.model.checkpoint
     if checkpoint is not None:
         load_checkpoint(model, run.artifact_path(checkpoint))

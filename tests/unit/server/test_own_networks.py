@@ -1,0 +1,200 @@
+"""A search on a network that is not of the zoo: from torch code to exported, verified candidates."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from device_agent.contracts import ContractError, decode, encode
+from search.data.loading import load_data
+from search.domain.config import DatasetConfig, ModelConfig, SearchConfig
+from search.domain.space import Decisions
+from search.evaluation import evaluate
+from search.networks.build import build_network
+from search.networks.convert import convert_module
+from search.networks.file import read_network, write_network
+from search.pruning.apply import apply_decisions
+from search.pruning.operators import UnsupportedNetwork
+from search.pruning.trace import trace_network
+from search.training.finetuning import train_from_scratch
+from server.cli.config_file import ConfigFileError, check_files, upload
+from server.dashboard.searches import search_rows
+from tests.unit.search.networks.own_networks import ResidualB, own_network
+from tests.unit.server.server_lab import ServerLab
+from tests.unit.server.worker_lab import Kill, WorkerLab, quick_search
+
+
+class OwnResNet(nn.Module):
+    """Option B shortcuts, a depthwise layer, ReLU6 and two linear layers: nothing of the zoo is built like this."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU6())
+        self.block = ResidualB(8, 16, 2)
+        self.depthwise = nn.Conv2d(16, 16, 3, padding=1, groups=16)
+        self.hidden, self.dropout, self.out = nn.Linear(16, 24), nn.Dropout(0.1), nn.Linear(24, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.depthwise(self.block(self.stem(x))))
+        x = F.relu(self.hidden(x.mean((2, 3))))
+        result: Tensor = self.out(self.dropout(x))
+        return result
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OwnNetwork:
+    """A converted network, and the accuracy of the original on the test images."""
+
+    path: Path
+    accuracy: float
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> OwnNetwork:
+    data = load_data(DatasetConfig(name="digits"), input_shape=(1, 8, 8), calibration_images=64)
+    # The network is small, and other processes want the cores.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = train_from_scratch(OwnResNet(), data, 4, torch.Generator().manual_seed(0))
+    torch.set_num_threads(threads)
+    path = tmp_path_factory.mktemp("network") / "own.kerf"
+    write_network(convert_module(model, torch.zeros(1, 1, 8, 8), "own_resnet").network, path)
+    return OwnNetwork(path=path, accuracy=evaluate(model.eval(), data.split.test, data.normalise).accuracy)
+
+
+def own_search(network: str, **changes: Any) -> SearchConfig:
+    config = quick_search("own", model=ModelConfig(network=network), **changes)
+    return dataclasses.replace(config, measuring=dataclasses.replace(config.measuring, max_kernels=80))
+
+
+def stored(lab: ServerLab, data: bytes) -> str:
+    digest = hashlib.sha256(data).hexdigest()
+    assert lab.request("PUT", f"/v1/artifacts/sha256/{digest}", content=data).status_code in (200, 201)
+    return digest
+
+
+def test_an_own_network_is_searched_exported_and_verified_also_after_a_crash(
+    sqlite_lab: ServerLab, own: OwnNetwork
+) -> None:
+    worker = WorkerLab(sqlite_lab)
+    digest = stored(sqlite_lab, own.path.read_bytes())
+
+    search_id = worker.done(own_search(digest), Kill(steps=2))
+    _, front = worker.outcome(search_id)
+    result = worker.get(f"/v1/searches/{search_id}/result")
+
+    assert result["baseline"]["accuracy"] == pytest.approx(own.accuracy, abs=0.005)
+    assert result["baseline"]["parameters"] == 4530
+    assert len(front) == 1
+    assert {"network.kerfnet", "network.tflite", "plan.json", "weights.safetensors"} <= set(front[0]["files"])
+    plan = json.loads(sqlite_lab.get(f"/v1/artifacts/sha256/{front[0]['files']['plan.json']}").content)
+    assert plan["name"] == "own_resnet"
+    assert "block.shortcut.0" in {op["name"] for op in plan["ops"]}
+    assert any("own_resnet: " in text and "pruning groups proved" in text for text in worker.messages(search_id))
+    with sqlite_lab.database.read() as session:
+        (row,) = search_rows(session, 0.0, limit=5)
+    assert row.architecture == f"own network {digest[:10]}"
+
+
+def test_networks_that_a_search_cannot_use_are_refused(sqlite_lab: ServerLab, tmp_path: Path) -> None:
+    worker = WorkerLab(sqlite_lab)
+
+    class Other(nn.Module):
+        def __init__(self, outputs: int) -> None:
+            super().__init__()
+            self.conv, self.out = nn.Conv2d(1, 4, 3), nn.Linear(4, outputs)
+
+        def forward(self, x: Tensor) -> Tensor:
+            result: Tensor = self.out(F.silu(self.conv(x)).mean((2, 3)))
+            return result
+
+    for outputs, error, said in ((10, UnsupportedNetwork, "silu"), (7, ContractError, "gives 7 .* 10 classes")):
+        path = tmp_path / "other.kerf"
+        write_network(convert_module(Other(outputs), torch.zeros(1, 1, 8, 8), "other").network, path)
+        search_id = worker.submit(own_search(stored(sqlite_lab, path.read_bytes())))
+        with pytest.raises(error, match=said):
+            worker.run(search_id)
+
+
+def refusal(lab: ServerLab, network: str) -> str:
+    answer = lab.request("POST", "/v1/searches", json=encode(own_search(network)))
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["errors"][0]["field"] == "config.model.network"
+    return str(answer.json()["detail"])
+
+
+def test_a_server_refuses_what_is_no_network_when_it_is_submitted(sqlite_lab: ServerLab, own: OwnNetwork) -> None:
+    WorkerLab(sqlite_lab)
+    data = own.path.read_bytes()
+
+    assert "is no SHA-256" in refusal(sqlite_lab, "own.kerf")
+    assert "upload it" in refusal(sqlite_lab, "0" * 64)
+    said = refusal(sqlite_lab, stored(sqlite_lab, data[:-8]))
+    assert "the artifact is no sound .kerf network" in said
+    assert str(sqlite_lab.settings.data_dir) not in said
+    assert "is no sound .kerf network" in refusal(sqlite_lab, stored(sqlite_lab, b"PK\x03\x04" + data))
+    broken = data.replace(b'\\"op\\":\\"linear\\"', b'\\"op\\":\\"evalpy\\"', 1)
+    assert broken != data
+    assert "'evalpy' is not one of" in refusal(sqlite_lab, stored(sqlite_lab, broken))
+
+
+def test_the_command_line_uploads_a_network(own: OwnNetwork) -> None:
+    config = own_search(own.path.name)
+    client = mock.Mock()
+    client.upload_artifact.side_effect = lambda path: hashlib.sha256(path.read_bytes()).hexdigest()
+
+    paths = check_files(config, own.path.parent)
+    body = upload(config, paths, client)
+
+    assert paths == {"network": own.path}
+    assert body["model"]["network"] == hashlib.sha256(own.path.read_bytes()).hexdigest()
+    assert not client.register_model.called
+    assert decode(SearchConfig, body) == dataclasses.replace(
+        config, model=ModelConfig(network=body["model"]["network"])
+    )
+
+
+def test_the_command_line_refuses_a_broken_network_before_it_starts_anything(tmp_path: Path) -> None:
+    (tmp_path / "own.kerf").write_bytes(b"\x80\x04broken pickle")
+    with pytest.raises(ConfigFileError, match=r"network: .*no sound \.kerf network"):
+        check_files(own_search("own.kerf"), tmp_path)
+    with pytest.raises(ConfigFileError, match="network: there is no file"):
+        check_files(own_search("none.kerf"), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ({}, "give one of architecture .* neither"),
+        ({"architecture": "small_cnn", "network": "a.kerf"}, "both are given"),
+        ({"network": "a.kerf", "checkpoint": "a.safetensors"}, "holds its weights"),
+    ],
+)
+def test_a_search_names_one_network(model: dict[str, str], said: str) -> None:
+    with pytest.raises(ContractError, match=said):
+        decode(ModelConfig, model)
+
+
+def test_pruned_networks_keep_what_is_frozen(tmp_path: Path) -> None:
+    network = convert_module(own_network("frozen_stem"), torch.zeros(1, 3, 8, 8), "frozen").network
+    write_network(network, tmp_path / "frozen.kerf")
+    model = build_network(read_network(tmp_path / "frozen.kerf")).model
+    spec = trace_network(model, (3, 8, 8), "frozen")
+
+    pruned = apply_decisions(model, spec, Decisions(channels={"features.0.0": 5})).model
+
+    weight = pruned.get_parameter("features.0.0.weight")
+    assert weight.shape == (5, 3, 3, 3)
+    assert not weight.requires_grad
+    assert pruned.get_parameter("features.2.weight").requires_grad
