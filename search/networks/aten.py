@@ -230,11 +230,8 @@ def _max_pool(walker: Walker, node: fx.Node, a: dict[str, Any]) -> Value:
         node,
         NetworkOp.MAX_POOL,
         [walker.operand(node, a["self"])],
-        kernel=_pair(a["kernel_size"]),
-        stride=_pair(a["stride"] or a["kernel_size"]),
-        padding=_pair(a["padding"]),
+        **_window(a),
         dilation=_pair(a["dilation"]),
-        ceil_mode=a["ceil_mode"],
     )
 
 
@@ -245,12 +242,19 @@ def _avg_pool(walker: Walker, node: fx.Node, a: dict[str, Any]) -> Value:
         node,
         NetworkOp.AVG_POOL,
         [walker.operand(node, a["self"])],
-        kernel=_pair(a["kernel_size"]),
-        stride=_pair(a["stride"] or a["kernel_size"]),
-        padding=_pair(a["padding"]),
-        ceil_mode=a["ceil_mode"],
+        **_window(a),
         count_include_pad=a["count_include_pad"],
     )
+
+
+def _window(a: dict[str, Any]) -> dict[str, Any]:
+    """Where a pool looks."""
+    return {
+        "kernel": _pair(a["kernel_size"]),
+        "stride": _pair(a["stride"] or a["kernel_size"]),
+        "padding": _pair(a["padding"]),
+        "ceil_mode": a["ceil_mode"],
+    }
 
 
 def _adaptive_pool(walker: Walker, node: fx.Node, a: dict[str, Any]) -> Value:
