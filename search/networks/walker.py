@@ -5,7 +5,7 @@ operator becomes is in `search.networks.aten`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -51,7 +51,10 @@ class Walker:
 
     def emit(self, node: fx.Node, op: NetworkOp, inputs: Sequence[str], **attributes: Any) -> str:
         """Add an operator without tensors; returns its name."""
-        return self._add(node, op, inputs, attributes, self._unique(node.name.rstrip("_") or "node"))
+        # Dropout becomes a module of this name, beside those of the original.
+        modules = {leaf.name.partition(".")[0] for leaf in self.capture.leaves.values()}
+        wanted = node.name.rstrip("_") or "node"
+        return self._add(node, op, inputs, attributes, self._unique(wanted, modules))
 
     def emit_weighted(
         self,
@@ -152,9 +155,9 @@ class Walker:
         self.nodes.append(made)
         return name
 
-    def _unique(self, wanted: str) -> str:
+    def _unique(self, wanted: str, taken: Collection[str] = ()) -> str:
         name, count = wanted, 1
-        while name in self._names:
+        while name in self._names or name in taken:
             count += 1
             name = f"{wanted}_{count}"
         self._names.add(name)

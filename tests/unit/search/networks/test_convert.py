@@ -97,6 +97,17 @@ def test_a_module_used_again_stays_one_module() -> None:
     assert NetworkOp.DETACH in {node.op for node in converted.network.document.nodes}
 
 
+def test_modules_may_be_called_as_operators_are(tmp_path: Path) -> None:
+    layers = {"relu": nn.Conv2d(3, 4, 3), "dropout": nn.Sequential(nn.ReLU(), nn.Dropout(0.5), nn.Conv2d(4, 2, 3))}
+    model = nn.Sequential()
+    for name, layer in layers.items():
+        model.add_module(name, layer)
+
+    rebuilt = through_file(convert(model).network, tmp_path).model
+
+    assert set(rebuilt.state_dict()) == set(model.state_dict())
+
+
 @pytest.mark.parametrize("architecture", ["small_cnn", "small_resnet"])
 def test_tensors_keep_the_names_of_the_original(architecture: str, tmp_path: Path) -> None:
     model = build_model(architecture)
