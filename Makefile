@@ -30,6 +30,7 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	rm -rf $(VENV)/check
 	KERF_DATA_DIR=$(VENV)/check sh -c '$(BIN)/kerf db upgrade && $(BIN)/alembic check'
 
 # QUICK=1: a choice of layers and few rounds, under 50 s.
