@@ -62,7 +62,7 @@ def evaluate(
     """Accuracy and loss of a network in evaluation mode on all of `data`."""
     images, labels = as_tensors(data)
     correct, loss = 0, 0.0
-    with _mode(model, training=False):
+    with in_mode(model, training=False):
         for batch, target in iterate_batches(images, labels, batch_size):
             logits = logits_of(model, network_input(batch, normalise, resolution))
             correct += int((logits.argmax(1) == target).sum())
@@ -93,7 +93,7 @@ def recalibrate_batch_norm(
         norm.reset_running_stats()
         norm.momentum = None
     try:
-        with _mode(model, training=False):
+        with in_mode(model, training=False):
             for norm in norms:
                 norm.train()
             for batch in torch.tensor_split(images, -(-len(images) // batch_size)):
@@ -111,7 +111,7 @@ def logits_of(model: nn.Module, x: Tensor) -> Tensor:
 
 
 @contextmanager
-def _mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
     """Switch the whole network to training or evaluation mode, and back."""
     before = [(module, module.training) for module in model.modules()]
     model.train(training)

@@ -70,8 +70,7 @@ def estimate_errors(
         least_squares: See `layer_errors.output_change`.
         on_layer: Called with (layers done, layers) between steps; what it raises ends the work.
     """
-    total = len(spec.plan.ops)
-    moments = layer_moments(model, spec, images, normalise, on_batch=lambda: on_layer(0, total))
+    moments = layer_moments(model, spec, images, normalise, on_batch=lambda: on_layer(0, len(spec.plan.ops)))
     kept = _kept_channels(model, spec, space)
     layers = {}
     for operator, layer in moments.items():

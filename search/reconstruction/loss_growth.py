@@ -32,7 +32,7 @@ from search.domain.network import NetworkSpec
 from search.pareto import FloatArray
 from search.pruning.fuse import FusedModules, fused_modules
 from search.reconstruction.layer_errors import IndexArray
-from search.reconstruction.moments import BATCH_SIZE
+from search.reconstruction.moments import BATCH_SIZE, evaluated_with
 
 #: Of changes that are held at once, and of gradients by single weights.
 _CHANGE_BYTES = 512 * 2**20
@@ -77,8 +77,9 @@ def loss_growths(
     modules = fused_modules(model, spec.plan.input_shape)
     found: dict[str, list[FloatArray]] = {name: [] for name in changes}
     for held in _by_memory(changes):
-        watched = {name: _Watched(model, modules[name], changes[name], rows) for name, rows in held.items()}
         done = list(changes).index(next(iter(held)))
+        # Taken out one by one, as each layer's are copied into one tensor.
+        watched = {name: _Watched(model, modules[name], changes[name], held.pop(name)) for name in list(held)}
         _look(model, images, normalise, list(watched.values()), functools.partial(on_batch, done))
         for name, layer in watched.items():
             found[name].append(layer.sums.numpy() / (2 * len(images)))
@@ -111,10 +112,7 @@ def _look(
     """One pass over `images`, forward and back."""
     pixels, _ = as_tensors(images)
     generator = torch.Generator().manual_seed(0)
-    handles = [handle for layer in watched for handle in layer.attach()]
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluated_with(model, [hook for layer in watched for hook in layer.attach()]):
         for batch in torch.split(pixels, BATCH_SIZE):
             on_batch()
             with torch.enable_grad():
@@ -124,20 +122,16 @@ def _look(
                 gradients = torch.autograd.grad(loss, [layer.output for layer in watched])
             for layer, gradient in zip(watched, gradients, strict=True):
                 layer.add(gradient)
-    finally:
-        for handle in handles:
-            handle.remove()
-        model.train(was_training)
 
 
 class _Watched:
     """One layer in a pass. `sums` (changes, kept outputs): of the squares, over images."""
 
-    def __init__(self, model: nn.Module, entry: FusedModules, layer: LayerChanges, changes: Sequence[Tensor]) -> None:
+    def __init__(self, model: nn.Module, entry: FusedModules, layer: LayerChanges, changes: list[Tensor]) -> None:
         self._layer = model.get_submodule(entry.weights)
         self._last = self._layer if entry.norm is None else model.get_submodule(entry.norm)
         #: (out, d, changes)
-        self._changes = torch.stack(list(changes), dim=2)
+        self._changes = torch.stack(changes, dim=2)
         self._mean = torch.from_numpy(layer.mean.astype(np.float32))
         self._is_kept = torch.zeros(len(layer.kept_outputs), len(self._changes))
         for row, kept in zip(self._is_kept, layer.kept_outputs, strict=True):
@@ -163,11 +157,8 @@ class _Watched:
     def add(self, gradient: Tensor) -> None:
         """Take in the gradient of a batch's loss by the outputs, (n, out) or (n, out, h, w)."""
         out, d, _ = self._changes.shape
-        for x, g in zip(
-            torch.split(self._inputs, max(1, _GRADIENT_BYTES // (4 * out * d))),
-            torch.split(gradient, max(1, _GRADIENT_BYTES // (4 * out * d))),
-            strict=True,
-        ):
+        count = max(1, _GRADIENT_BYTES // (4 * out * d))
+        for x, g in zip(torch.split(self._inputs, count), torch.split(gradient, count), strict=True):
             # (out, n, d): each image's gradient by the weights.
             if isinstance(self._layer, nn.Conv2d):
                 assert not isinstance(self._layer.padding, str)

@@ -6,7 +6,8 @@ Compression, arXiv 2208.11580, section 3: ||WX - W'X||^2 depends on X through H 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +22,7 @@ from search.algorithms.threads import one_thread
 from search.data.batches import Normalisation, as_tensors, network_input
 from search.data.dataset import ImageData
 from search.domain.network import NetworkSpec
+from search.evaluation import in_mode
 from search.pareto import FloatArray
 from search.pruning.fuse import FusedModules, fused_modules
 
@@ -72,20 +74,24 @@ def layer_moments(
     patches = max(1, _MAX_PATCHES // len(images))
     collectors = {name: _Collector(model, modules[name], patches) for name in ops}
     pixels, _ = as_tensors(images)
-    handles = [collector.attach() for collector in collectors.values()]
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluated_with(model, [collector.attach() for collector in collectors.values()]):
         for batch in torch.split(pixels, BATCH_SIZE):
             on_batch()
             model(network_input(batch, normalise))
-    finally:
-        for handle in handles:
-            handle.remove()
-        model.train(was_training)
     shapes = {name: (k.out_channels, k.in_channels, k.kernel_h, k.kernel_w) for name, k in ops.items()}
     with one_thread():
         return {name: collector.result(shapes[name]) for name, collector in collectors.items()}
+
+
+@contextmanager
+def evaluated_with(model: nn.Module, hooks: Sequence[RemovableHandle]) -> Iterator[None]:
+    """Evaluation mode while the hooks are there; after it they are gone, and the mode is as it was."""
+    try:
+        with in_mode(model, training=False):
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 class _Collector:

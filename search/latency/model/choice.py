@@ -59,6 +59,12 @@ def choose_kernels(
     return chosen
 
 
+def kernel_latencies(model: KernelLatencyModel, networks: Sequence[Sequence[KernelSpec]]) -> dict[KernelSpec, float]:
+    """What the model predicts for every kernel of some networks, in ns."""
+    distinct = distinct_kernels(networks)
+    return dict(zip(distinct, model.predict_all(distinct)[0].tolist(), strict=True))
+
+
 def network_parts(
     model: KernelLatencyModel, networks: Sequence[Sequence[KernelSpec]], distinct: Sequence[KernelSpec]
 ) -> FloatArray:

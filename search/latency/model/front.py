@@ -19,9 +19,9 @@ from scipy.special import ndtr
 
 from device_agent.contracts import KernelSpec
 from search.domain.objective import LatencyOverDevices
-from search.latency.families import distinct_kernels, without_seed
+from search.latency.families import without_seed
 from search.latency.fleet import over_devices
-from search.latency.model.choice import choose_kernels, network_log_std
+from search.latency.model.choice import choose_kernels, kernel_latencies, network_log_std
 from search.latency.model.kernel_model import KernelLatencyModel
 from search.latency.network import Correction, is_pruned
 from search.pareto import FloatArray
@@ -121,8 +121,7 @@ def front_belief(
     """What `model` knows of candidates with these kernels and errors. Latencies are sums over kernels: a correction to
     whole networks is common to all, and changes no order.
     """
-    distinct = distinct_kernels(networks)
-    latency = dict(zip(distinct, model.predict_all(distinct)[0].tolist(), strict=True))
+    latency = kernel_latencies(model, networks)
     log_latency = np.log([sum(latency[kernel] for kernel in network) for network in networks])
     log_std = network_log_std(model, networks)
     return belief_over([(log_latency, log_std)], errors, LatencyOverDevices.MAX)
@@ -134,8 +133,7 @@ def device_belief(
     """The logarithms of latencies of whole networks with these kernels on one device, and their standard deviations,
     (n,) each. Kernels' errors alone are counted, and the correction's constant is not taken off them.
     """
-    distinct = distinct_kernels(networks)
-    latency = dict(zip(distinct, model.predict_all(distinct)[0].tolist(), strict=True))
+    latency = kernel_latencies(model, networks)
     dense, pruned = (
         np.array([sum(latency[k] for k in network if is_pruned(k) is wanted) for network in networks], dtype=np.float64)
         for wanted in (False, True)

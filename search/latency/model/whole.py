@@ -17,8 +17,7 @@ from scipy.optimize import nnls
 
 from device_agent.contracts import KernelSpec, Op
 from search.errors import LatencyModelError
-from search.latency.families import distinct_kernels
-from search.latency.model.choice import network_log_std
+from search.latency.model.choice import kernel_latencies, network_log_std
 from search.latency.model.kernel_model import KernelLatencyModel
 from search.latency.table import NetworkLatency
 from search.normal import SIGMA_PER_MAD
@@ -69,8 +68,8 @@ class WholeNetworkModel:
 
 def network_columns(model: KernelLatencyModel, networks: Sequence[Sequence[KernelSpec]]) -> FloatArray:
     """(n, 4): the sum in ns, that of strided convolutions, bytes of weights, 1."""
-    distinct = distinct_kernels(networks)
-    latency_ns = dict(zip(distinct, model.predict_all(distinct)[0].tolist(), strict=True))
+    latency_ns = kernel_latencies(model, networks)
+    distinct = list(latency_ns)
     weight_bytes = dict(zip(distinct, model.weight_bytes(distinct).tolist(), strict=True))
     return np.array(
         [
