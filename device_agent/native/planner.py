@@ -27,6 +27,9 @@ from device_agent.native.weights import Weights, WeightSource
 
 FloatArray = NDArray[np.float32]
 
+#: Zeros around images in a network whose convolutions are mostly 3x3.
+_USUAL_PADDING = 1
+
 
 class Phase(Enum):
     """When a step runs. LOAD and STORE convert between the caller's (c, h, w) and the executor's layouts."""
@@ -82,7 +85,7 @@ def make_program(
     """Lower `plan` with `tensors` (checked: `formats.packed.check_tensors`).
 
     With `inputs_in_place`, inputs are in the executor's own layout before the timed steps begin, as they are inside of
-    a network; else the conversion is part of them. With `exact`, all ways of a node give the same bits: Winograd's
+    a network, with the padding that they usually have there; else the conversion is part of them. With `exact`, all ways of a node give the same bits: Winograd's
     algorithm is left out. `threads` is how many may share a step. Raises `UnsupportedKernelError` naming the operator.
     """
     lowering = _Lowering(plan, tensors, inputs_in_place, exact, threads)
@@ -215,19 +218,21 @@ class _Lowering:
             residual = self._as_planes(residual)
         weights = self._op_weights(op)
         by_winograd = not self._exact and steps.is_for_winograd(kernel, weights)
-        read = self._conv_input(kernel, source, wants_padding=by_winograd)
+        if self._inputs_in_place and kernel.stride > 1 and kernel.kernel_h * kernel.kernel_w > 1:
+            # Convolutions of stride 1 before and behind it want zeros around what it reads and writes.
+            for tensor in (source, target):
+                tensor.need_padding(_USUAL_PADDING)
+        read = self._conv_input(kernel, source)
         self._add_conv(kernel, weights, self._bias(op), read, residual, target, by_winograd=by_winograd)
         if target is not output:
             self._add(Phase.RUN, (target,), output, steps.emit_copy(target, output))
 
-    def _conv_input(
-        self, kernel: KernelSpec, source: Tensor, *, wants_padding: bool = False, has_many_readers: bool = False
-    ) -> Tensor:
+    def _conv_input(self, kernel: KernelSpec, source: Tensor, *, has_many_readers: bool = False) -> Tensor:
         """`source` as the convolution `kernel` reads it: where it is, with or without padding, or split into phases.
 
         Steps pack their input themselves. Where several of them read the same one, it is split once for all instead.
         """
-        if wants_padding or steps.reads_padding(kernel):
+        if steps.reads_padding(kernel):
             read = self._as_planes(source)
             read.need_padding(kernel.padding)
             return read

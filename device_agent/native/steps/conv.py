@@ -27,12 +27,6 @@ FloatArray = NDArray[np.float32]
 
 #: Scratch memory of a thread, in elements: enough for what fits a first-level cache.
 _SCRATCH_SIZE = 32 * 1024
-
-
-#: Reading in place may compute this many times the positions of the image, and still costs less than packing.
-_MOST_COMPUTED = 1.09
-#: Below this density packing costs more than it saves, whatever the padding.
-_PACKING_DENSITY = 0.15
 _SLICE_ENTRIES = 1 << 16
 #: More than any step has.
 _ALL_TILINGS = 1_000_000
@@ -41,16 +35,10 @@ _ALL_TILINGS = 1_000_000
 def reads_padding(kernel: KernelSpec) -> bool:
     """Whether the input should have zeros around it, so that the convolution reads it where it is.
 
-    Padding between rows is computed like the image, unless rows are whole vectors.
+    All of stride 1 do. Packing small images without the padding between rows would compute fewer positions, but pays
+    only where all that is added or read on the way does without it too: rows of other lengths cost far more to pack.
     """
-    if kernel.stride != 1:
-        return False
-    if kernel.op is Op.DEPTHWISE_CONV2D or kernel.padding == 0 or kernel.output_w % VECTOR == 0:
-        return True
-    if kernel.pruning.density < _PACKING_DENSITY:
-        return True
-    positions = (kernel.output_h - 1) * (kernel.output_w + kernel.padding) + kernel.output_w
-    return positions <= _MOST_COMPUTED * kernel.output_h * kernel.output_w
+    return kernel.stride == 1
 
 
 def emit_conv(

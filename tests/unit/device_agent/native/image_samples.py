@@ -88,6 +88,12 @@ def first_step(image: bytes, kind: int) -> int:
     return next(index for index, step in enumerate(steps(image)) if step.kind == kind)
 
 
+def sample_steps(image: bytes, kind: int) -> list[int]:
+    """The first step of `kind`, and the first that packs its input, if one does."""
+    found = [index for index, step in enumerate(steps(image)) if step.kind == kind]
+    return sorted({found[0], *[index for index in found if steps(image)[index].pack_rows][:1]})
+
+
 def reference(region: int, byte: int = 0) -> int:
     return (region + 1 << 40) + byte
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import random
 import struct
 
@@ -190,8 +191,7 @@ def run_if_sound(image: bytes) -> bool:
 @pytest.mark.parametrize("kind", sorted(ALL_KINDS))
 def test_every_field_of_every_kind_takes_any_value(kind: int) -> None:
     """The check says no, or the step runs. What it reads then is the business of `make test-sanitizers`."""
-    index = samples.first_step(IMAGE, kind)
-    for name, c_type in Step._fields_:
+    for index, (name, c_type) in itertools.product(samples.sample_steps(IMAGE, kind), Step._fields_):
         size = 4 if c_type.__name__ in ("c_int", "c_float") else 8
         values = [1, -1, 1 << 20, -(1 << 31), (1 << 31) - 1] + ([1 << 40, 1 << 62, -(1 << 63)] if size == 8 else [])
         if c_type.__name__ == "c_float":
@@ -205,11 +205,9 @@ POINTERS = [name for name, c_type in Step._fields_ if c_type.__name__ == "c_void
 
 @pytest.mark.parametrize("kind", sorted(ALL_KINDS))
 def test_no_pointer_of_any_kind_may_leave_its_region(kind: int) -> None:
-    index = samples.first_step(IMAGE, kind)
-    step = samples.steps(IMAGE)[index]
     places = samples.regions(IMAGE)
-    for name in POINTERS:
-        value = getattr(step, name)
+    for index, name in itertools.product(samples.sample_steps(IMAGE, kind), POINTERS):
+        value = getattr(samples.steps(IMAGE)[index], name)
         if not value:
             continue
         region = samples.region_of(value)
@@ -222,7 +220,8 @@ def test_no_pointer_of_any_kind_may_leave_its_region(kind: int) -> None:
         ):
             reason = refusal(samples.with_step(IMAGE, index, **{name: hostile}))
             assert f"step {index}" in reason
-        if name != "second":
+        # Without a residual or a mask, a step computes something else, within its regions.
+        if name not in ("second", "mask"):
             refusal(samples.with_step(IMAGE, index, **{name: samples.NULL}))
 
 

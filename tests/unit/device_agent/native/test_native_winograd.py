@@ -296,18 +296,11 @@ def test_outputs_far_from_the_exact_ones_are_wrong(tmp_path: Path, monkeypatch: 
 
 @pytest.mark.parametrize("isa", [backend.name for backend in BACKENDS if backend.has_fma])
 def test_a_program_that_could_use_winograd_is_exact_where_it_does_not(isa: str) -> None:
-    """Rows with padding for Winograd's tiles change no bit, not even of global pools."""
+    """That it might have been chosen changes no bit, not even of global pools."""
     plan = output_hashes.network()
     tensors = output_hashes.network_tensors(plan)
     x = synthesize_input(plan.input_shape, 1)
     network = NativeNetwork(plan, tensors, isa=isa, tune=False)
     exact = NativeNetwork(plan, tensors, isa=isa, tune=False, exact=True)
     assert network.winograd_ops == ()
-    assert pool_row(network) > pool_row(exact)
     assert network.run(x).tobytes() == exact.run(x).tobytes()
-
-
-def pool_row(network: NativeNetwork) -> int:
-    """The row stride of the input of a network's global pool."""
-    (step,) = [step for step in network._run.steps if step.kind == Kind.GLOBAL_AVG_POOL]
-    return int(step.input_row)
