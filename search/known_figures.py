@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from device_agent.contracts import ContractError, KernelSpec, NetworkPlan
+from device_agent.contracts import ContractError, NetworkPlan
 from device_agent.formats.packed import weight_bytes
 from search.algorithms.factors import Factor
 from search.domain.network import NetworkSpec
@@ -92,7 +91,7 @@ class NetworkFigures:
             spec,
             space,
             {
-                **{_column(name): functools.partial(_kernel_ns, m) for name, m in latency.models.items()},
+                **{_column(name): m.kernel_ns for name, m in latency.models.items()},
                 **_PLAN_COSTS,
             },
         )
@@ -176,11 +175,6 @@ def _factors(costs: GenomeCosts, column: str, scale: float = 1.0) -> tuple[Facto
 
 def _column(device: str) -> str:
     return f"latency_ns {device}"
-
-
-def _kernel_ns(model: NetworkLatencyModel, kernel: KernelSpec) -> float:
-    """What the kernel adds to a whole network."""
-    return model.correction.scale_of(kernel) * model.predictor.predict(kernel).latency_ns
 
 
 def plan_figures(plan: NetworkPlan) -> dict[Metric, float]:

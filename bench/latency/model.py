@@ -83,7 +83,8 @@ def predicted_by_baseline(
         latency = dict(zip(distinct, predict(distinct).tolist(), strict=True))
         return np.array([sum(latency[kernel] for kernel in network.kernels) for network in of])
 
-    correction = correction_of_sums(sums(known), np.array([network.latency_ns for network in known]))
+    none = np.zeros(len(known))
+    correction = correction_of_sums(sums(known), none, np.array([network.latency_ns for network in known]))
     return correction.scale * sums(networks) + correction.offset_ns
 
 

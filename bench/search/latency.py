@@ -24,6 +24,7 @@ from device_agent.contracts import (
     NetworkTask,
     setup_id,
 )
+from device_agent.measuring.pinning import choose_cores, pinned
 from device_agent.measuring.task import measure_task
 from device_agent.native.executor import NativeNetwork
 from device_agent.runtimes import make_runtime
@@ -86,10 +87,15 @@ def measured_table(case: NetworkCase, path: Path) -> LatencyTable:
 
 
 def time_networks(case: NetworkCase, networks: Mapping[str, tuple[PrunedModel, Decisions]], *, rounds: int) -> Times:
-    """Thread-CPU times of the networks on the native runtime, interleaved with the unpruned one.
+    """Thread-CPU times of the networks on the native runtime, interleaved with the unpruned one, all on one core.
 
     The unpruned network is there as `NATIVE_DENSE`, and in TFLite as `TFLITE_DENSE`.
     """
+    with pinned(choose_cores(1)):
+        return time_interleaved(_variants(case, networks), rounds, min_sample_ns=_SAMPLE_NS)
+
+
+def _variants(case: NetworkCase, networks: Mapping[str, tuple[PrunedModel, Decisions]]) -> list[Variant]:
     variants = []
     unpruned = (apply_decisions(case.model, case.spec, Decisions()), Decisions())
     for name, (pruned, decisions) in {**networks, NATIVE_DENSE: unpruned}.items():
@@ -99,7 +105,7 @@ def time_networks(case: NetworkCase, networks: Mapping[str, tuple[PrunedModel, D
     data = write_network(plan, tensors, NetworkFormat.TFLITE)
     dense = make_runtime("tflite").load_network(data, NetworkFormat.TFLITE, plan.input_shape, 1)
     variants.append(Variant(TFLITE_DENSE, dense.repeat))
-    return time_interleaved(variants, rounds, min_sample_ns=_SAMPLE_NS)
+    return variants
 
 
 def tflite_dense_ms(case: NetworkCase, problem: SearchProblem, path: Path, *, rounds: int) -> float:

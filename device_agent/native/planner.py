@@ -85,8 +85,10 @@ def make_program(
     """Lower `plan` with `tensors` (checked: `formats.packed.check_tensors`).
 
     With `inputs_in_place`, inputs are in the executor's own layout before the timed steps begin, as they are inside of
-    a network, with the padding that they usually have there; else the conversion is part of them. With `exact`, all ways of a node give the same bits: Winograd's
-    algorithm is left out. `threads` is how many may share a step. Raises `UnsupportedKernelError` naming the operator.
+    a network, with the padding that they usually have there; else the conversion is part of them. With `exact`, all
+    ways of a node give the same bits: Winograd's algorithm is left out. `threads` is how many may share a step.
+
+    Raises `UnsupportedKernelError` naming the operator.
     """
     lowering = _Lowering(plan, tensors, inputs_in_place, exact, threads)
     return lowering.program()

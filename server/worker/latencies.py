@@ -113,7 +113,7 @@ def fitted_by_model(device_id: str, table: LatencyTable, summary: ProfileSummary
     """
     rng = np.random.default_rng([seed, _FITTING])
     predictor = fit_kernel_model(table.kernels, table.runtime, rng=rng)
-    model = NetworkLatencyModel(predictor, fit_correction(predictor, table.networks))
+    model = NetworkLatencyModel(predictor, predictor, fit_correction(predictor, predictor, table.networks))
     return DeviceLatencies(device_id=device_id, table=table, model=model, summary=summary)
 
 

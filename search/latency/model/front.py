@@ -23,7 +23,7 @@ from search.latency.families import without_seed
 from search.latency.fleet import over_devices
 from search.latency.model.choice import choose_kernels, kernel_latencies, network_log_std
 from search.latency.model.kernel_model import KernelLatencyModel
-from search.latency.network import Correction, is_pruned
+from search.latency.network import Correction
 from search.pareto import FloatArray
 
 #: Candidates that are less likely to be on the front are not worth a measurement.
@@ -134,11 +134,9 @@ def device_belief(
     (n,) each. Kernels' errors alone are counted, and the correction's constant is not taken off them.
     """
     latency = kernel_latencies(model, networks)
-    dense, pruned = (
-        np.array([sum(latency[k] for k in network if is_pruned(k) is wanted) for network in networks], dtype=np.float64)
-        for wanted in (False, True)
-    )
-    return np.log(correction.network_ns(dense, pruned)), network_log_std(model, networks)
+    sums: FloatArray = np.array([sum(latency[kernel] for kernel in network) for network in networks])
+    weight_bytes: FloatArray = np.array([float(model.weight_bytes(network).sum()) for network in networks])
+    return np.log(correction.network_ns(sums, weight_bytes)), network_log_std(model, networks)
 
 
 def belief_over(

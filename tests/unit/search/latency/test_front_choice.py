@@ -20,7 +20,7 @@ from search.latency.model.front import (
     kernels_for_front,
 )
 from search.latency.model.kernel_model import KernelLatencyModel, fit_kernel_model
-from search.latency.network import Correction, CorrectionForm, correction_of_sums, is_pruned
+from search.latency.network import Correction, CorrectionForm, correction_of_sums
 from search.latency.table import KernelLatency
 from tests.unit.search.latency.test_kernel_model import measured, random_kernel, true_ns
 
@@ -145,21 +145,20 @@ class TestSeveralDevices:
 
     def test_latencies_are_those_of_whole_networks(self, model: KernelLatencyModel) -> None:
         networks = networks_of(3)
-        form, none = CorrectionForm.DENSE_APART, ()
+        form, none = CorrectionForm.WEIGHTS, ()
         correction = Correction(
-            form=form, scale=2.0, pruned_scale=3.0, offset_ns=1e4, relative_residuals=none, relative_std=0.0
+            form=form, scale=2.0, weight_byte_ns=3.0, offset_ns=1e4, relative_residuals=none, relative_std=0.0
         )
         expected = [
-            sum(correction.scale_of(k) * n for k, n in zip(network, model.predict_all(network)[0], strict=True)) + 1e4
+            (2.0 * model.predict_all(network)[0] + 3.0 * model.weight_bytes(network)).sum() + 1e4
             for network in networks
         ]
-        assert {is_pruned(kernel) for network in networks for kernel in network} == {True, False}
         assert np.exp(device_belief(model, correction, networks)[0]) == pytest.approx(expected)
 
     def test_what_never_decides_is_not_asked_for_kernels(self, model: KernelLatencyModel) -> None:
         networks, errors = networks_of(12), np.linspace(0.1, 0.5, 12).tolist()
         sums = np.exp(front_belief(model, networks, errors).log_latency)
-        corrections = [correction_of_sums(sums, factor * sums) for factor in (1.0, 20.0)]
+        corrections = [correction_of_sums(sums, np.zeros_like(sums), factor * sums) for factor in (1.0, 20.0)]
         devices = [device_belief(model, correction, networks) for correction in corrections]
         belief = belief_over(devices, errors, LatencyOverDevices.MAX)
         assert kernels_for(model, networks, belief.importance(0), 5) == []
