@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -36,21 +36,26 @@ class Placement:
     def place_all(self, lifetimes: Mapping[Tensor, tuple[int, int]]) -> None:
         """Give all tensors memory that they share as their lifetimes (first and last step that uses them) allow.
 
-        Tensors without padding share freely. Those with padding share only with their like, since the zeros between
-        their rows must stay zeros.
+        Tensors without padding share freely. Those with padding share only where their planes lie alike, since the
+        zeros between rows must stay zeros; one with fewer channels takes the first planes.
         """
-        free: dict[Layout, list[tuple[int, FloatArray]]] = {}
+        free: dict[Layout, list[tuple[int, list[Tensor]]]] = {}
         shared = []
         for tensor, (first, last) in sorted(lifetimes.items(), key=lambda item: item[1]):
             layout = tensor.layout()
             if tensor.padding == 0 and layout.row == layout.width:
                 shared.append(tensor)
                 continue
-            buffers = free.setdefault(layout, [])
-            reusable = [index for index, (end, _) in enumerate(buffers) if end < first]
-            buffer = buffers.pop(reusable[0])[1] if reusable else self._new(layout.size)
-            buffers.append((last, buffer))
-            self._buffers[tensor] = buffer
+            slots = free.setdefault(replace(layout, channels=0, size=0), [])
+            reusable = [index for index, (end, _) in enumerate(slots) if end < first]
+            # The one that was left last: it is the nearest in the caches.
+            members = slots.pop(max(reusable, key=lambda index: slots[index][0]))[1] if reusable else []
+            members.append(tensor)
+            slots.append((last, members))
+        for slots in free.values():
+            for _, members in slots:
+                buffer = self._new(max(tensor.layout().size for tensor in members))
+                self._buffers.update(dict.fromkeys(members, buffer))
         spans = [
             Span(num_bytes=FLOAT_BYTES * tensor.layout().size, first=lifetimes[tensor][0], last=lifetimes[tensor][1])
             for tensor in shared

@@ -160,6 +160,12 @@ class KernelLatencyModel:
             return self.base.prior.weight_bytes([as_computed(kernel, self.runtime) for kernel in kernels])
         return self.base.weight_bytes(self.features(kernels))
 
+    def runs_winograd(self, kernels: Sequence[KernelSpec]) -> np.ndarray:
+        """Which kernels are thought to run Winograd's algorithm (n,), bool."""
+        if isinstance(self.base, Transfer):
+            return self.base.prior.runs_winograd([as_computed(kernel, self.runtime) for kernel in kernels])
+        return self.base.runs_winograd(self.features(kernels))
+
     def features(self, kernels: Iterable[KernelSpec]) -> FeatureTable:
         """The features of `kernels`; each one's are worked out once."""
         if len(self._features) >= _MOST_KEPT:

@@ -55,11 +55,16 @@ class PhysicalModel:
 
     def weight_bytes(self, table: FeatureTable) -> FloatArray:
         """The bytes of weights that each of n kernels reads (n,): Winograd's algorithm has several times as many."""
-        direct, winograd = self.both(table)
+        direct, _ = self.both(table)
         of_ways = table.ways[:, :, TERMS.index("weight_bytes")]
         of_best = of_ways[np.arange(len(table)), direct.argmin(axis=1)]
         of_winograd = table.winograd[:, WINOGRAD_TERMS.index("weight_bytes")]
-        return np.asarray(np.where(winograd < direct.min(axis=1), of_winograd, of_best))
+        return np.asarray(np.where(self.runs_winograd(table), of_winograd, of_best))
+
+    def runs_winograd(self, table: FeatureTable) -> np.ndarray:
+        """Which of n kernels run Winograd's algorithm, by these prices (n,), bool."""
+        direct, winograd = self.both(table)
+        return np.asarray(winograd < direct.min(axis=1))
 
     def both(self, table: FeatureTable) -> tuple[FloatArray, FloatArray]:
         """The times of all ways (n, w), and of Winograd's algorithm (n,), infinite where it cannot be."""

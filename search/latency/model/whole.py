@@ -1,14 +1,17 @@
 """From kernels to a whole network: the sum, and what a network has that kernels timed alone have not.
 
-A kernel alone runs on warm caches: its weights stay there from run to run. In a network they come from memory further
-away, and so do inputs that were written a while ago, which convolutions with strides feel most. So a network takes
-    scale * sum + strided * (sum over strided convolutions) + weights * (bytes of all weights) + once,
-with prices of 0 or more, fitted to a few whole networks by relative errors. (The affine correction of a search's table,
-`search.latency.network`, is this with the first and the last alone.)
+A kernel alone runs on warm caches, and so does the code that it runs. In a network weights come from further away, each
+operator starts anew, and the image that comes in is brought into the runtime's own layout. Others take less: where a
+runtime computes a convolution together with the depthwise convolution or pool that reads it, a few channels at a time,
+the tensor between them never leaves the caches. Each of these amounts has a price of 0 or more (a gain, for the last),
+fitted to a few whole networks by relative errors and drawn to 0, so that what networks do not show costs nothing. (The
+correction of a search's table, `search.latency.network`, is of one architecture: there, bytes of weights and a constant
+are all that can be told.)
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,36 +20,58 @@ from scipy.optimize import nnls
 
 from device_agent.contracts import KernelSpec, Op
 from search.errors import LatencyModelError
-from search.latency.model.choice import kernel_latencies, network_log_std
+from search.latency.families import distinct_kernels
+from search.latency.model.choice import network_log_std
 from search.latency.model.kernel_model import KernelLatencyModel
 from search.latency.table import NetworkLatency
 from search.normal import SIGMA_PER_MAD
 from search.pareto import FloatArray
 
-#: Four prices and one network more.
+#: So many networks for any prices at all.
 MIN_NETWORKS = 5
 
 #: Prices beside the scale are drawn to 0 by so many networks that would do without.
-_SHRINKAGE = 0.1
+_SHRINKAGE = 0.3
 #: Networks that are further off than this count less (Huber's weights, relative).
 _HUBER = 0.05
 #: A network's own uncertainty counts beside what any network is off by.
 _MISFIT = 0.03
 _ROUNDS = 4
 
+_FLOAT_BYTES = 4
+#: A tensor up to this size is in the second-level cache anyway when it is read.
+_NEAR_BYTES = 1 << 20
+_POOLS = (Op.MAX_POOL, Op.AVG_POOL)
+
+#: What has a price, and what it is counted in.
+AMOUNTS = (
+    "kernels_ns",
+    "operators",
+    "weight_bytes",
+    "winograd_operators",
+    "winograd_weight_bytes",
+    "matrix_weight_bytes",
+    "input_bytes",
+    "bytes_kept_from_depthwise",
+    "bytes_kept_from_pools",
+)
+#: Amounts that a network saves.
+_GAINS = ("bytes_kept_from_depthwise", "bytes_kept_from_pools")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetworkPrices:
-    """ns for each ns of the sum, for each ns of strided convolutions, for each byte of weights, and once.
+    """ns for each unit of `AMOUNTS`, in their order; those of gains are negative.
 
     `relative_std` is how far fitted networks are from what they took.
     """
 
-    scale: float
-    strided: float
-    weight_byte: float
-    once: float
+    ns: tuple[float, ...]
     relative_std: float
+
+    def of(self, amount: str) -> float:
+        """The price of one of `AMOUNTS`."""
+        return self.ns[AMOUNTS.index(amount)]
 
 
 class WholeNetworkModel:
@@ -57,31 +82,65 @@ class WholeNetworkModel:
         self.prices = prices
 
     def predict_all(self, networks: Sequence[Sequence[KernelSpec]]) -> tuple[FloatArray, FloatArray]:
-        """Latencies of networks, each given by its kernels, and their standard deviations, in ns (n,)."""
-        prices = self.prices
-        columns = network_columns(self.kernels, networks)
-        latency_ns = columns @ np.array([prices.scale, prices.strided, prices.weight_byte, prices.once])
+        """Latencies of networks, each given by its kernels in order, and their standard deviations, in ns (n,)."""
+        latency_ns = network_amounts(self.kernels, networks) @ np.array(self.prices.ns)
         # Kernels' errors are in those of the fitted networks too: the larger of the two, not both.
-        relative = np.maximum(network_log_std(self.kernels, networks), prices.relative_std)
+        relative = np.maximum(network_log_std(self.kernels, networks), self.prices.relative_std)
         return latency_ns, latency_ns * relative
 
 
-def network_columns(model: KernelLatencyModel, networks: Sequence[Sequence[KernelSpec]]) -> FloatArray:
-    """(n, 4): the sum in ns, that of strided convolutions, bytes of weights, 1."""
-    latency_ns = kernel_latencies(model, networks)
-    distinct = list(latency_ns)
-    weight_bytes = dict(zip(distinct, model.weight_bytes(distinct).tolist(), strict=True))
+def network_amounts(model: KernelLatencyModel, networks: Sequence[Sequence[KernelSpec]]) -> FloatArray:
+    """What each network has of `AMOUNTS`: (n, 9)."""
+    distinct = distinct_kernels(networks)
+    of_kernel = dict(zip(distinct, _kernel_amounts(model, distinct), strict=True))
     return np.array(
         [
-            [
-                sum(latency_ns[kernel] for kernel in network),
-                sum(latency_ns[kernel] for kernel in network if kernel.op is Op.CONV2D and kernel.stride > 1),
-                sum(weight_bytes[kernel] for kernel in network),
-                1.0,
-            ]
+            np.sum([of_kernel[kernel] for kernel in network], axis=0)
+            + _amounts(
+                input_bytes=_input_bytes(network[0]),
+                bytes_kept_from_depthwise=_bytes_kept(network, (Op.DEPTHWISE_CONV2D,)),
+                bytes_kept_from_pools=_bytes_kept(network, _POOLS),
+            )
             for network in networks
         ]
     )
+
+
+def _kernel_amounts(model: KernelLatencyModel, kernels: Sequence[KernelSpec]) -> list[FloatArray]:
+    latencies_ns, weight_bytes = model.predict_all(kernels)[0].tolist(), model.weight_bytes(kernels).tolist()
+    found = []
+    for kernel, latency_ns, num_bytes, is_winograd in zip(
+        kernels, latencies_ns, weight_bytes, model.runs_winograd(kernels).tolist(), strict=True
+    ):
+        is_matrix = kernel.op is Op.FULLY_CONNECTED
+        found.append(
+            _amounts(
+                kernels_ns=latency_ns,
+                operators=1.0,
+                weight_bytes=0.0 if is_matrix or is_winograd else num_bytes,
+                winograd_operators=float(is_winograd),
+                winograd_weight_bytes=num_bytes if is_winograd else 0.0,
+                matrix_weight_bytes=num_bytes if is_matrix else 0.0,
+            )
+        )
+    return found
+
+
+def _amounts(**given: float) -> FloatArray:
+    return np.array([given.get(name, 0.0) for name in AMOUNTS])
+
+
+def _bytes_kept(network: Sequence[KernelSpec], readers: Sequence[Op]) -> float:
+    """Bytes, beyond those that stay near anyway, of what convolutions write and `readers` read right after them."""
+    return sum(
+        max(0.0, _input_bytes(reader) - _NEAR_BYTES)
+        for before, reader in itertools.pairwise(network)
+        if before.op is Op.CONV2D and reader.op in readers
+    )
+
+
+def _input_bytes(kernel: KernelSpec) -> float:
+    return float(_FLOAT_BYTES * kernel.in_channels * kernel.input_h * kernel.input_w)
 
 
 def fit_whole_networks(model: KernelLatencyModel, networks: Sequence[NetworkLatency]) -> WholeNetworkModel:
@@ -95,9 +154,11 @@ def fit_whole_networks(model: KernelLatencyModel, networks: Sequence[NetworkLate
         )
     measured = np.array([network.latency_ns for network in networks])
     own = np.array([network.std_ns for network in networks]) / measured
-    relative = network_columns(model, [network.kernels for network in networks]) / measured[:, None]
+    signs = np.array([-1.0 if name in _GAINS else 1.0 for name in AMOUNTS])
+    relative = signs * network_amounts(model, [network.kernels for network in networks]) / measured[:, None]
     trust = 1.0 / (1.0 + (own / _MISFIT) ** 2)
     size = np.sqrt((relative**2).mean(axis=0))
+    size[size == 0.0] = 1.0
     pull = np.sqrt(_SHRINKAGE) * np.eye(len(size))[1:]
     weights = trust
     for _ in range(_ROUNDS):
@@ -106,14 +167,10 @@ def fit_whole_networks(model: KernelLatencyModel, networks: Sequence[NetworkLate
         prices = nnls(matrix, np.concatenate((root, np.zeros(len(pull)))))[0] / size
         errors = np.abs(relative @ prices - 1.0)
         weights = trust * np.minimum(1.0, _HUBER / np.maximum(errors, 1e-12))
-    scale, strided, weight_byte, once = (float(price) for price in prices)
     return WholeNetworkModel(
         model,
         NetworkPrices(
-            scale=scale,
-            strided=strided,
-            weight_byte=weight_byte,
-            once=once,
+            ns=tuple(float(price) for price in signs * prices),
             relative_std=float(SIGMA_PER_MAD * np.median(errors)),
         ),
     )
