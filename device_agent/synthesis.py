@@ -17,7 +17,6 @@ from device_agent.contracts import (
     ContractError,
     KernelSpec,
     NetworkPlan,
-    Op,
     PlanOp,
     PruningScheme,
     WeightPruning,
@@ -73,7 +72,7 @@ def synthesize_input(shape: tuple[int, int, int], seed: int) -> FloatArray:
 
 
 def kernel_inputs(kernel: KernelSpec) -> tuple[FloatArray, FloatArray | None]:
-    """What a kernel is run on: its input (c, h, w), and the residual or the second operand of ADD, if it takes one.
+    """What a kernel is run on: its input (c, h, w), and the residual or the second input, if it takes one.
 
     Uniform in [-1, 1).
     """
@@ -86,14 +85,14 @@ def kernel_inputs(kernel: KernelSpec) -> tuple[FloatArray, FloatArray | None]:
 
 
 def second_input_shape(kernel: KernelSpec) -> tuple[int, int, int] | None:
-    """The shape (c, h, w) of the tensor that `kernel` adds: a residual or the second operand of ADD."""
-    if kernel.op is Op.ADD or kernel.residual:
+    """The shape (c, h, w) of the second tensor that `kernel` reads: a residual, or the second input."""
+    if kernel.residual:
         return (kernel.out_channels, kernel.output_h, kernel.output_w)
-    return None
+    return kernel.input_shapes[1] if len(kernel.input_shapes) > 1 else None
 
 
 def kernel_plan(kernel: KernelSpec) -> NetworkPlan:
-    """`kernel` as a network of one operator, `KERNEL_OP`. What it adds comes from the plan's second input."""
+    """`kernel` as a network of one operator, `KERNEL_OP`. A second tensor that it reads is the plan's second input."""
     return NetworkPlan(
         name=KERNEL_OP,
         input_shape=(kernel.in_channels, kernel.input_h, kernel.input_w),
@@ -102,7 +101,7 @@ def kernel_plan(kernel: KernelSpec) -> NetworkPlan:
             PlanOp(
                 name=KERNEL_OP,
                 kernel=kernel,
-                inputs=(NETWORK_INPUT, NETWORK_RESIDUAL) if kernel.op is Op.ADD else (NETWORK_INPUT,),
+                inputs=(NETWORK_INPUT, NETWORK_RESIDUAL)[: len(kernel.input_shapes)],
                 residual=NETWORK_RESIDUAL if kernel.residual else None,
             ),
         ),

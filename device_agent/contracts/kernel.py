@@ -25,6 +25,11 @@ class Op(StrEnum):
     #: Spatial subsampling by `stride` followed by zero channels in front and behind: the shortcut without
     #: parameters of He et al. 2015 (arXiv 1512.03385), option A.
     SHORTCUT_PAD = "shortcut_pad"
+    #: Each channel times its own factor, the second input of shape (channels, 1, 1): the gate of squeeze-and-excite
+    #: (Hu et al. 2018, arXiv 1709.01507, section 3).
+    MUL = "mul"
+    #: The channels of two inputs one after the other: `in_channels` of the first, all others of the second.
+    CONCAT = "concat"
 
     @property
     def has_weights(self) -> bool:
@@ -37,6 +42,25 @@ class Activation(StrEnum):
     NONE = "none"
     RELU = "relu"
     RELU6 = "relu6"
+    SIGMOID = "sigmoid"
+    #: relu6(x + 3) / 6 (Howard et al. 2019, arXiv 1905.02244, section 5.2).
+    HARDSIGMOID = "hardsigmoid"
+    #: x * hardsigmoid(x), from the same section.
+    HARDSWISH = "hardswish"
+    #: x * sigmoid(x) (Elfwing et al. 2017, arXiv 1702.03118, equation 5).
+    SILU = "silu"
+
+    @property
+    def is_clamp(self) -> bool:
+        """Whether it only bounds its values, which runtimes fuse into the operator in front. Others are passes of
+        their own over a tensor.
+        """
+        return self in (Activation.NONE, Activation.RELU, Activation.RELU6)
+
+    @property
+    def is_non_negative(self) -> bool:
+        """Whether no output is below zero."""
+        return self not in (Activation.NONE, Activation.HARDSWISH, Activation.SILU)
 
 
 class DType(StrEnum):
@@ -102,6 +126,8 @@ class WeightPruning:
 
 DENSE = WeightPruning()
 
+_FREE_CHANNELS = (Op.CONV2D, Op.FULLY_CONNECTED, Op.SHORTCUT_PAD, Op.CONCAT)
+
 #: Above any layer that a phone runs, and small enough that a hostile spec cannot ask for terabytes.
 MAX_EXTENT = 65536
 MAX_WEIGHTS = 1 << 28
@@ -112,8 +138,10 @@ class KernelSpec:
     """One fused kernel for one image (batch 1), in the NCHW sense of shapes.
 
     `padding` is symmetric and in elements, as in torch. `residual` says that a tensor of the output's shape is
-    added before the activation. For SHORTCUT_PAD, `out_channels - in_channels` zero channels are added,
-    `pad_channels_before` of them in front. Raises `ContractError` on impossible shapes.
+    added before the activation. ADD, MUL and CONCAT have two inputs (`input_shapes`). For SHORTCUT_PAD,
+    `out_channels - in_channels` zero channels are added, `pad_channels_before` of them in front.
+
+    Raises `ContractError` on impossible shapes.
     """
 
     op: Op
@@ -146,13 +174,21 @@ class KernelSpec:
             )
         if not self.op.has_weights and self.pruning.scheme is not PruningScheme.DENSE:
             raise ContractError(f"{self.op} has no weights to prune")
-        if self.op not in (Op.CONV2D, Op.FULLY_CONNECTED, Op.SHORTCUT_PAD) and self.in_channels != self.out_channels:
+        if self.op not in _FREE_CHANNELS and self.in_channels != self.out_channels:
             raise ContractError(f"{self.op} keeps its channels, but {self.in_channels} != {self.out_channels}")
         if self.op is Op.SHORTCUT_PAD and not (0 <= self.pad_channels_before <= self.out_channels - self.in_channels):
             raise ContractError(
                 f"pad_channels_before {self.pad_channels_before!r} does not fit "
                 f"{self.in_channels} -> {self.out_channels} channels"
             )
+        if self.op is Op.CONCAT and self.out_channels <= self.in_channels:
+            raise ContractError(
+                f"concat writes the {self.in_channels} channels of its first input and those of its second, "
+                f"not {self.out_channels}"
+            )
+        window = (self.kernel_h, self.kernel_w, self.stride, self.padding)
+        if self.op in (Op.MUL, Op.CONCAT) and window != (1, 1, 1, 0):
+            raise ContractError(f"{self.op} has no window, but kernel, stride and padding say {window}")
         if self.residual and self.op is not Op.CONV2D:
             raise ContractError(f"only conv2d takes a residual, not {self.op}: use an add")
         if self.pruning.scheme is PruningScheme.PATTERN and (self.kernel_h, self.kernel_w) != (3, 3):
@@ -178,6 +214,18 @@ class KernelSpec:
         if self.op in (Op.GLOBAL_AVG_POOL, Op.FULLY_CONNECTED):
             return 1
         return (extent + 2 * self.padding - kernel) // self.stride + 1
+
+    @property
+    def input_shapes(self) -> tuple[tuple[int, int, int], ...]:
+        """(channels, h, w) of each tensor that the operator reads, without a residual."""
+        first = (self.in_channels, self.input_h, self.input_w)
+        if self.op is Op.ADD:
+            return (first, first)
+        if self.op is Op.MUL:
+            return (first, (self.in_channels, 1, 1))
+        if self.op is Op.CONCAT:
+            return (first, (self.out_channels - self.in_channels, self.input_h, self.input_w))
+        return (first,)
 
     @property
     def weight_shape(self) -> tuple[int, int, int, int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from device_agent.contracts.codec import ContractError, content_id
-from device_agent.contracts.kernel import KernelSpec, Op
+from device_agent.contracts.kernel import KernelSpec
 
 #: The name by which operators refer to the network's input.
 NETWORK_INPUT = "input"
@@ -19,7 +19,7 @@ NETWORK_RESIDUAL = "residual"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanOp:
-    """One operator of a plan. `inputs` names earlier operators or "input"; ADD has two.
+    """One operator of a plan. `inputs` names earlier operators or "input"; ADD, MUL and CONCAT have two.
 
     `residual` names the tensor added before the activation when `kernel.residual` is set.
     """
@@ -85,15 +85,14 @@ def plan_id(plan: NetworkPlan) -> str:
 
 def _check_op(op: PlanOp, shapes: dict[str, tuple[int, ...]]) -> None:
     kernel = op.kernel
-    expected = 2 if kernel.op is Op.ADD else 1
-    if len(op.inputs) != expected:
-        raise ContractError(f"{op.name}: {kernel.op} takes {expected} inputs, not {len(op.inputs)}")
+    shapes_read = kernel.input_shapes
+    if len(op.inputs) != len(shapes_read):
+        raise ContractError(f"{op.name}: {kernel.op} takes {len(shapes_read)} inputs, not {len(op.inputs)}")
     if kernel.residual != (op.residual is not None):
         raise ContractError(f"{op.name}: kernel.residual and the name of the residual tensor disagree")
-    for source in op.inputs:
+    for source, want in zip(op.inputs, shapes_read, strict=True):
         if source not in shapes:
             raise ContractError(f"{op.name} reads {source!r}, which no earlier operator writes")
-        want = (kernel.in_channels, kernel.input_h, kernel.input_w)
         if shapes[source] != want:
             raise ContractError(f"{op.name} reads {source!r} of shape {shapes[source]}, but expects {want}")
     if op.residual is not None:

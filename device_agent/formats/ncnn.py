@@ -30,6 +30,15 @@ _MAGIC = 7767517
 _FLOAT32_TAG = b"\0\0\0\0"
 #: `activation_type` and `activation_params` of layers that fuse one.
 _FUSED = {Activation.NONE: (), Activation.RELU: ("9=1",), Activation.RELU6: ("9=3", "-23310=2,0.0,6.0")}
+#: The layers of activations that are never fused, with their parameters: slope and offset of the hard ones.
+_OWN_LAYERS = {
+    Activation.SIGMOID: ("Sigmoid",),
+    Activation.SILU: ("Swish",),
+    Activation.HARDSIGMOID: ("HardSigmoid", f"0={1 / 6:.9f}", "1=0.5"),
+    Activation.HARDSWISH: ("HardSwish", f"0={1 / 6:.9f}", "1=0.5"),
+}
+#: Layers that read two tensors. A product repeats (channels, 1, 1) over height and width; axis 0 is that of channels.
+_JOINS = {Op.ADD: ("BinaryOp", "0=0"), Op.MUL: ("BinaryOp", "0=2"), Op.CONCAT: ("Concat", "0=0")}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,18 +109,23 @@ class _Writer:
             blob = self._fully_connected(op, weights)
         elif kernel.op in (Op.CONV2D, Op.DEPTHWISE_CONV2D):
             blob = self._convolution(op, weights)
-        elif kernel.op is Op.ADD:
+        elif kernel.op in _JOINS:
             both = [self._take(source, f"{op.name}.in{i}") for i, source in enumerate(op.inputs)]
-            blob = self._activate(op, self._layer("BinaryOp", op.name, both, None, "0=0"))
+            kind, parameter = _JOINS[kernel.op]
+            blob = self._layer(kind, op.name, both, None, parameter)
+            blob = self._clamp(op, blob)
         elif kernel.op in (Op.MAX_POOL, Op.AVG_POOL):
-            blob = self._activate(op, self._pool(op))
+            blob = self._clamp(op, self._pool(op))
         elif kernel.op is Op.GLOBAL_AVG_POOL:
             source = self._take(op.inputs[0], op.name)
-            blob = self._activate(op, self._layer("Pooling", op.name, [source], None, "0=1", "4=1"))
+            blob = self._clamp(op, self._layer("Pooling", op.name, [source], None, "0=1", "4=1"))
         elif kernel.op is Op.SHORTCUT_PAD:
-            blob = self._activate(op, self._shortcut_pad(op))
+            blob = self._clamp(op, self._shortcut_pad(op))
         else:
             raise ContractError(f"{op.name}: {kernel.op} has no ncnn form")
+        if kernel.activation in _OWN_LAYERS:
+            kind, *parameters = _OWN_LAYERS[kernel.activation]
+            blob = self._layer(kind, f"{op.name}.{kernel.activation}", [blob], None, *parameters)
         if kernel.op in (Op.FULLY_CONNECTED, Op.GLOBAL_AVG_POOL):
             self._flat[op.name] = kernel.out_channels
         self._provide(op.name, blob)
@@ -130,13 +144,13 @@ class _Writer:
             "5=1",
             f"6={kernel.num_weights}",
             *((f"7={kernel.in_channels}",) if is_depthwise else ()),
-            *(_FUSED[kernel.activation] if op.residual is None else ()),
+            *(_FUSED.get(kernel.activation, ()) if op.residual is None else ()),
         )
         self._store(weights)
         if op.residual is None:
             return blob
         second = self._take(op.residual, f"{op.name}.residual")
-        return self._activate(op, self._layer("BinaryOp", f"{op.name}.add", [blob, second], None, "0=0"))
+        return self._clamp(op, self._layer("BinaryOp", f"{op.name}.add", [blob, second], None, "0=0"))
 
     def _fully_connected(self, op: PlanOp, weights: Sequence[FloatArray]) -> str:
         kernel = op.kernel
@@ -146,7 +160,7 @@ class _Writer:
                 f"conv2d with a {kernel.input_h}x{kernel.input_w} kernel"
             )
         source = self._take(op.inputs[0], op.name, flat_is_fine=True)
-        parameters = (f"0={kernel.out_channels}", "1=1", f"2={kernel.num_weights}", *_FUSED[kernel.activation])
+        parameters = (f"0={kernel.out_channels}", "1=1", f"2={kernel.num_weights}", *_FUSED.get(kernel.activation, ()))
         blob = self._layer("InnerProduct", op.name, [source], None, *parameters)
         self._store(weights)
         return blob
@@ -176,13 +190,13 @@ class _Writer:
         after = kernel.out_channels - kernel.in_channels - before
         return self._layer("Padding", op.name, [blob], None, f"7={before}", f"8={after}")
 
-    def _activate(self, op: PlanOp, blob: str) -> str:
-        """An activation of its own, behind layers that cannot fuse one."""
-        if op.kernel.activation is Activation.NONE:
-            return blob
+    def _clamp(self, op: PlanOp, blob: str) -> str:
+        """A ReLU of its own, behind layers that cannot fuse one."""
         if op.kernel.activation is Activation.RELU:
             return self._layer("ReLU", f"{op.name}.relu", [blob], None)
-        return self._layer("Clip", f"{op.name}.relu6", [blob], None, "0=0.0", "1=6.0")
+        if op.kernel.activation is Activation.RELU6:
+            return self._layer("Clip", f"{op.name}.relu6", [blob], None, "0=0.0", "1=6.0")
+        return blob
 
     def _take(self, tensor: str, reader: str, *, flat_is_fine: bool = False) -> str:
         """A blob with `tensor` for one reader, as (channels, 1, 1) where ncnn left (channels,) and that matters."""

@@ -142,6 +142,12 @@ class _Lowering:
             result = self._fully_connected(name, kernel, source, *_required(name, weight, bias), flat=is_output)
         elif kernel.op is Op.ADD:
             result = self._sum(name, kernel, inputs[0], inputs[1])
+        elif kernel.op is Op.MUL:
+            options = Options(kind=BuiltinOptions.MUL, fields=((0, Slot.INT8, _fused(kernel.activation)),))
+            result = self._graph.activation(name, _output_shape(kernel))
+            self._graph.operator(BuiltinOperator.MUL, inputs, result, options)
+        elif kernel.op is Op.CONCAT:
+            result = self._concat(name, kernel, inputs)
         elif kernel.op in (Op.MAX_POOL, Op.AVG_POOL):
             result = self._pool(name, kernel, source)
         elif kernel.op is Op.GLOBAL_AVG_POOL:
@@ -150,8 +156,10 @@ class _Lowering:
             result = self._shortcut_pad(name, kernel, source)
         else:
             raise ContractError(f"{name}: {kernel.op} has no TFLite form")
-        kept = kernel.op in (Op.MAX_POOL, Op.AVG_POOL, Op.GLOBAL_AVG_POOL, Op.SHORTCUT_PAD, Op.ADD)
-        if kernel.activation is not Activation.NONE or (kept and self._non_negative.issuperset(inputs)):
+        if not kernel.activation.is_clamp:
+            result = self._activate(name, kernel, result)
+        is_kept = kernel.activation is Activation.NONE and not kernel.op.has_weights
+        if kernel.activation.is_non_negative or (is_kept and self._non_negative.issuperset(inputs)):
             self._non_negative.add(result)
         return result
 
@@ -172,7 +180,7 @@ class _Lowering:
                 (0, Slot.INT8, padding),
                 (1, Slot.INT32, kernel.stride),
                 (2, Slot.INT32, kernel.stride),
-                (3, Slot.INT8, _FUSED[activation]),
+                (3, Slot.INT8, _fused(activation)),
                 (4, Slot.INT32, 1),
                 (5, Slot.INT32, 1),
             ),
@@ -199,7 +207,7 @@ class _Lowering:
                 (1, Slot.INT32, kernel.stride),
                 (2, Slot.INT32, kernel.stride),
                 (3, Slot.INT32, 1),
-                (4, Slot.INT8, _FUSED[kernel.activation]),
+                (4, Slot.INT8, _fused(kernel.activation)),
                 (5, Slot.INT32, 1),
                 (6, Slot.INT32, 1),
             ),
@@ -227,7 +235,7 @@ class _Lowering:
         # Inside a network the tensors stay 4-D, so that a convolution may follow; the output is (1, classes).
         options = Options(
             kind=BuiltinOptions.FULLY_CONNECTED,
-            fields=((0, Slot.INT8, _FUSED[kernel.activation]), (2, Slot.BOOL, int(not flat))),
+            fields=((0, Slot.INT8, _fused(kernel.activation)), (2, Slot.BOOL, int(not flat))),
         )
         filters = self._graph.constant(f"{name}.weight", weight[:, :, 0, 0])
         offsets = self._graph.constant(f"{name}.bias", bias)
@@ -236,7 +244,7 @@ class _Lowering:
         return self._graph.operator(BuiltinOperator.FULLY_CONNECTED, [source, filters, offsets], result, options)
 
     def _sum(self, name: str, kernel: KernelSpec, left: int, right: int) -> int:
-        options = Options(kind=BuiltinOptions.ADD, fields=((0, Slot.INT8, _FUSED[kernel.activation]),))
+        options = Options(kind=BuiltinOptions.ADD, fields=((0, Slot.INT8, _fused(kernel.activation)),))
         result = self._graph.activation(name, _output_shape(kernel))
         return self._graph.operator(BuiltinOperator.ADD, [left, right], result, options)
 
@@ -258,7 +266,7 @@ class _Lowering:
                 (2, Slot.INT32, kernel.stride),
                 (3, Slot.INT32, kernel.kernel_w),
                 (4, Slot.INT32, kernel.kernel_h),
-                (5, Slot.INT8, _FUSED[kernel.activation]),
+                (5, Slot.INT8, _fused(kernel.activation)),
             ),
         )
         result = self._graph.activation(name, _output_shape(kernel))
@@ -269,7 +277,14 @@ class _Lowering:
         options = Options(kind=BuiltinOptions.REDUCER, fields=((0, Slot.BOOL, 1),))
         result = self._graph.activation(f"{name}.mean", _output_shape(kernel))
         self._graph.operator(BuiltinOperator.MEAN, [source, axes], result, options)
-        return self._activate(name, kernel, result)
+        return self._clamp(name, kernel, result)
+
+    def _concat(self, name: str, kernel: KernelSpec, inputs: list[int]) -> int:
+        # XNNPACK fuses nothing into a concatenation.
+        options = Options(kind=BuiltinOptions.CONCATENATION, fields=((0, Slot.INT32, 3), (1, Slot.INT8, 0)))
+        result = self._graph.activation(f"{name}.joined", _output_shape(kernel))
+        self._graph.operator(BuiltinOperator.CONCATENATION, inputs, result, options)
+        return self._clamp(name, kernel, result)
 
     def _shortcut_pad(self, name: str, kernel: KernelSpec, source: int) -> int:
         if (kernel.kernel_h, kernel.kernel_w, kernel.padding) != (1, 1, 0):
@@ -291,15 +306,41 @@ class _Lowering:
         before = kernel.pad_channels_before
         after = kernel.out_channels - kernel.in_channels - before
         padded = self._pad(name, source, [[0, 0], [0, 0], [0, 0], [before, after]])
-        return self._activate(name, kernel, padded)
+        return self._clamp(name, kernel, padded)
 
-    def _activate(self, name: str, kernel: KernelSpec, source: int) -> int:
+    def _clamp(self, name: str, kernel: KernelSpec, source: int) -> int:
         """A ReLU of its own, behind operators that cannot fuse one."""
-        if kernel.activation is Activation.NONE:
+        if kernel.activation not in (Activation.RELU, Activation.RELU6):
             return source
         code = BuiltinOperator.RELU if kernel.activation is Activation.RELU else BuiltinOperator.RELU6
         result = self._graph.activation(f"{name}.{kernel.activation}", self._graph.shape(source))
         return self._graph.operator(code, [source], result, _NO_OPTIONS)
+
+    def _activate(self, name: str, kernel: KernelSpec, source: int) -> int:
+        """An activation that no operator fuses, of operators that XNNPACK runs: it has no SILU and no hard sigmoid."""
+        shape = self._graph.shape(source)
+
+        def binary(code: BuiltinOperator, part: str, left: int, right: int, clamp: Activation = Activation.NONE) -> int:
+            kind = BuiltinOptions.ADD if code is BuiltinOperator.ADD else BuiltinOptions.MUL
+            result = self._graph.activation(f"{name}.{part}", shape)
+            options = Options(kind=kind, fields=((0, Slot.INT8, _fused(clamp)),))
+            return self._graph.operator(code, [left, right], result, options)
+
+        def constant(part: str, value: float) -> int:
+            return self._graph.constant(f"{name}.{part}", np.full((1,) * len(shape), value, np.float32))
+
+        if kernel.activation is Activation.HARDSWISH:
+            result = self._graph.activation(f"{name}.hardswish", shape)
+            options = Options(kind=BuiltinOptions.HARD_SWISH)
+            return self._graph.operator(BuiltinOperator.HARD_SWISH, [source], result, options)
+        if kernel.activation is Activation.HARDSIGMOID:
+            shifted = binary(BuiltinOperator.ADD, "shifted", source, constant("three", 3.0), Activation.RELU6)
+            return binary(BuiltinOperator.MUL, "hardsigmoid", shifted, constant("sixth", 1.0 / 6.0))
+        result = self._graph.activation(f"{name}.sigmoid", shape)
+        self._graph.operator(BuiltinOperator.LOGISTIC, [source], result, _NO_OPTIONS)
+        if kernel.activation is Activation.SIGMOID:
+            return result
+        return binary(BuiltinOperator.MUL, "silu", source, result)
 
     def _window(
         self, name: str, kernel: KernelSpec, source: int, *, fill: float = 0.0, allow_same: bool = True
@@ -328,6 +369,11 @@ class _Lowering:
         value = self._graph.constant(f"{name}.value", np.array([fill], np.float32))
         options = Options(kind=BuiltinOptions.PADV2)
         return self._graph.operator(BuiltinOperator.PADV2, [source, paddings, value], result, options)
+
+
+def _fused(activation: Activation) -> int:
+    """What an operator says that it fuses; other activations follow it."""
+    return _FUSED.get(activation, _FUSED[Activation.NONE])
 
 
 def _output_shape(kernel: KernelSpec) -> tuple[int, int, int, int]:

@@ -34,16 +34,20 @@ class BuiltinOperator(IntEnum):
 
     ADD = 0
     AVERAGE_POOL_2D = 1
+    CONCATENATION = 2
     CONV_2D = 3
     DEPTHWISE_CONV_2D = 4
     FULLY_CONNECTED = 9
+    LOGISTIC = 14
     MAX_POOL_2D = 17
+    MUL = 18
     RELU = 19
     RELU6 = 21
     PAD = 34
     MEAN = 40
     STRIDED_SLICE = 45
     PADV2 = 60
+    HARD_SWISH = 117
     DENSIFY = 124
 
 
@@ -55,11 +59,14 @@ class BuiltinOptions(IntEnum):
     DEPTHWISE_CONV_2D = 2
     POOL_2D = 5
     FULLY_CONNECTED = 8
+    CONCATENATION = 10
     ADD = 11
+    MUL = 21
     PAD = 22
     REDUCER = 27
     STRIDED_SLICE = 32
     PADV2 = 43
+    HARD_SWISH = 91
     DENSIFY = 99
 
 

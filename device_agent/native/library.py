@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from device_agent.native.build import CompilerError, build_library, library_name
 from device_agent.native.errors import NativeBuildError, NativeError
 
-ABI_VERSION = 8
+ABI_VERSION = 9
 #: The vector lengths that a tile can have, in float32 elements.
 VECTOR_LENGTHS = (16, 8, 4)
 GROUP_SIZES = (4, 2, 1)
@@ -94,6 +94,11 @@ class Kind:
     ZERO = 8
     DEPTHWISE = 9
     WINOGRAD = 10
+    MULTIPLY = 11
+    SIGMOID = 12
+    SILU = 13
+    HARDSIGMOID = 14
+    HARDSWISH = 15
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

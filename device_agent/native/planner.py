@@ -173,6 +173,18 @@ class _Lowering:
     # --- operators --------------------------------------------------------------------------------------------------
 
     def _lower(self, op: PlanOp) -> Tensor:
+        output = self._lower_clamped(replace(op, kernel=_clamped(op.kernel)))
+        self._activate(op.kernel, output)
+        return output
+
+    def _activate(self, kernel: KernelSpec, tensor: Tensor) -> None:
+        """The activation of `kernel` on its output, where no step does it on its way."""
+        if not kernel.activation.is_clamp:
+            emit = steps.emit_activation(kernel.activation, tensor)
+            self._add(Phase.RUN, (tensor,), tensor, emit)
+
+    def _lower_clamped(self, op: PlanOp) -> Tensor:
+        """`op`, whose activation is a clamp."""
         kernel = op.kernel
         output = _tensor_for(kernel.out_channels, kernel.output_h, kernel.output_w, unpadded=Form.PLANES)
         if op.name in self._pairs:
@@ -195,6 +207,10 @@ class _Lowering:
             self._lower_conv(op, source, residual, output)
         elif kernel.op is Op.ADD:
             self._lower_add(kernel, source, self._by_name[op.inputs[1]], output)
+        elif kernel.op is Op.MUL:
+            self._lower_multiply(kernel, source, self._by_name[op.inputs[1]], output)
+        elif kernel.op is Op.CONCAT:
+            self._lower_concat(kernel, source, self._by_name[op.inputs[1]], output)
         elif kernel.op in (Op.MAX_POOL, Op.AVG_POOL):
             self._add(Phase.RUN, (source,), output, steps.emit_pool(kernel, source, output))
         elif kernel.op is Op.GLOBAL_AVG_POOL:
@@ -277,10 +293,11 @@ class _Lowering:
         size = channels_per_block(kernel)
         for first in range(0, kernel.out_channels, size):
             channels = slice(first, min(first + size, kernel.out_channels))
-            part = replace(kernel, out_channels=channels.stop - channels.start)
+            part = replace(_clamped(kernel), out_channels=channels.stop - channels.start)
             between = Tensor(part.out_channels, kernel.output_h, kernel.output_w, Form.PLANES)
             self._op_index = conv_index
             self._add_conv(part, self._op_weights(conv).part(channels), self._bias(conv)[channels], read, None, between)
+            self._activate(kernel, between)
             self._op_index = reader_index
             if reader.kernel.op is Op.DEPTHWISE_CONV2D:
                 weights, bias = self._op_weights(reader).part(channels), self._bias(reader)[channels]
@@ -302,6 +319,22 @@ class _Lowering:
             first.join_rows(output)
             second.join_rows(output)
         self._add(Phase.RUN, (first, second), output, steps.emit_elementwise(kernel, first, second, output))
+
+    def _lower_multiply(self, kernel: KernelSpec, source: Tensor, gate: Tensor, output: Tensor) -> None:
+        if output.form is Form.PLANES:
+            source = self._as_planes(source)
+            source.join_rows(output)
+        self._add(Phase.RUN, (source, gate), output, steps.emit_multiply(kernel, source, gate, output))
+
+    def _lower_concat(self, kernel: KernelSpec, first: Tensor, second: Tensor, output: Tensor) -> None:
+        # Rows of one stride are copied as one.
+        for source in (first, second):
+            if source.form is output.form is Form.PLANES:
+                source.join_rows(output)
+        self._add(Phase.RUN, (first,), output, steps.emit_copy(first, output))
+        self._add(Phase.RUN, (second,), output, steps.emit_copy(second, output, kernel.in_channels))
+        if kernel.activation is not Activation.NONE:
+            self._add(Phase.RUN, (output,), output, steps.emit_elementwise(kernel, output, None, output))
 
     def _lower_global_pool(self, kernel: KernelSpec, source: Tensor, output: Tensor) -> None:
         if source.form is Form.VECTOR:
@@ -355,6 +388,11 @@ def _tuning_key(kernel: KernelSpec, read: Tensor, written: Tensor) -> object:
     plain = replace(kernel, seed=0, residual=False, activation=Activation.NONE)
     layouts = tuple(replace(tensor.layout(), lead=0, size=0) for tensor in (read, written))
     return plain, read.padding >= kernel.padding, layouts
+
+
+def _clamped(kernel: KernelSpec) -> KernelSpec:
+    """`kernel` without an activation that is a pass of its own."""
+    return kernel if kernel.activation.is_clamp else replace(kernel, activation=Activation.NONE)
 
 
 def _tensor_for(channels: int, height: int, width: int, *, unpadded: Form) -> Tensor:

@@ -33,8 +33,8 @@ def run_kernel(
 ) -> FloatArray:
     """The output of one fused kernel, (out_channels, output_h, output_w).
 
-    `tensors` holds `weight` and `bias` of an operator with weights; ADD takes two `inputs`. With `channels`, only these
-    output channels are computed, at a cost in proportion.
+    `tensors` holds `weight` and `bias` of an operator with weights; ADD, MUL and CONCAT take two `inputs`.
+    With `channels`, only these output channels are computed, at a cost in proportion.
     """
     chosen = np.arange(kernel.out_channels) if channels is None else np.asarray(channels)
     x = inputs[0].astype(np.float64)
@@ -46,6 +46,10 @@ def run_kernel(
         result = np.einsum("tchw,ct->chw", taps, weight.astype(np.float64)) + tensors["bias"][chosen, None, None]
     elif kernel.op is Op.ADD:
         result = x[chosen] + inputs[1][chosen]
+    elif kernel.op is Op.MUL:
+        result = x[chosen] * inputs[1][chosen]
+    elif kernel.op is Op.CONCAT:
+        result = np.concatenate((x, inputs[1].astype(np.float64)))[chosen]
     elif kernel.op is Op.MAX_POOL:
         result = np.max(np.stack(list(_windows(kernel, x[chosen], fill=-np.inf))), axis=0)
     elif kernel.op is Op.AVG_POOL:
@@ -59,9 +63,19 @@ def run_kernel(
         result = padded[chosen]
     if residual is not None:
         result = result + residual[chosen]
-    if kernel.activation is not Activation.NONE:
-        result = np.clip(result, 0.0, 6.0 if kernel.activation is Activation.RELU6 else None)
-    return result.astype(np.float32)
+    return activate(result, kernel.activation).astype(np.float32)
+
+
+def activate(x: _Wide, activation: Activation) -> _Wide:
+    """`activation` of every element."""
+    if activation is Activation.NONE:
+        return x
+    if activation in (Activation.RELU, Activation.RELU6):
+        return np.clip(x, 0.0, 6.0 if activation is Activation.RELU6 else None)
+    is_hard = activation in (Activation.HARDSIGMOID, Activation.HARDSWISH)
+    # Written with tanh, the logistic function does not overflow.
+    gate = np.clip(x + 3.0, 0.0, 6.0) / 6.0 if is_hard else 0.5 * (1.0 + np.tanh(0.5 * x))
+    return gate if activation in (Activation.HARDSIGMOID, Activation.SIGMOID) else x * gate
 
 
 def run_network(

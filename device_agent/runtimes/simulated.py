@@ -6,6 +6,7 @@ noise; outputs are computed for real. Every measurement from here says SIMULATED
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -108,9 +109,9 @@ class SimulatedRuntime:
 
         def run(x: FloatArray, residual: FloatArray | None) -> FloatArray:
             inputs = [checked_input("input", x, (kernel.in_channels, kernel.input_h, kernel.input_w))]
-            if kernel.op is Op.ADD:
+            if len(kernel.input_shapes) > 1:
                 if residual is None:
-                    raise ValueError("add needs a second operand")
+                    raise ValueError(f"{kernel.op} needs a second operand")
                 return run_kernel(kernel, tensors, [*inputs, residual]).reshape(-1)
             return run_kernel(kernel, tensors, inputs, residual).reshape(-1)
 
@@ -149,8 +150,11 @@ def kernel_latency_ns(
         efficiency = _SPARSE_EFFICIENCY.get(kernel.pruning.block_filters, _SPARSE_EFFICIENCY_WIDE)
     weights = kernel.num_weights * (kernel.pruning.density if sparse else 1.0)
     arithmetic = kernel.dense_macs * (kernel.pruning.density if sparse else 1.0)
-    inputs = kernel.in_channels * kernel.input_h * kernel.input_w * (2 if kernel.op is Op.ADD else 1)
+    inputs = sum(math.prod(shape) for shape in kernel.input_shapes)
     outputs = kernel.out_channels * kernel.output_h * kernel.output_w * (2 if kernel.residual else 1)
+    if not kernel.activation.is_clamp:
+        # A pass of its own reads and writes the tensor again.
+        outputs *= 3
     traffic_bytes = 4 * (inputs + outputs + weights)
     return core.overhead_ns + arithmetic / (core.macs_per_ns * efficiency) + traffic_bytes / core.bytes_per_ns
 

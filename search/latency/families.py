@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from device_agent.contracts import Activation, DType, KernelSpec, Op, PruningScheme
 
 #: Operators whose input and output channels are free of each other. For the rest one count says both.
-_FREE_CHANNELS = frozenset({Op.CONV2D, Op.FULLY_CONNECTED, Op.SHORTCUT_PAD})
+_FREE_CHANNELS = frozenset({Op.CONV2D, Op.FULLY_CONNECTED, Op.SHORTCUT_PAD, Op.CONCAT})
 
 #: Position of a kernel in its family: (in_channels, out_channels, density), or (channels, density) where they are tied.
+#: Of a concatenation, the channels of its two inputs: these are free of each other.
 Coordinates = tuple[float, ...]
 
 
@@ -47,6 +48,8 @@ class KernelFamily:
     @property
     def axes(self) -> tuple[str, ...]:
         """The names of the coordinates."""
+        if self.op is Op.CONCAT:
+            return ("first_channels", "second_channels", "density")
         return ("in_channels", "out_channels", "density") if self.op in _FREE_CHANNELS else ("channels", "density")
 
     def __str__(self) -> str:
@@ -84,6 +87,8 @@ def family_of(kernel: KernelSpec) -> KernelFamily:
 def coordinates_of(kernel: KernelSpec) -> Coordinates:
     """Where `kernel` lies in its family."""
     density = kernel.pruning.density
+    if kernel.op is Op.CONCAT:
+        return (float(kernel.in_channels), float(kernel.out_channels - kernel.in_channels), density)
     if kernel.op in _FREE_CHANNELS:
         return (float(kernel.in_channels), float(kernel.out_channels), density)
     return (float(kernel.out_channels), density)
@@ -95,7 +100,7 @@ def kernel_at(like: KernelSpec, coordinates: Coordinates) -> KernelSpec:
     return dataclasses.replace(
         like,
         in_channels=int(channels[0]),
-        out_channels=int(channels[-1]),
+        out_channels=int(sum(channels) if like.op is Op.CONCAT else channels[-1]),
         pruning=dataclasses.replace(like.pruning, density=density),
         seed=0,
     )

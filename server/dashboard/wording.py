@@ -78,6 +78,8 @@ _OP_NAMES = {
     Op.AVG_POOL: "average pool",
     Op.GLOBAL_AVG_POOL: "global average pool",
     Op.SHORTCUT_PAD: "shortcut pad",
+    Op.MUL: "multiply",
+    Op.CONCAT: "concatenation",
 }
 
 _SCHEME_NAMES = {

@@ -3,6 +3,7 @@
 #error "define KERF_BACKEND as the backend's name, and KERF_NUM_REGISTERS and KERF_MAX_VECTOR_LENGTH"
 #endif
 
+#include "activation.h"
 #include "conv.h"
 #include "depthwise.h"
 #include "elementwise.h"
@@ -28,6 +29,11 @@ static bool run_step(const KerfStep &step, int part, int parts) {
     case KERF_ZERO: zero(step, part, parts); return true;
     case KERF_DEPTHWISE: return depthwise(step, part, parts);
     case KERF_WINOGRAD: return winograd(step, part, parts);
+    case KERF_MULTIPLY: multiply(step, part, parts); return true;
+    case KERF_SIGMOID: activate<Sigmoid>(step, part, parts); return true;
+    case KERF_SILU: activate<Silu>(step, part, parts); return true;
+    case KERF_HARDSIGMOID: activate<HardSigmoid>(step, part, parts); return true;
+    case KERF_HARDSWISH: activate<HardSwish>(step, part, parts); return true;
     default: return false;
   }
 }

@@ -37,6 +37,8 @@ class Checker {
 
   const KerfStep &step;
 
+  Checker with(const KerfStep &other) const { return Checker(other, find_, context_); }
+
   // Elements [first, last) from `pointer` on can be read.
   int32_t reads(const void *pointer, int64_t first, int64_t last) const {
     KerfSpan span;
@@ -327,6 +329,18 @@ int32_t check_elementwise(const Checker &check) {
   return check.writes(step.output, planes_extent(step.channels, step.output_plane, extent));
 }
 
+int32_t check_multiply(const Checker &check) {
+  if (check.step.second_plane > 0) return check.step.second ? check_elementwise(check) : KERF_ERROR_READ;
+  KerfStep one_operand = check.step;
+  one_operand.second = 0;
+  KERF_TRY(check.reads(check.step.second, check.step.channels));
+  return check_elementwise(check.with(one_operand));
+}
+
+int32_t check_activation(const Checker &check) {
+  return check.step.second ? KERF_ERROR_READ : check_elementwise(check);
+}
+
 // What the kernels of window.h touch: rows are read in vectors that begin up to `padding` columns before the image, and
 // end past it where the whole row is narrower than a vector.
 int32_t check_walk(const Checker &check) {
@@ -444,6 +458,11 @@ constexpr KindCheck KIND_CHECKS[] = {
     {KERF_ZERO, check_zero},
     {KERF_DEPTHWISE, check_depthwise},
     {KERF_WINOGRAD, check_winograd},
+    {KERF_MULTIPLY, check_multiply},
+    {KERF_SIGMOID, check_activation},
+    {KERF_SILU, check_activation},
+    {KERF_HARDSIGMOID, check_activation},
+    {KERF_HARDSWISH, check_activation},
 };
 
 constexpr bool is_complete() {
@@ -460,8 +479,9 @@ int32_t kerf_check_step(const KerfStep *step, KerfFindSpan find, const void *con
   KERF_TRY(check_numbers(*step));
   const Checker check(*step, find, context);
   KERF_TRY(KIND_CHECKS[step->kind].check(check));
-  // Kernels tell the compiler that what they write is not what they read. The one without a window may work in place.
-  return step->kind == KERF_ELEMENTWISE || check.are_apart() ? KERF_OK : KERF_ERROR_OVERLAP;
+  // Kernels tell the compiler that what they write is not what they read. Those without a window may work in place.
+  const bool is_in_place = step->kind == KERF_ELEMENTWISE || step->kind >= KERF_MULTIPLY;
+  return is_in_place || check.are_apart() ? KERF_OK : KERF_ERROR_OVERLAP;
 }
 
 // --- steps whose pointers are resolved already -----------------------------------------------------------------------

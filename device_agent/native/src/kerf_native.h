@@ -8,7 +8,7 @@
 
 #include <stdint.h>
 
-#define KERF_ABI_VERSION 8
+#define KERF_ABI_VERSION 9
 
 // Of strips: vectors of a tile, and columns of a kernel.
 #define KERF_MAX_STRIP_VECTORS 16
@@ -29,7 +29,12 @@ enum KerfKind {
   KERF_ZERO = 8,             // clear `channels` planes
   KERF_DEPTHWISE = 9,        // dense depthwise convolution, 3x3 or 5x5, stride 1 or 2; needs no padding around its tensors
   KERF_WINOGRAD = 10,        // dense 3x3 convolution of stride 1
-  KERF_NUM_KINDS = 11
+  KERF_MULTIPLY = 11,        // clamp(input * second)
+  KERF_SIGMOID = 12,         // 1 / (1 + exp(-input))
+  KERF_SILU = 13,            // input * sigmoid(input)
+  KERF_HARDSIGMOID = 14,     // clamp(input + 3, 0, 6) / 6
+  KERF_HARDSWISH = 15,       // input * hardsigmoid(input)
+  KERF_NUM_KINDS = 16
 };
 
 // One copy of the input for a packed convolution: rows of one phase as one column of the kernel sees them. Row i of the
@@ -49,7 +54,7 @@ struct KerfStep {
   int32_t input_h, input_w, input_row;
   int32_t output_h, output_w, output_row;
   int32_t kernel_h, kernel_w, stride, padding;
-  int32_t positions;      // CONV, ELEMENTWISE: flattened positions of a plane
+  int32_t positions;      // CONV, ELEMENTWISE, MULTIPLY, activations: flattened positions of a plane
   int32_t num_phases;     // SPLIT: phases written, see `phases`
   int32_t num_groups, group_size;
   // CONV: the tile, and how many tiles a row group walks through before the next one does; 0: all. Found by tuning.
@@ -60,7 +65,8 @@ struct KerfStep {
   int32_t max_parts;      // threads that may share the step, because more would not pay; 0: all
   int32_t row_blocks;     // CONV: 0, or tiles are of strips whose vectors hold so many blocks of rows (1, 2, 4), see below
   const float *input;
-  const float *second;    // residual or second operand, or null; its row stride is the output's
+  const float *second;    // residual or second operand, or null; its row stride is the output's. MULTIPLY with a
+                          // second_plane of 0: one factor for each channel
   float *output;
   float *scratch;         // pools that walkable.h leaves out: one padded input row, for each thread
   int64_t input_plane, second_plane, output_plane;

@@ -8,7 +8,7 @@ from device_agent.native.steps.common import Emitter, LateWay, Offer, Signature,
 from device_agent.native.steps.conv import emit_conv, reads_padding
 from device_agent.native.steps.copies import emit_copy, emit_phases, emit_shortcut
 from device_agent.native.steps.depthwise import emit_depthwise, has_depthwise_kernel
-from device_agent.native.steps.elementwise import emit_elementwise
+from device_agent.native.steps.elementwise import emit_activation, emit_elementwise, emit_multiply
 from device_agent.native.steps.matvec import emit_matvec
 from device_agent.native.steps.pools import emit_global_pool, emit_pool
 from device_agent.native.steps.winograd import emit_winograd, is_for_winograd
@@ -21,6 +21,7 @@ __all__ = [
     "Tunable",
     "Way",
     "Ways",
+    "emit_activation",
     "emit_any",
     "emit_conv",
     "emit_copy",
@@ -28,6 +29,7 @@ __all__ = [
     "emit_elementwise",
     "emit_global_pool",
     "emit_matvec",
+    "emit_multiply",
     "emit_phases",
     "emit_pool",
     "emit_shortcut",

@@ -1,4 +1,4 @@
-"""Copies between layouts, phase splits, and the shortcut without parameters."""
+"""Copies between layouts, phase splits, concatenation, and the shortcut without parameters."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from device_agent.native.steps.common import Emitter, Way, Ways, set_input, set_
 from device_agent.native.steps.elementwise import elementwise_step
 
 
-def emit_copy(source: Tensor, target: Tensor) -> Emitter:
+def emit_copy(source: Tensor, target: Tensor, first_channel: int = 0) -> Emitter:
+    """Copy to the channels of `target` from `first_channel` on."""
+
     def emit(placement: Placement) -> Ways:
         step = Step(kind=Kind.SPLIT, stride=1, channels=source.channels, num_phases=1)
         set_input(step, placement, source)
-        set_output(step, placement, target)
+        set_output(step, placement, target, first_channel)
         return (Way(steps=(step,)),)
 
     return emit

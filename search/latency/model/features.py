@@ -190,6 +190,10 @@ def _terms(kernel: KernelSpec, density: float, largest: int) -> tuple[float, ...
     elif kernel.op in (Op.MAX_POOL, Op.AVG_POOL):
         window_reads = float(kernel.out_channels * window * positions)
         row_groups = float(kernel.out_channels * kernel.output_h)
+    elif kernel.op is Op.CONCAT:
+        input_elements = output_elements
+    # A residual reads another tensor of the output's size; an activation that nothing fuses reads the output again.
+    passes = float(kernel.residual or kernel.op is Op.ADD) + float(not kernel.activation.is_clamp)
     touched = weight_bytes + _FLOAT_BYTES * (input_elements + output_elements)
     return (
         1.0,
@@ -200,7 +204,7 @@ def _terms(kernel: KernelSpec, density: float, largest: int) -> tuple[float, ...
         weight_bytes,
         input_elements,
         output_elements,
-        output_elements if kernel.residual or kernel.op is Op.ADD else 0.0,
+        output_elements * passes,
         window_reads,
         padded,
         *(max(0.0, touched - cache) for cache in _CACHE_BYTES),

@@ -42,6 +42,8 @@ def test_shapes_and_counts_of_a_convolution() -> None:
         ({"padding": 2}, "padding 2"),
         ({"input_h": 1, "padding": 0}, "does not fit a 1x9 input"),
         ({"op": Op.ADD}, "keeps its channels, but 3 != 8"),
+        ({"op": Op.MUL, "out_channels": 3}, "mul has no window"),
+        ({"op": Op.CONCAT, "out_channels": 3}, "the 3 channels of its first input and those of its second, not 3"),
         ({"op": Op.MAX_POOL, "out_channels": 3, "residual": True}, "only conv2d takes a residual"),
         ({"in_channels": 65536, "out_channels": 65536}, "weights exceed the limit"),
         (

@@ -58,7 +58,17 @@ def branching_network() -> tuple[NetworkPlan, dict[str, np.ndarray]]:
         ("down", conv(8, 16, 9, stride=2, residual=True), ("sum",), "short"),
         ("max", same(Op.MAX_POOL, 16, 5, kernel_h=3, kernel_w=3, stride=2, padding=1), ("down",), None),
         ("mean", same(Op.AVG_POOL, 16, 3, kernel_h=3, kernel_w=3, padding=1), ("max",), None),
-        ("global", same(Op.GLOBAL_AVG_POOL, 16, 3, activation=Activation.RELU), ("mean",), None),
+        ("small", same(Op.GLOBAL_AVG_POOL, 16, 3, activation=Activation.SILU), ("mean",), None),
+        ("gate", conv(16, 16, 1, activation=Activation.SIGMOID, **one), ("small",), None),
+        ("gated", same(Op.MUL, 16, 3, activation=Activation.HARDSWISH), ("mean", "gate"), None),
+        (
+            "both",
+            KernelSpec(op=Op.CONCAT, in_channels=16, out_channels=32, input_h=3, input_w=3),
+            ("gated", "mean"),
+            None,
+        ),
+        ("narrow", conv(32, 16, 3, activation=Activation.HARDSIGMOID, **one), ("both",), None),
+        ("global", same(Op.GLOBAL_AVG_POOL, 16, 3, activation=Activation.RELU), ("narrow",), None),
         ("squeeze", conv(16, 4, 1, activation=relu6, **one), ("global",), None),
         (
             "head",

@@ -26,6 +26,7 @@ from device_agent.contracts import (
 from device_agent.formats import tflite_graph
 from device_agent.formats.tflite import plan_to_tflite, read_plan
 from device_agent.synthesis import kernel_inputs, kernel_plan, kernel_plan_tensors
+from tests.unit.device_agent.torch_parts import activated, with_second
 
 schema = pytest.importorskip("ai_edge_litert.schema_py_generated", reason="ai-edge-litert is not installed")
 interpreter_module = pytest.importorskip("ai_edge_litert.interpreter", reason="ai-edge-litert is not installed")
@@ -68,12 +69,8 @@ def torch_kernel(kernel: KernelSpec) -> tuple[list[np.ndarray], np.ndarray]:
         y = F.pad(batch[:, :, ::s, ::s], (0, 0, 0, 0, before, after))
     else:
         y = batch
-    if second is not None:
-        y = y + torch.from_numpy(second)[None]
-    if kernel.activation is Activation.RELU:
-        y = F.relu(y)
-    elif kernel.activation is Activation.RELU6:
-        y = F.relu6(y)
+    y = with_second(kernel, y, None if second is None else torch.from_numpy(second)[None])
+    y = activated(y, kernel.activation)
     return [x] if second is None else [x, second], y.numpy().reshape(-1)
 
 
@@ -98,7 +95,9 @@ def kernels(draw: st.DrawFn) -> KernelSpec:
         before, after = draw(st.integers(0, 5)), draw(st.integers(0, 5))
         out_channels = in_channels + before + after
         shape |= {"stride": draw(st.integers(1, 3)), "pad_channels_before": before}
-    elif op not in (Op.ADD, Op.GLOBAL_AVG_POOL):
+    elif op is Op.CONCAT:
+        out_channels = in_channels + draw(st.integers(1, 9))
+    elif op not in (Op.ADD, Op.MUL, Op.GLOBAL_AVG_POOL):
         kernel_h, kernel_w = draw(st.integers(1, 5)), draw(st.integers(1, 5))
         most = max(kernel_h, kernel_w) if op in (Op.CONV2D, Op.DEPTHWISE_CONV2D) else min(kernel_h, kernel_w)
         shape |= {"kernel_h": kernel_h, "kernel_w": kernel_w, "stride": draw(st.integers(1, 3))}

@@ -149,7 +149,7 @@ def chain(kernels: Iterable[KernelSpec], name: str = "chain") -> NetworkPlan:
     ops: list[PlanOp] = []
     for kernel in kernels:
         previous = ops[-1].name if ops else "input"
-        inputs = (previous, previous) if kernel.op is Op.ADD else (previous,)
+        inputs = (previous,) * len(kernel.input_shapes)
         ops.append(PlanOp(name=f"{kernel.op.value}{len(ops)}", kernel=kernel, inputs=inputs))
     first = ops[0].kernel
     return NetworkPlan(name=name, input_shape=(first.in_channels, first.input_h, first.input_w), ops=tuple(ops))
@@ -173,7 +173,7 @@ _CONV = KernelSpec(
 def every_kind() -> NetworkPlan:
     """A network with a step of every kind that a small one can have."""
     pool = replace(_CONV, op=Op.MAX_POOL, pruning=DENSE, activation=Activation.NONE)
-    dense = KernelSpec(op=Op.FULLY_CONNECTED, in_channels=8, out_channels=20)
+    dense = KernelSpec(op=Op.FULLY_CONNECTED, in_channels=16, out_channels=20)
     return chain(
         (
             _CONV,
@@ -198,8 +198,16 @@ def every_kind() -> NetworkPlan:
                 stride=2,
             ),
             KernelSpec(op=Op.GLOBAL_AVG_POOL, in_channels=8, out_channels=8, input_h=2, input_w=2),
-            dense,
-            replace(dense, in_channels=20, out_channels=10, pruning=replace(_SPARSE, density=0.2)),
+            KernelSpec(op=Op.MUL, in_channels=8, out_channels=8, activation=Activation.SIGMOID),
+            KernelSpec(op=Op.CONCAT, in_channels=8, out_channels=16, activation=Activation.HARDSIGMOID),
+            replace(dense, activation=Activation.SILU),
+            replace(
+                dense,
+                in_channels=20,
+                out_channels=10,
+                pruning=replace(_SPARSE, density=0.2),
+                activation=Activation.HARDSWISH,
+            ),
         ),
         "every kind",
     )

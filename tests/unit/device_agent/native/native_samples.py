@@ -17,6 +17,7 @@ from device_agent.contracts import DENSE, Activation, KernelSpec, NetworkPlan, O
 from device_agent.native import steps, strips, tiling
 from device_agent.native.steps import Emitter, emit_any
 from device_agent.native.tiling import ConvShape, TileLimit, Tiling
+from tests.unit.device_agent.torch_parts import activated, with_second
 
 #: The kernels are tiny, and the cores shared.
 torch.set_num_threads(1)
@@ -109,6 +110,10 @@ def prunings(draw: st.DrawFn, kernel_extent: tuple[int, int]) -> WeightPruning:
             raise AssertionError(f"{scheme} has no sample here")
 
 
+#: Activations that steps do on their way.
+CLAMPS = tuple(activation for activation in Activation if activation.is_clamp)
+
+
 @st.composite
 def convolutions(draw: st.DrawFn) -> KernelSpec:
     """Convolutions and depthwise convolutions of all schemes, strides and paddings, small and odd."""
@@ -150,6 +155,8 @@ def other_kernels(draw: st.DrawFn) -> KernelSpec:
     elif op is Op.SHORTCUT_PAD:
         out_channels, stride = channels + draw(st.integers(0, 9)), draw(st.integers(1, 3))
         before = draw(st.integers(0, out_channels - channels))
+    elif op is Op.CONCAT:
+        out_channels = channels + draw(st.integers(1, 70))
     elif op is Op.FULLY_CONNECTED:
         height = width = 1
         out_channels, pruning = draw(st.integers(1, 70)), draw(prunings((1, 1)))
@@ -193,13 +200,8 @@ def torch_kernel(
             before = kernel.pad_channels_before
             after = kernel.out_channels - kernel.in_channels - before
             value = functional.pad(value[:, :, :: kernel.stride, :: kernel.stride], (0, 0, 0, 0, before, after))
-    if second is not None:
-        value = value + torch.as_tensor(second, dtype=torch.float64)[None]
-    if kernel.activation is Activation.RELU:
-        value = value.relu()
-    elif kernel.activation is Activation.RELU6:
-        value = value.clamp(0, 6)
-    return value[0].numpy()
+    value = with_second(kernel, value, None if second is None else torch.as_tensor(second, dtype=torch.float64)[None])
+    return activated(value, kernel.activation)[0].numpy()
 
 
 def torch_network(
@@ -208,7 +210,7 @@ def torch_network(
     """What `plan` computes for `x`, operator by operator."""
     values: dict[str, NDArray[np.float64]] = {"input": x.astype(np.float64)}
     for op in plan.ops:
-        second = op.residual or (op.inputs[1] if op.kernel.op is Op.ADD else None)
+        second = op.residual or (op.inputs[1] if len(op.inputs) > 1 else None)
         own = {part: tensors[f"{op.name}.{part}"] for part in ("weight", "bias") if op.kernel.op.has_weights}
         values[op.name] = torch_kernel(op.kernel, own, values[op.inputs[0]], None if second is None else values[second])
     return values[plan.output_name]

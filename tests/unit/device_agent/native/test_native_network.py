@@ -57,7 +57,9 @@ def networks(draw: st.DrawFn) -> NetworkPlan:
         common = {"in_channels": channels, "input_h": height, "input_w": width, "seed": index}
         activation = draw(st.sampled_from(Activation))
         inputs, residual = (source,), None
-        choice = draw(st.sampled_from(("conv", "conv", "conv", "depthwise", "pool", "add", "shortcut", "global")))
+        choice = draw(
+            st.sampled_from(("conv", "conv", "conv", "depthwise", "pool", "add", "shortcut", "global", "mul", "concat"))
+        )
         if choice == "conv":
             extent = draw(st.sampled_from(((1, 1), (3, 3), (5, 5))))
             kernel = KernelSpec(
@@ -107,6 +109,15 @@ def networks(draw: st.DrawFn) -> NetworkPlan:
             )
         elif choice == "global":
             kernel = KernelSpec(op=Op.GLOBAL_AVG_POOL, out_channels=channels, activation=activation, **common)
+        elif choice == "mul" and (channels, 1, 1) in shapes.values():
+            kernel = KernelSpec(op=Op.MUL, out_channels=channels, activation=activation, **common)
+            inputs = (source, draw(st.sampled_from([o for o, shape in shapes.items() if shape == (channels, 1, 1)])))
+        elif choice == "concat":
+            second = draw(st.sampled_from([o for o, shape in shapes.items() if shape[1:] == (height, width)]))
+            kernel = KernelSpec(
+                op=Op.CONCAT, out_channels=channels + shapes[second][0], activation=activation, **common
+            )
+            inputs = (source, second)
         else:
             kernel = KernelSpec(op=Op.ADD, out_channels=channels, activation=activation, **common)
             inputs = (source, draw(st.sampled_from([o for o, shape in shapes.items() if shape == shapes[source]])))

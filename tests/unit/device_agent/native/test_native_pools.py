@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from device_agent.contracts import Activation, KernelSpec, Op
+from device_agent.contracts import KernelSpec, Op
 from device_agent.native.executor import NativeKernel
 from device_agent.native.library import load_library
 from device_agent.synthesis import kernel_inputs
-from tests.unit.device_agent.native.native_samples import torch_kernel
+from tests.unit.device_agent.native.native_samples import CLAMPS, torch_kernel
 
 ISAS = [backend.name for backend in load_library().backends if backend.is_supported]
 FMA_ISAS = [backend.name for backend in load_library().backends if backend.is_supported and backend.has_fma]
@@ -42,7 +42,7 @@ def pools(draw: st.DrawFn) -> KernelSpec:
         kernel_w=extent,
         padding=padding,
         stride=draw(st.integers(1, 3)),
-        activation=draw(st.sampled_from(Activation)),
+        activation=draw(st.sampled_from(CLAMPS)),
         seed=draw(st.integers(0, 1000)),
     )
 

@@ -22,7 +22,7 @@ from device_agent.native.library import load_library
 from device_agent.native.tiling import ConvShape, TileLimit, Tiling
 from device_agent.synthesis import kernel_inputs, kernel_plan, synthesize_input
 from tests.unit.device_agent.native import image_samples as samples
-from tests.unit.device_agent.native.native_samples import conv
+from tests.unit.device_agent.native.native_samples import CLAMPS, conv
 
 #: The backends whose vectors are long enough.
 ISAS = [
@@ -81,7 +81,7 @@ def unstructured(
     padding=st.integers(0, 3),
     channels=st.tuples(st.integers(1, 20), st.integers(1, 9)),
     residual=st.booleans(),
-    activation=st.sampled_from(Activation),
+    activation=st.sampled_from(CLAMPS),
     density=st.floats(0.05, 1.0),
     index=st.integers(0, 100),
 )

@@ -42,7 +42,7 @@ from device_agent.native.steps.winograd import SIZES, transform_weights, winogra
 from device_agent.native.weights import Weights
 from device_agent.synthesis import kernel_inputs, kernel_plan, kernel_plan_tensors, synthesize_input, synthesize_weights
 from tests.arm import output_hashes
-from tests.unit.device_agent.native.native_samples import conv, torch_kernel, winograd_first
+from tests.unit.device_agent.native.native_samples import CLAMPS, conv, torch_kernel, winograd_first
 
 LIBRARY = load_library()
 BACKENDS = [backend for backend in LIBRARY.backends if backend.is_supported]
@@ -62,7 +62,7 @@ def winograd_kernels(draw: st.DrawFn) -> KernelSpec:
         input_w=draw(st.one_of(extents, st.integers(24, 70))),
         padding=padding,
         residual=draw(st.booleans()),
-        activation=draw(st.sampled_from(Activation)),
+        activation=draw(st.sampled_from(CLAMPS)),
         pruning=WeightPruning(scheme=PruningScheme.UNSTRUCTURED, density=draw(st.floats(0.5, 1.0))),
         seed=draw(st.integers(0, 1000)),
     )

@@ -43,6 +43,16 @@ KERNELS = {
     ),
     "fully connected": KernelSpec(op=Op.FULLY_CONNECTED, in_channels=20, out_channels=10),
     "add": same(Op.ADD, activation=Activation.RELU),
+    "multiply": same(Op.MUL, activation=Activation.RELU6),
+    "multiply vectors": same(Op.MUL, extent=1, channels=19),
+    "concatenate": KernelSpec(op=Op.CONCAT, in_channels=5, out_channels=8, input_h=7, input_w=9),
+    "concatenate vectors": KernelSpec(op=Op.CONCAT, in_channels=5, out_channels=22, activation=Activation.SIGMOID),
+    "conv sigmoid": conv(activation=Activation.SIGMOID),
+    "conv hardswish": conv(residual=True, activation=Activation.HARDSWISH),
+    "depthwise silu": same(Op.DEPTHWISE_CONV2D, kernel_h=3, kernel_w=3, padding=1, activation=Activation.SILU),
+    "fully connected hardsigmoid": KernelSpec(
+        op=Op.FULLY_CONNECTED, in_channels=20, out_channels=10, activation=Activation.HARDSIGMOID
+    ),
     "max pool": same(Op.MAX_POOL, kernel_h=3, kernel_w=3, stride=2, padding=1),
     "average pool": same(Op.AVG_POOL, kernel_h=3, kernel_w=3, stride=2, padding=1),
     "global average": same(Op.GLOBAL_AVG_POOL),

@@ -7,10 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from device_agent.contracts import Activation, KernelSpec, Op
+from device_agent.contracts import KernelSpec, Op
 from device_agent.runtimes.reference import output_agrees, run_kernel, run_network
 from device_agent.synthesis import kernel_inputs, synthesize_input, synthesize_weights
 from tests.unit.device_agent.runtimes.runtime_samples import KERNELS, small_network
+from tests.unit.device_agent.torch_parts import activated, with_second
 
 
 def torch_output(kernel: KernelSpec) -> np.ndarray:
@@ -25,7 +26,7 @@ def torch_output(kernel: KernelSpec) -> np.ndarray:
             y = F.conv2d(batch, t["weight"], t["bias"], kernel.stride, kernel.padding, groups=kernel.in_channels)
         case Op.FULLY_CONNECTED:
             y = F.conv2d(batch, t["weight"], t["bias"])
-        case Op.ADD:
+        case Op.ADD | Op.MUL | Op.CONCAT:
             y = batch
         case Op.MAX_POOL:
             y = F.max_pool2d(batch, window, kernel.stride, kernel.padding)
@@ -37,18 +38,13 @@ def torch_output(kernel: KernelSpec) -> np.ndarray:
             before = kernel.pad_channels_before
             after = kernel.out_channels - kernel.in_channels - before
             y = F.pad(batch[:, :, :: kernel.stride, :: kernel.stride], (0, 0, 0, 0, before, after))
-    if second is not None:
-        y = y + torch.from_numpy(second).double()
-    if kernel.activation is Activation.RELU:
-        y = F.relu(y)
-    elif kernel.activation is Activation.RELU6:
-        y = F.relu6(y)
-    return y[0].numpy()
+    y = with_second(kernel, y, None if second is None else torch.from_numpy(second).double()[None])
+    return activated(y, kernel.activation)[0].numpy()
 
 
 def own_output(kernel: KernelSpec, channels: list[int] | None = None) -> np.ndarray:
     x, second = kernel_inputs(kernel)
-    inputs, residual = ([x, second], None) if kernel.op is Op.ADD else ([x], second)
+    inputs, residual = ([x, second], None) if len(kernel.input_shapes) > 1 else ([x], second)
     return run_kernel(kernel, synthesize_weights(kernel), inputs, residual, channels)
 
 
