@@ -28,7 +28,7 @@ from search.domain.space import Decisions
 _PREPARED_NETWORKS = 8
 
 #: Operators whose output has as many channels as their first input.
-_KEEPS_CHANNELS = frozenset({Op.DEPTHWISE_CONV2D, Op.ADD, Op.MAX_POOL, Op.AVG_POOL, Op.GLOBAL_AVG_POOL})
+_KEEPS_CHANNELS = frozenset({Op.DEPTHWISE_CONV2D, Op.ADD, Op.MUL, Op.MAX_POOL, Op.AVG_POOL, Op.GLOBAL_AVG_POOL})
 
 #: Input and output channels, height, width, pruning; inputs and residual.
 _OpKey = tuple[int, int, int, int, WeightPruning, tuple[str, ...], str | None]

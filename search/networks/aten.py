@@ -174,7 +174,15 @@ def _mul(walker: Walker, node: fx.Node, a: dict[str, Any]) -> Value:
     x = walker.operand(node, a["self"])
     if not isinstance(a["other"], fx.Node):
         return walker.emit(node, NetworkOp.AFFINE, [x], scale=float(a["other"]), offset=0.0)
-    return walker.emit(node, NetworkOp.MUL, [x, walker.operand(node, a["other"])])
+    y = walker.operand(node, a["other"])
+    last = walker.nodes[-1] if walker.nodes else None
+    if last is not None and last.op is NetworkOp.EXPAND and last.name in (x, y):
+        # A product repeats a smaller operand by itself, whatever size pruning leaves.
+        expanded, other = (a["self"], a["other"]) if last.name == x else (a["other"], a["self"])
+        if len(expanded.users) == 1 and x != y and shape_of(other) == shape_of(node):
+            walker.nodes.pop()
+            x, y = (last.inputs[0], y) if last.name == x else (x, last.inputs[0])
+    return walker.emit(node, NetworkOp.MUL, [x, y])
 
 
 def _div(walker: Walker, node: fx.Node, a: dict[str, Any]) -> Value:

@@ -153,4 +153,14 @@ def _check_shapes(
         raise ContractError(
             f"{at} does not fit what it reads, of shape {found}: {str(error).splitlines()[0]:.300}"
         ) from None
-    return {name: run.shapes[node] if node.op == "get_attr" else run.shapes[node][1:] for name, node in nodes.items()}
+    shapes = {name: run.shapes[node] if node.op == "get_attr" else run.shapes[node][1:] for name, node in nodes.items()}
+    for document_node in document.nodes:
+        # Built without its number of channels, so torch does not compare it.
+        if document_node.op is NetworkOp.RESHAPE and list(shapes[document_node.name]) != list(
+            document_node.attributes["shape"]
+        ):
+            raise ContractError(
+                f"{document_node.name} does not fit what it reads: it reshapes to {document_node.attributes['shape']}, "
+                f"but there are values for {list(shapes[document_node.name])}"
+            )
+    return shapes

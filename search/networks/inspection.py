@@ -13,6 +13,7 @@ from search.networks.build import BuiltNetwork, build_network
 from search.networks.document import NetworkDocument, NetworkNode
 from search.networks.file import Network
 from search.networks.ops import NetworkOp
+from search.networks.torch_ops import is_unflattening
 from search.pruning.operators import UnsupportedNetwork, recognise
 from search.pruning.trace import trace_network
 
@@ -87,9 +88,10 @@ def _not_recognised(document: NetworkDocument, built: BuiltNetwork) -> tuple[Not
     for node in document.nodes:
         if node.op is NetworkOp.IDENTITY:
             continue
-        if node.op is NetworkOp.RESHAPE:
-            # In a plan, a view is nothing but flattening, which the document calls by its name.
-            reason = f"{node.name!r} reshapes to {node.attributes['shape']}: only flattening to one axis has a meaning"
+        if node.op is NetworkOp.RESHAPE and not is_unflattening(node):
+            # Flattening has a name of its own in the document.
+            reason = f"{node.name!r} reshapes to {node.attributes['shape']}: only to (channels, 1, 1) and to one axis "
+            reason += "has a meaning in a plan"
             found.append(NotLowered(node=node.name, op=node.op.value, reason=reason))
             continue
         try:

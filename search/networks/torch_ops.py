@@ -35,6 +35,10 @@ def add_call(graph: fx.Graph, node: NetworkNode, inputs: Sequence[fx.Node], name
         return _add_affine(graph, x, a, name)
     if node.op is NetworkOp.CONCAT:
         return graph.create_node("call_function", torch.cat, (list(inputs), a["axis"]), name=name)
+    if node.op is NetworkOp.RESHAPE and is_unflattening(node):
+        # Without the number of channels, which pruning changes.
+        flat = graph.create_node("call_method", "flatten", (x, 1), name=f"{name}_flat")
+        return graph.create_node("call_method", "unflatten", (flat, 1, (-1, 1, 1)), name=name)
     if node.op in _BINARY:
         return graph.create_node("call_function", _BINARY[node.op], tuple(inputs), name=name)
     if node.op in _METHODS:
@@ -42,6 +46,11 @@ def add_call(graph: fx.Graph, node: NetworkNode, inputs: Sequence[fx.Node], name
         return graph.create_node("call_method", method, (x, *arguments(a)), name=name)
     function, to_args, to_kwargs = _FUNCTIONS[node.op]
     return graph.create_node("call_function", function, (x, *to_args(a)), to_kwargs(a), name=name)
+
+
+def is_unflattening(node: NetworkNode) -> bool:
+    """Whether a reshape gives (channels, 1, 1): a vector as an image of one pixel."""
+    return len(node.attributes["shape"]) == 3 and tuple(node.attributes["shape"][1:]) == (1, 1)
 
 
 Attributes = Mapping[str, Any]

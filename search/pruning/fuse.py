@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, fx, nn
@@ -19,7 +19,7 @@ from search.pruning.operators import Kind, Operator, UnsupportedNetwork, recogni
 
 _WEIGHTED = {Kind.CONVOLUTION: Op.CONV2D, Kind.DEPTHWISE: Op.DEPTHWISE_CONV2D, Kind.LINEAR: Op.FULLY_CONNECTED}
 _POOLS = {Kind.MAX_POOL: Op.MAX_POOL, Kind.AVG_POOL: Op.AVG_POOL, Kind.GLOBAL_POOL: Op.GLOBAL_AVG_POOL}
-_TAKES_ACTIVATION = (Op.CONV2D, Op.DEPTHWISE_CONV2D, Op.FULLY_CONNECTED, Op.ADD)
+_TAKES_ACTIVATION = (Op.CONV2D, Op.DEPTHWISE_CONV2D, Op.FULLY_CONNECTED, Op.ADD, Op.MUL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -208,6 +208,8 @@ class _Fuser:
             self._fuse_activation(node, found)
         elif found.kind is Kind.ADD:
             self._fuse_add(node, found)
+        elif found.kind is Kind.GATE:
+            self._add_gate(node, found)
         elif found.kind is Kind.CHANNEL_PAD:
             self._fuse_channel_pad(node, found)
         elif found.kind is Kind.SUBSAMPLE:
@@ -255,9 +257,12 @@ class _Fuser:
         draft = self.values[found.sources[0]]
         if draft is None or draft.op not in _TAKES_ACTIVATION or not self._is_sole_use(found.sources[0]):
             raise unsupported(
-                node, "an activation must follow a convolution, a linear layer or an add that nothing else reads"
+                node,
+                "an activation must follow a convolution, a linear layer, an add or a gate that nothing else reads",
             )
-        if draft.activation not in (Activation.NONE, found.activation):
+        # A clamp may be written twice; a sigmoid of a sigmoid is another function.
+        is_same = found.activation is draft.activation and found.activation.is_clamp
+        if draft.activation is not Activation.NONE and not is_same:
             raise unsupported(node, "it follows another activation")
         draft.activation = found.activation
         self.values[node] = draft
@@ -281,6 +286,24 @@ class _Fuser:
         self.drafts.append(draft)
         self.values[node] = draft
 
+    def _add_gate(self, node: fx.Node, found: Operator) -> None:
+        """A product of an image and one factor for each channel, in either order."""
+        image, gate = found.sources
+        if self.shapes[image] != self.shapes[node]:
+            image, gate = gate, image
+        channels = self.shapes[node][0]
+        if (
+            len(self.shapes[node]) != 3
+            or self.shapes[image] != self.shapes[node]
+            or (self.shapes[gate] != (channels, 1, 1))
+        ):
+            raise unsupported(
+                node,
+                f"it multiplies tensors of {self.shapes[found.sources[0]]} and {self.shapes[found.sources[1]]}: only a "
+                "factor for each channel, (channels, 1, 1), has a kernel",
+            )
+        self._append(node, replace(found, sources=(image, gate)), Op.MUL, node.name)
+
     def _fuse_channel_pad(self, node: fx.Node, found: Operator) -> None:
         draft = self.values[found.sources[0]]
         fits = draft is not None and draft.op is Op.SHORTCUT_PAD and draft.out_channels == draft.in_shape[0]
@@ -297,7 +320,7 @@ class _Fuser:
         flat = 1
         for extent in before:
             flat *= extent
-        if found.kind is Kind.FLATTEN and after not in (before, (flat,)):
+        if found.kind is Kind.FLATTEN and after not in (before, (flat,), (flat, 1, 1)):
             raise unsupported(
                 node, f"it reshapes {before} to {after}: only flattening all but the batch has a meaning here"
             )

@@ -29,6 +29,8 @@ class Kind(Enum):
     NORM = auto()
     ACTIVATION = auto()
     ADD = auto()
+    #: A tensor times one factor for each channel.
+    GATE = auto()
     MAX_POOL = auto()
     AVG_POOL = auto()
     GLOBAL_POOL = auto()
@@ -65,7 +67,9 @@ def recognise(node: fx.Node, modules: Mapping[str, nn.Module]) -> Operator:
         if handler is not None:
             return handler(node)
     raise unsupported(
-        node, "there is no kernel for it; use convolutions, linear layers, batch norm, ReLU, adds and pools"
+        node,
+        "there is no kernel for it; use convolutions, linear layers, batch norm, adds, gates, pools and, as "
+        "activations, ReLU, ReLU6, sigmoid, hard sigmoid, hard swish and SiLU",
     )
 
 
@@ -85,8 +89,9 @@ def _recognise_module(node: fx.Node, name: str, module: nn.Module) -> Operator:
         if module.running_mean is None:
             raise unsupported(node, "batch norm needs running statistics (track_running_stats=True)")
         return Operator(kind=Kind.NORM, sources=sources, module=name)
-    if isinstance(module, nn.ReLU):
-        return Operator(kind=Kind.ACTIVATION, sources=sources, activation=Activation.RELU)
+    activation = _ACTIVATION_MODULES.get(type(module))
+    if activation is not None:
+        return Operator(kind=Kind.ACTIVATION, sources=sources, activation=activation)
     if isinstance(module, nn.Hardtanh):
         if (module.min_val, module.max_val) != (0.0, 6.0):
             raise unsupported(node, "of the clipped activations only ReLU6 has a kernel")
@@ -153,12 +158,12 @@ def _adaptive_pool(node: fx.Node, size: Any) -> Operator:
     return Operator(kind=Kind.GLOBAL_POOL, sources=(_tensor(node, 0),))
 
 
-def _call_relu(node: fx.Node) -> Operator:
-    return Operator(kind=Kind.ACTIVATION, sources=(_tensor(node, 0),), activation=Activation.RELU)
+def _call_activation(activation: Activation) -> Callable[[fx.Node], Operator]:
+    return lambda node: Operator(kind=Kind.ACTIVATION, sources=(_tensor(node, 0),), activation=activation)
 
 
-def _call_relu6(node: fx.Node) -> Operator:
-    return Operator(kind=Kind.ACTIVATION, sources=(_tensor(node, 0),), activation=Activation.RELU6)
+def _call_mul(node: fx.Node) -> Operator:
+    return Operator(kind=Kind.GATE, sources=(_tensor(node, 0), _tensor(node, 1, "other")))
 
 
 def _call_add(node: fx.Node) -> Operator:
@@ -196,6 +201,15 @@ def _call_mean(node: fx.Node) -> Operator:
 
 
 def _call_flatten(node: fx.Node) -> Operator:
+    return Operator(kind=Kind.FLATTEN, sources=(_tensor(node, 0),))
+
+
+def _call_unflatten(node: fx.Node) -> Operator:
+    dim, sizes = _argument(node, 1, "dim", None), _argument(node, 2, "sizes", None)
+    if dim not in (1, -1) or not isinstance(sizes, tuple | list) or list(sizes)[1:] != [1, 1]:
+        raise unsupported(
+            node, f"it unfolds axis {dim} to {sizes}: only a vector to (channels, 1, 1) has a meaning here"
+        )
     return Operator(kind=Kind.FLATTEN, sources=(_tensor(node, 0),))
 
 
@@ -249,9 +263,26 @@ def _require(node: fx.Node, value: int, expected: int, what: str) -> None:
         raise unsupported(node, f"a {what} of {value} has no kernel, only {expected}")
 
 
+_ACTIVATION_MODULES: dict[type[nn.Module], Activation] = {
+    nn.ReLU: Activation.RELU,
+    nn.Sigmoid: Activation.SIGMOID,
+    nn.Hardsigmoid: Activation.HARDSIGMOID,
+    nn.Hardswish: Activation.HARDSWISH,
+    nn.SiLU: Activation.SILU,
+}
+
+_ACTIVATION_CALLS: dict[Activation, tuple[Any, ...]] = {
+    Activation.RELU: (F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"),
+    Activation.RELU6: (F.relu6,),
+    Activation.SIGMOID: (torch.sigmoid, torch.sigmoid_, F.sigmoid, "sigmoid", "sigmoid_"),
+    Activation.HARDSIGMOID: (F.hardsigmoid,),
+    Activation.HARDSWISH: (F.hardswish,),
+    Activation.SILU: (F.silu,),
+}
+
 _CALLS: dict[Any, Callable[[fx.Node], Operator]] = {
-    **dict.fromkeys((F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"), _call_relu),
-    F.relu6: _call_relu6,
+    **{call: _call_activation(a) for a, calls in _ACTIVATION_CALLS.items() for call in calls},
+    **dict.fromkeys((operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_"), _call_mul),
     **dict.fromkeys((operator.add, operator.iadd, torch.add, "add", "add_"), _call_add),
     **dict.fromkeys((F.max_pool2d, torch.max_pool2d), _call_max_pool),
     F.avg_pool2d: _call_avg_pool,
@@ -260,6 +291,7 @@ _CALLS: dict[Any, Callable[[fx.Node], Operator]] = {
     **dict.fromkeys(
         (torch.flatten, "flatten", "view", "reshape", torch.reshape, "squeeze", torch.squeeze), _call_flatten
     ),
+    **dict.fromkeys((torch.unflatten, "unflatten"), _call_unflatten),
     **dict.fromkeys((F.dropout, "contiguous"), _call_identity),
     operator.getitem: _call_getitem,
     F.pad: _call_pad,

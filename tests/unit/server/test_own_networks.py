@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,25 @@ class OwnResNet(nn.Module):
         return result
 
 
+class OwnGates(nn.Module):
+    """Squeeze-and-excite in an inverted residual, with hard swish and SiLU, as in MobileNetV3 and EfficientNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.Hardswish())
+        self.expand = nn.Sequential(nn.Conv2d(8, 16, 1, bias=False), nn.BatchNorm2d(16), nn.SiLU())
+        self.depthwise = nn.Sequential(nn.Conv2d(16, 16, 3, 2, 1, groups=16, bias=False), nn.BatchNorm2d(16), nn.SiLU())
+        self.squeeze, self.excite = nn.Conv2d(16, 8, 1), nn.Conv2d(8, 16, 1)
+        self.project = nn.Sequential(nn.Conv2d(16, 12, 1, bias=False), nn.BatchNorm2d(12), nn.Hardswish())
+        self.out = nn.Linear(12, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.depthwise(self.expand(self.stem(x)))
+        gate = F.hardsigmoid(self.excite(F.relu(self.squeeze(F.adaptive_avg_pool2d(x, 1)))))
+        result: Tensor = self.out(self.project(gate * x).mean((2, 3)))
+        return result
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwnNetwork:
     """A converted network, and the accuracy of the original on the test images."""
@@ -61,15 +81,19 @@ class OwnNetwork:
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> OwnNetwork:
+    return trained(OwnResNet, "own_resnet", tmp_path_factory.mktemp("network") / "own.kerf")
+
+
+def trained(make: Callable[[], nn.Module], name: str, path: Path) -> OwnNetwork:
+    """A network trained on the digits for some epochs, and converted."""
     data = load_data(DatasetConfig(name="digits"), input_shape=(1, 8, 8), calibration_images=64)
     # The network is small, and other processes want the cores.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model = train_from_scratch(OwnResNet(), data, 4, torch.Generator().manual_seed(0))
+    model = train_from_scratch(make(), data, 4, torch.Generator().manual_seed(0))
     torch.set_num_threads(threads)
-    path = tmp_path_factory.mktemp("network") / "own.kerf"
-    write_network(convert_module(model, torch.zeros(1, 1, 8, 8), "own_resnet").network, path)
+    write_network(convert_module(model, torch.zeros(1, 1, 8, 8), name).network, path)
     return OwnNetwork(path=path, accuracy=evaluate(model.eval(), data.split.test, data.normalise).accuracy)
 
 
@@ -107,6 +131,24 @@ def test_an_own_network_is_searched_exported_and_verified_also_after_a_crash(
     assert row.architecture == f"own network {digest[:10]}"
 
 
+def test_a_network_with_gates_is_searched_exported_and_verified(sqlite_lab: ServerLab, tmp_path: Path) -> None:
+    worker = WorkerLab(sqlite_lab)
+    gates = trained(OwnGates, "own_gates", tmp_path / "gates.kerf")
+
+    search_id = worker.done(own_search(stored(sqlite_lab, gates.path.read_bytes())))
+    _, front = worker.outcome(search_id)
+    result = worker.get(f"/v1/searches/{search_id}/result")
+
+    assert result["baseline"]["accuracy"] == pytest.approx(gates.accuracy, abs=0.005)
+    assert {"network.kerfnet", "network.tflite", "plan.json", "weights.safetensors"} <= set(front[0]["files"])
+    plan = json.loads(sqlite_lab.get(f"/v1/artifacts/sha256/{front[0]['files']['plan.json']}").content)
+    kernels = {op["name"]: op["kernel"] for op in plan["ops"]}
+    assert kernels["excite"]["activation"] == "hardsigmoid"
+    assert kernels["mul"]["op"] == "mul"
+    assert kernels["mul"]["in_channels"] == kernels["excite"]["out_channels"] < 16
+    assert any("4 pruning groups proved" in text for text in worker.messages(search_id))
+
+
 def test_networks_that_a_search_cannot_use_are_refused(sqlite_lab: ServerLab, tmp_path: Path) -> None:
     worker = WorkerLab(sqlite_lab)
 
@@ -116,10 +158,10 @@ def test_networks_that_a_search_cannot_use_are_refused(sqlite_lab: ServerLab, tm
             self.conv, self.out = nn.Conv2d(1, 4, 3), nn.Linear(4, outputs)
 
         def forward(self, x: Tensor) -> Tensor:
-            result: Tensor = self.out(F.silu(self.conv(x)).mean((2, 3)))
+            result: Tensor = self.out(torch.tanh(self.conv(x)).mean((2, 3)))
             return result
 
-    for outputs, error, said in ((10, UnsupportedNetwork, "silu"), (7, ContractError, "gives 7 .* 10 classes")):
+    for outputs, error, said in ((10, UnsupportedNetwork, "tanh"), (7, ContractError, "gives 7 .* 10 classes")):
         path = tmp_path / "other.kerf"
         write_network(convert_module(Other(outputs), torch.zeros(1, 1, 8, 8), "other").network, path)
         search_id = worker.submit(own_search(stored(sqlite_lab, path.read_bytes())))

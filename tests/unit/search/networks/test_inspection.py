@@ -49,6 +49,21 @@ def test_groups_of_an_own_residual_network() -> None:
     assert found.dense == ()
 
 
+def test_groups_of_squeeze_and_excite_written_with_linear_layers() -> None:
+    found = inspected(own_network("squeeze_excite"))
+
+    assert found.not_lowered == ()
+    assert found.dense == ()
+    assert "expand" not in found.ops
+    assert {g.name: sorted(f"{m.op}.{m.axis.value}" for m in g.members) for g in found.groups} == {
+        "features.0": ["features.0.out", "features.2.conv.0.in"],
+        "features.2.conv.0": [
+            "features.2.conv.0.out", "features.2.expand.out", "features.2.reduce.in", "head.in",
+        ],
+        "features.2.reduce": ["features.2.expand.in", "features.2.reduce.out"],
+    }  # fmt: skip
+
+
 def test_frozen_layers_are_counted_and_prunable() -> None:
     found = inspected(own_network("frozen_stem"))
 
@@ -59,12 +74,11 @@ def test_frozen_layers_are_counted_and_prunable() -> None:
 @pytest.mark.parametrize(
     ("name", "ops", "said"),
     [
-        ("squeeze_excite", ["silu", "sigmoid", "reshape", "expand", "mul"], "there is no kernel for it"),
         ("channel_shuffle", ["slice", "slice", "concat", "reshape", "permute", "reshape"], "cannot be lowered"),
         ("grouped", ["conv2d"], "4 groups of 8 channels"),
         ("depthwise_multiplier", ["conv2d"], "8 groups of 8 channels"),
         ("reuse", ["detach"], "no kernel"),
-        ("several_heads", ["sigmoid", "conv_transpose2d", ""], "no kernel"),
+        ("several_heads", ["conv_transpose2d", ""], "no kernel"),
     ],
 )
 def test_what_cannot_be_lowered_is_listed(name: str, ops: list[str], said: str) -> None:

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from device_agent.contracts import NETWORK_INPUT, Activation, NetworkPlan, Op, PlanOp
+from device_agent.contracts import NETWORK_INPUT, NetworkPlan, Op, PlanOp
+from tests.unit.device_agent.torch_parts import activated, with_second
 
 
 def run_plan(plan: NetworkPlan, tensors: Mapping[str, np.ndarray], x: Tensor) -> Tensor:
@@ -19,11 +20,7 @@ def run_plan(plan: NetworkPlan, tensors: Mapping[str, np.ndarray], x: Tensor) ->
         y = _run_op(op, [values[name] for name in op.inputs], tensors)
         if op.residual is not None:
             y = y + values[op.residual]
-        if op.kernel.activation is Activation.RELU:
-            y = y.clamp(min=0)
-        elif op.kernel.activation is Activation.RELU6:
-            y = y.clamp(0, 6)
-        values[op.name] = y
+        values[op.name] = activated(y, op.kernel.activation)
     return values[plan.output_name]
 
 
@@ -35,8 +32,8 @@ def _run_op(op: PlanOp, inputs: list[Tensor], tensors: Mapping[str, np.ndarray])
         assert weight.shape == k.weight_shape
         groups = k.in_channels if k.op is Op.DEPTHWISE_CONV2D else 1
         return F.conv2d(x, weight, bias, stride=k.stride, padding=k.padding, groups=groups)
-    if k.op is Op.ADD:
-        return x + inputs[1]
+    if len(inputs) > 1:
+        return with_second(k, x, inputs[1])
     if k.op is Op.MAX_POOL:
         return F.max_pool2d(x, (k.kernel_h, k.kernel_w), k.stride, k.padding)
     if k.op is Op.AVG_POOL:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from device_agent.contracts import Activation, Op
-from search.domain.network import Axis, GroupMember
+from search.domain.network import Axis, GroupMember, NetworkSpec
 from search.domain.space import Decisions
 from search.models.zoo import build_model
 from search.pruning.apply import apply_decisions
@@ -174,8 +174,12 @@ class Body(nn.Module):
 @pytest.mark.parametrize(
     ("run", "message"),
     [
-        (lambda m, x: torch.sigmoid(x), "'sigmoid' .* there is no kernel"),
-        (lambda m, x: x * 2.0, "'mul' .* there is no kernel"),
+        (lambda m, x: torch.tanh(x), "'tanh' .* there is no kernel"),
+        (lambda m, x: x * 2.0, "'mul' .* not a tensor"),
+        (lambda m, x: x * x, r"multiplies tensors of \(8, 8, 8\) and \(8, 8, 8\): only a factor for each channel"),
+        (lambda m, x: x * x.mean((2, 3)), "only a factor for each channel"),
+        (lambda m, x: x.unflatten(1, (2, 4)), "only a vector to"),
+        (lambda m, x: torch.sigmoid(torch.sigmoid(x)), "follows another activation"),
         (lambda m, x: x + 1.0, "not a tensor"),
         (lambda m, x: m.conv[0](x[:, :3, :, :]), "every s-th pixel"),
         (lambda m, x: m.norm(F.relu(x)), "batch norm must follow"),
@@ -194,6 +198,58 @@ class Body(nn.Module):
 def test_names_what_has_no_kernel(run: object, message: str) -> None:
     with pytest.raises(UnsupportedNetwork, match=message):
         trace_network(Body(run), (3, 8, 8), "body")
+
+
+class Gated(nn.Module):
+    """Squeeze-and-excite as in MobileNetV3 and with linear layers, both ways around."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv_bn(3, 8, stride=2)
+        self.expand, self.depthwise = conv_bn(8, 16, 1), conv_bn(16, 16, groups=16)
+        self.squeeze, self.excite = nn.Conv2d(16, 6, 1), nn.Conv2d(6, 16, 1)
+        self.project = conv_bn(16, 8, 1)
+        self.reduce, self.gate = nn.Linear(8, 4), nn.Linear(4, 8)
+        self.last = conv_bn(8, 12)
+        self.head = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.hardswish(self.stem(x))
+        y = F.silu(self.depthwise(F.hardswish(self.expand(x))))
+        y = F.hardsigmoid(self.excite(F.relu(self.squeeze(F.adaptive_avg_pool2d(y, 1))))) * y
+        x = x + self.project(y)
+        gate = torch.sigmoid(self.gate(F.relu(self.reduce(x.mean((2, 3))))))
+        x = F.relu(x * gate.unflatten(1, (-1, 1, 1)))
+        return self.head(F.silu(self.last(x)).mean((2, 3)))
+
+
+def test_a_gate_has_the_channels_of_what_it_multiplies() -> None:
+    model = randomise(Gated())
+    spec = trace_network(model, (3, 12, 12), "gated")
+
+    assert {g.name: g.channels for g in spec.groups} == {
+        "stem.0": 8, "expand.0": 16, "squeeze": 6, "reduce": 4, "last.0": 12,
+    }  # fmt: skip
+    assert spec.refused == ()
+    assert set(spec.group("expand.0").members) == {
+        GroupMember(op="expand.0", axis=Axis.OUT),
+        GroupMember(op="depthwise.0", axis=Axis.OUT),
+        GroupMember(op="squeeze", axis=Axis.IN),
+        GroupMember(op="excite", axis=Axis.OUT),
+        GroupMember(op="project.0", axis=Axis.IN),
+    }
+    decisions = Decisions(channels={"stem.0": 5, "expand.0": 9, "squeeze": 2, "reduce": 3, "last.0": 7})
+    check_pruned(model, spec, decisions)
+
+
+def check_pruned(model: nn.Module, spec: NetworkSpec, decisions: Decisions) -> None:
+    """The plan of the pruned network computes what its module does."""
+    pruned = apply_decisions(model, spec, decisions)
+    plan, tensors = to_plan_tensors(pruned, spec, decisions)
+    x = torch.randn(2, *spec.plan.input_shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = pruned.model(x)
+    torch.testing.assert_close(run_plan(plan, tensors, x).flatten(1).float(), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_names_convolutions_that_have_no_kernel() -> None:
