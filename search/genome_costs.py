@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,13 +19,16 @@ from numpy.typing import ArrayLike, NDArray
 from device_agent.contracts import ContractError, KernelSpec, PlanOp, WeightPruning
 from search.domain.network import NetworkSpec
 from search.domain.space import Decisions, SchemeChoice, SearchSpace, VariableKind
-from search.lowering import channel_sources, lower, with_shape
+from search.lowering import ChannelCount, ChannelSources, channel_sources, lower, with_shape
 from search.pareto import FloatArray
 
 #: The share of one kernel in a figure.
 KernelCost = Callable[[KernelSpec], float]
 
 _IntArray = NDArray[np.integer]
+
+#: Of the table of an operator that has channels of several groups.
+_MAX_TABLE_CELLS = 1 << 17
 
 
 class GenomeCosts:
@@ -41,8 +45,11 @@ class GenomeCosts:
     def __init__(self, spec: NetworkSpec, space: SearchSpace, costs: Mapping[str, KernelCost]) -> None:
         self._num_choices = np.array(space.num_choices, dtype=np.int64)
         self._costs = dict(costs)
-        axes = [_axes_of(op, spec, space) for op in spec.plan.ops]
-        sizes = [tuple(space.num_choices[p] for p in a.variables) for a in axes]
+        self._sums = _ChannelSums(space)
+        sources = channel_sources(spec)
+        axes = [_axes_of(op, spec, space, sources[op.name], self._sums) for op in spec.plan.ops]
+        choices = [*(variable.choices for variable in space.variables), *self._sums.choices]
+        sizes = [tuple(len(choices[p]) for p in a.variables) for a in axes]
         #: Where the cells of each operator begin, in one table of all operators: NaN where a cell was not needed yet.
         self._starts = np.concatenate(([0], np.cumsum([math.prod(s) for s in sizes])))
         self._cells: FloatArray = np.full((int(self._starts[-1]), len(costs)), np.nan)
@@ -55,7 +62,7 @@ class GenomeCosts:
             self._strides[row, : len(s)] = [math.prod(s[place + 1 :]) for place in range(len(s))]
         shapes = _ShapesByResolution(spec, space)
         self._operators = tuple(
-            _OperatorCosts(op, a, shapes, space, s, self._cells[first:last])
+            _OperatorCosts(op, a, shapes, space, choices, s, self._cells[first:last])
             for op, a, s, (first, last) in zip(
                 spec.plan.ops, axes, sizes, itertools.pairwise(self._starts), strict=True
             )
@@ -74,7 +81,8 @@ class GenomeCosts:
         genes = np.asarray(genomes, dtype=np.int64).reshape(-1, len(self._num_choices))
         if ((genes < 0) | (genes >= self._num_choices)).any():
             raise ContractError("a genome has a choice that its variable does not have")
-        cells = (genes[:, self._positions] * self._strides).sum(axis=2) + self._starts[:-1]
+        all_genes = self._sums.append(genes)
+        cells = (all_genes[:, self._positions] * self._strides).sum(axis=2) + self._starts[:-1]
         found = self._cells[cells]
         if np.isnan(found).any():
             for column, operator in enumerate(self._operators):
@@ -84,9 +92,12 @@ class GenomeCosts:
         return total
 
     def tables(self, figure: str) -> tuple[CostTable, ...]:
-        """The whole tables of one figure, an operator each: every cell is computed."""
+        """The whole tables of one figure, an operator each: every cell is computed.
+
+        Raises `ContractError` where an operator reads so many groups that its table would be too large.
+        """
         column = self.names.index(figure)
-        return tuple(operator.table(column, self._costs) for operator in self._operators)
+        return tuple(operator.table(column, self._costs, self._sums) for operator in self._operators)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -98,9 +109,55 @@ class CostTable:
     values: FloatArray
 
 
+class _ChannelSums:
+    """Numbers of channels that several groups make up, as variables of their own behind those of a space.
+
+    A kernel depends on such a sum alone, which takes far fewer values than the groups have combinations.
+    """
+
+    def __init__(self, space: SearchSpace) -> None:
+        self._space = space
+        self._positions = {v.target: p for p, v in enumerate(space.variables) if v.kind is VariableKind.CHANNELS}
+        #: For each sum what is given, and the positions of the variables of its groups.
+        self._sums: list[tuple[int, tuple[int, ...]]] = []
+        #: The values of each sum, ascending.
+        self.choices: list[tuple[int, ...]] = []
+
+    def position(self, count: ChannelCount, full_channels: Mapping[str, int]) -> int | None:
+        """The position of what decides `count`, a variable of the space or a sum; None where it does not vary."""
+        positions = tuple(sorted(self._positions[g] for g in count.groups if g in self._positions))
+        given = count.given + sum(full_channels[g] for g in count.groups if g not in self._positions)
+        if not positions:
+            return None
+        if given == 0 and len(positions) == 1:
+            return positions[0]
+        if (given, positions) not in self._sums:
+            values = {given}
+            for position, times in Counter(positions).items():
+                values = {v + times * int(c) for v in values for c in self._space.variables[position].choices}
+            self._sums.append((given, positions))
+            self.choices.append(tuple(sorted(values)))
+        return len(self._space.variables) + self._sums.index((given, positions))
+
+    def variables(self, position: int) -> tuple[int, ...]:
+        """The positions in the space of what decides `position`."""
+        own = len(self._space.variables)
+        return (position,) if position < own else self._sums[position - own][1]
+
+    def append(self, genes: _IntArray) -> _IntArray:
+        """`genes` (n, variables) with a column for each sum."""
+        columns = [genes]
+        for (given, positions), values in zip(self._sums, self.choices, strict=True):
+            total = np.full(len(genes), given, dtype=np.int64)
+            for position in positions:
+                total += np.array(self._space.variables[position].choices, dtype=np.int64)[genes[:, position]]
+            columns.append(np.searchsorted(values, total)[:, None])
+        return np.concatenate(columns, axis=1) if len(columns) > 1 else genes
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Axes:
-    """Positions of the variables that decide an operator's kernel; None where nothing varies."""
+    """Positions of the variables, or sums of them, that decide an operator's kernel; None where nothing varies."""
 
     inputs: int | None
     outputs: int | None
@@ -141,6 +198,7 @@ class _OperatorCosts:
         axes: _Axes,
         shapes: _ShapesByResolution,
         space: SearchSpace,
+        choices: Sequence[Sequence[int | float | str]],
         sizes: tuple[int, ...],
         cells: FloatArray,
     ) -> None:
@@ -148,21 +206,33 @@ class _OperatorCosts:
         self._axes = axes
         self._shapes = shapes
         self._space = space
+        self._choices = choices
         self._sizes = sizes
         self._cells = cells
 
-    def table(self, column: int, costs: Mapping[str, KernelCost]) -> CostTable:
-        self.fill(np.arange(len(self._cells)), costs)
-        values = self._cells[:, column].reshape(self._sizes)
-        return CostTable(operator=self._op.name, variables=self._axes.variables, values=values.copy())
+    def table(self, column: int, costs: Mapping[str, KernelCost], sums: _ChannelSums) -> CostTable:
+        """Over variables of the space alone."""
+        variables = tuple(sorted({v for position in self._axes.variables for v in sums.variables(position)}))
+        shape = tuple(self._space.num_choices[v] for v in variables)
+        if variables != self._axes.variables and math.prod(shape) > _MAX_TABLE_CELLS:
+            groups = [v for v in variables if self._space.variables[v].kind is VariableKind.CHANNELS]
+            raise ContractError(
+                f"{self._op.name!r} has channels of {len(groups)} groups, so its table would have {math.prod(shape)} "
+                f"cells, above {_MAX_TABLE_CELLS}: use a method without tables, such as 'evolution', or open less"
+            )
+        genes = np.zeros((math.prod(shape), len(self._space.variables)), dtype=np.int64)
+        genes[:, list(variables)] = np.indices(shape).reshape(len(variables), math.prod(shape)).T
+        chosen = sums.append(genes)[:, list(self._axes.variables)]
+        cells = np.ravel_multi_index(tuple(chosen.T), self._sizes) if self._sizes else np.zeros(1, dtype=np.int64)
+        self.fill(np.unique(cells), costs)
+        values = self._cells[cells, column].reshape(shape)
+        return CostTable(operator=self._op.name, variables=variables, values=values)
 
     def fill(self, cells: _IntArray, costs: Mapping[str, KernelCost]) -> None:
         """Compute those of `cells` that were not needed before."""
         for cell in cells[np.isnan(self._cells[cells]).any(axis=1)]:
             indices = (int(i) for i in np.unravel_index(int(cell), self._sizes))
-            chosen = {
-                p: self._space.variables[p].choices[i] for p, i in zip(self._axes.variables, indices, strict=True)
-            }
+            chosen = {p: self._choices[p][i] for p, i in zip(self._axes.variables, indices, strict=True)}
             if any(not chosen[p] for p in self._axes.depths):
                 self._cells[cell] = 0.0
             else:
@@ -192,12 +262,12 @@ class _OperatorCosts:
         return scheme.with_density(1.0 if axes.density is None else float(chosen[axes.density]))
 
 
-def _axes_of(op: PlanOp, spec: NetworkSpec, space: SearchSpace) -> _Axes:
+def _axes_of(op: PlanOp, spec: NetworkSpec, space: SearchSpace, sources: ChannelSources, sums: _ChannelSums) -> _Axes:
     positions = {(v.kind, v.target): p for p, v in enumerate(space.variables)}
-    sources = channel_sources(spec)[op.name]
+    full_channels = {group.name: group.channels for group in spec.groups}
     return _Axes(
-        inputs=_position(positions, VariableKind.CHANNELS, sources.inputs),
-        outputs=_position(positions, VariableKind.CHANNELS, sources.outputs),
+        inputs=sums.position(sources.inputs, full_channels),
+        outputs=sums.position(sources.outputs, full_channels),
         density=_position(positions, VariableKind.DENSITY, op.name),
         scheme=_position(positions, VariableKind.SCHEME, op.name),
         resolution=_position(positions, VariableKind.RESOLUTION, ""),
@@ -209,5 +279,5 @@ def _axes_of(op: PlanOp, spec: NetworkSpec, space: SearchSpace) -> _Axes:
     )
 
 
-def _position(positions: Mapping[tuple[VariableKind, str], int], kind: VariableKind, target: str | None) -> int | None:
-    return None if target is None else positions.get((kind, target))
+def _position(positions: Mapping[tuple[VariableKind, str], int], kind: VariableKind, target: str) -> int | None:
+    return positions.get((kind, target))

@@ -76,6 +76,8 @@ class Lowering:
             group = self._group_of_output.get(op.name)
             if op.kernel.op in _KEEPS_CHANNELS:
                 out_channels = in_channels
+            elif op.kernel.op is Op.CONCAT:
+                out_channels = in_channels + shapes[inputs[1]][0]
             elif group is None:
                 out_channels = op.kernel.out_channels
             else:
@@ -112,22 +114,53 @@ class Lowering:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ChannelSources:
-    """The pruning groups that an operator's channels belong to; None where their number is given."""
+class ChannelCount:
+    """What a number of channels is made of: a given one, and those of `groups`, behind concatenations of several groups
+    or of one more than once.
+    """
 
-    inputs: str | None
-    outputs: str | None
+    given: int = 0
+    groups: tuple[str, ...] = ()
+
+    @property
+    def group(self) -> str | None:
+        """The pruning group, where it is one alone."""
+        return self.groups[0] if len(self.groups) == 1 and self.given == 0 else None
+
+    @property
+    def is_sum(self) -> bool:
+        """Whether it changes, but is not the number of one group."""
+        return bool(self.groups) and self.group is None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChannelSources:
+    """What decides how many channels an operator reads (of its first input) and writes."""
+
+    inputs: ChannelCount
+    outputs: ChannelCount
 
 
 def channel_sources(spec: NetworkSpec) -> dict[str, ChannelSources]:
     """For each operator of `spec.plan` the groups that decide how many channels it reads and writes."""
     group_of_output = _output_groups(spec)
-    written: dict[str, str | None] = {NETWORK_INPUT: None}
+    written = {NETWORK_INPUT: ChannelCount(given=spec.plan.input_shape[0])}
     sources = {}
     for op in spec.plan.ops:
-        read = written[op.inputs[0]]
-        written[op.name] = read if op.kernel.op in _KEEPS_CHANNELS else group_of_output.get(op.name)
-        sources[op.name] = ChannelSources(inputs=read, outputs=written[op.name])
+        read, *others = (written[name] for name in op.inputs)
+        if op.kernel.op in _KEEPS_CHANNELS:
+            counts = read
+        elif op.kernel.op is Op.CONCAT:
+            counts = ChannelCount(
+                given=read.given + sum(other.given for other in others),
+                groups=(*read.groups, *(group for other in others for group in other.groups)),
+            )
+        elif (group := group_of_output.get(op.name)) is not None:
+            counts = ChannelCount(groups=(group,))
+        else:
+            counts = ChannelCount(given=op.kernel.out_channels)
+        written[op.name] = counts
+        sources[op.name] = ChannelSources(inputs=read, outputs=counts)
     return sources
 
 
@@ -164,11 +197,12 @@ def _prepared(key: _ByIdentity) -> Lowering:
 
 
 def _output_groups(spec: NetworkSpec) -> dict[str, str]:
-    """The pruning group of each operator's output channels, where it has one."""
+    """The pruning group of the output channels of each operator that does not keep its input's, where it has one."""
+    kept = {op.name for op in spec.plan.ops if op.kernel.op in _KEEPS_CHANNELS}
     groups: dict[str, str] = {}
     for group in spec.groups:
         for member in group.members:
-            if member.axis is not Axis.OUT:
+            if member.axis is not Axis.OUT or member.op in kept:
                 continue
             if member.op in groups:
                 raise ContractError(
@@ -180,7 +214,8 @@ def _output_groups(spec: NetworkSpec) -> dict[str, str]:
 
 def _check_spec(spec: NetworkSpec, full_channels: Mapping[str, int], group_of_output: Mapping[str, str]) -> None:
     by_name = {op.name: op.kernel for op in spec.plan.ops}
-    for name in (*group_of_output, *spec.prunable_ops):
+    members = (member.op for group in spec.groups for member in group.members)
+    for name in (*members, *spec.prunable_ops):
         if name not in by_name:
             raise ContractError(f"{spec.architecture} names the operator {name!r}, which its plan does not have")
     for name, group in group_of_output.items():
@@ -189,6 +224,15 @@ def _check_spec(spec: NetworkSpec, full_channels: Mapping[str, int], group_of_ou
                 f"group {group!r} has {full_channels[group]} channels, but its member {name!r} "
                 f"writes {by_name[name].out_channels}"
             )
+    for claimed in spec.groups:
+        for member in claimed.members:
+            kernel = by_name[member.op]
+            total = kernel.out_channels if member.axis is Axis.OUT else kernel.in_channels
+            if member.offset < 0 or member.offset + claimed.channels > total:
+                raise ContractError(
+                    f"group {claimed.name!r} has {claimed.channels} channels from {member.offset} on among those of "
+                    f"{member.op!r} ({member.axis}), which are {total}"
+                )
     for block in spec.blocks:
         unknown = [name for name in (*block.ops, block.writes) if name not in by_name]
         if unknown or block.writes == spec.plan.output_name:

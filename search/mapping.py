@@ -21,7 +21,7 @@ from search.lowering import channel_sources
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Layer:
     """An operator with weights. `density`, `scheme`, `inputs` and `outputs` are positions of variables in the space;
-    None where nothing varies. `latency` is in ns, as part of a whole network.
+    None where nothing varies, or channels are those of several groups. `latency` is in ns, as part of a whole network.
     """
 
     name: str
@@ -77,8 +77,8 @@ def network_layers(spec: NetworkSpec, space: SearchSpace, latencies: Sequence[Co
             latency=tables[op.name],
             density=position(VariableKind.DENSITY, op.name),
             scheme=position(VariableKind.SCHEME, op.name),
-            inputs=position(VariableKind.CHANNELS, sources[op.name].inputs),
-            outputs=position(VariableKind.CHANNELS, sources[op.name].outputs),
+            inputs=position(VariableKind.CHANNELS, sources[op.name].inputs.group),
+            outputs=position(VariableKind.CHANNELS, sources[op.name].outputs.group),
         )
         for op in spec.plan.ops
         if op.kernel.op.has_weights

@@ -15,8 +15,8 @@ from device_agent.synthesis import block_extent, num_kept_blocks
 from search.domain.network import Axis, NetworkSpec
 from search.domain.space import Decisions
 from search.pruning.apply import mask_of
-from search.pruning.channels import IndexArray
 from search.pruning.fuse import fused_modules
+from search.pruning.groups import IndexArray, kept_sides
 
 #: Schemes whose mask is a ranking of blocks of kernel positions.
 _RANKED_BLOCKS = frozenset({PruningScheme.UNSTRUCTURED, PruningScheme.GROUP, PruningScheme.BLOCK_PUNCHED})
@@ -24,10 +24,9 @@ _RANKED_BLOCKS = frozenset({PruningScheme.UNSTRUCTURED, PruningScheme.GROUP, Pru
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Layer:
-    """A layer with weights, by module: the groups of its channels, and how many inputs one channel is."""
+    """A layer with weights, by module: its operator, and how many inputs one channel is."""
 
-    outputs: str | None
-    inputs: str | None
+    op: str
     inputs_per_channel: int
     norm: str | None
 
@@ -38,7 +37,7 @@ class SlicedNetwork:
     A form has the first channels of each group, weight[:out, :in], as in JCW's released code (there is no ranking), and
     the blocks that were not removed.
     `select` makes `form` one of them; running it sends gradients to `model`'s parameters. Its batch norm uses the
-    statistics of each batch. Nothing is copied.
+    statistics of each batch. Nothing is copied but where a layer reads several groups, one behind the other.
 
     Args:
         model: The whole network; it is copied, and the copy is `self.model`.
@@ -62,10 +61,13 @@ class SlicedNetwork:
             parent, _, attribute = block.name.rpartition(".")
             is_removed = block.name in decisions.removed_blocks
             self._parts[parent]._modules[attribute] = nn.Identity() if is_removed else self._parts[block.name]
+        sides = kept_sides(self._spec, {n: np.arange(c, dtype=np.int64) for n, c in decisions.channels.items()})
         for name, layer in self._layers.items():
-            outputs = None if layer.outputs is None else decisions.channels.get(layer.outputs)
-            inputs = None if layer.inputs is None else decisions.channels.get(layer.inputs)
-            self._slice(name, layer, outputs, None if inputs is None else inputs * layer.inputs_per_channel)
+            inputs = sides.get((layer.op, Axis.IN))
+            if inputs is not None:
+                pixels = np.arange(layer.inputs_per_channel)
+                inputs = (inputs[:, None] * layer.inputs_per_channel + pixels).reshape(-1)
+            self._slice(name, layer, sides.get((layer.op, Axis.OUT)), inputs)
         for name, pruning in decisions.pruning.items() if with_masks else ():
             if pruning.scheme is not PruningScheme.DENSE and name not in removed:
                 module = self._parts[name]
@@ -83,22 +85,22 @@ class SlicedNetwork:
             if any(member.op not in removed for member in self._spec.group(name).members)
         }
 
-    def _slice(self, name: str, layer: _Layer, outputs: int | None, inputs: int | None) -> None:
+    def _slice(self, name: str, layer: _Layer, outputs: IndexArray | None, inputs: IndexArray | None) -> None:
         whole, module = self.model.get_submodule(name), self._parts[name]
         weight = whole.weight
         assert isinstance(weight, Tensor)
-        _set(module, "weight", weight[:outputs, :inputs])
+        _set(module, "weight", _chosen(_chosen(weight, 0, outputs), 1, inputs))
         if whole.bias is not None:
             assert isinstance(whole.bias, Tensor)
-            _set(module, "bias", whole.bias[:outputs])
+            _set(module, "bias", _chosen(whole.bias, 0, outputs))
         if isinstance(module, nn.Conv2d) and isinstance(whole, nn.Conv2d) and whole.groups > 1:
-            module.groups = whole.groups if outputs is None else outputs
+            module.groups = whole.groups if outputs is None else len(outputs)
         if layer.norm is not None:
             whole_norm, norm = self.model.get_submodule(layer.norm), self._parts[layer.norm]
             for parameter in ("weight", "bias"):
                 values = getattr(whole_norm, parameter)
                 if values is not None:
-                    _set(norm, parameter, values[:outputs])
+                    _set(norm, parameter, _chosen(values, 0, outputs))
 
 
 @torch.no_grad()
@@ -147,22 +149,27 @@ def _block_sums(values: Tensor, filters: int, channels: int) -> Tensor:
 
 def _layers(model: nn.Module, spec: NetworkSpec) -> dict[str, _Layer]:
     modules = fused_modules(model, spec.plan.input_shape)
-    sides: dict[tuple[str, Axis], str] = {
-        (member.op, member.axis): group.name for group in spec.groups for member in group.members
-    }
     layers = {}
     for op in spec.plan.ops:
         if op.name not in modules:
             continue
         is_linear = isinstance(model.get_submodule(modules[op.name].weights), nn.Linear)
         layers[modules[op.name].weights] = _Layer(
-            outputs=sides.get((op.name, Axis.OUT)),
-            inputs=sides.get((op.name, Axis.IN)),
+            op=op.name,
             # A linear layer on a flattened image reads a run of pixels for each channel.
             inputs_per_channel=op.kernel.kernel_h * op.kernel.kernel_w if is_linear else 1,
             norm=modules[op.name].norm,
         )
     return layers
+
+
+def _chosen(tensor: Tensor, axis: int, indices: IndexArray | None) -> Tensor:
+    """The entries of `tensor` at ascending `indices`: a view where these are the first ones."""
+    if indices is None:
+        return tensor
+    if int(indices[-1]) == len(indices) - 1:
+        return tensor.narrow(axis, 0, len(indices))
+    return tensor.index_select(axis, torch.from_numpy(indices))
 
 
 def _share_parameters(module: nn.Module, whole: nn.Module) -> None:

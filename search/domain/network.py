@@ -18,10 +18,15 @@ class Axis(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupMember:
-    """An operator that a pruning group runs through. A depthwise convolution is a member on its OUT side."""
+    """An operator that a pruning group runs through. A depthwise convolution is a member on its OUT side.
+
+    Behind a concatenation an operator has channels of several groups, or of one group more than once: those of this
+    member begin at `offset` among the operator's.
+    """
 
     op: str
     axis: Axis
+    offset: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,7 +18,7 @@ from device_agent.contracts import ContractError, KernelSpec, WeightPruning
 from search.domain.network import NetworkSpec
 from search.domain.space import Decisions, SchemeChoice, SearchSpace, Variable, VariableKind
 from search.latency.families import KernelFamily, coordinates_of, family_of, kernel_at, without_seed
-from search.lowering import lower
+from search.lowering import channel_sources, lower
 
 #: Measured values along an axis, where `max_kernels` leaves room: 4 keep the error near the noise of measuring.
 KNOTS_PER_AXIS = 4
@@ -28,9 +28,6 @@ _KNOTS_PER_JOINT_CHANNELS = 3
 
 #: The two ends: with fewer, candidates would lie outside of the measured range.
 _MIN_KNOTS = 2
-
-#: Coordinates of a family whose input and output channels are one count.
-_TIED_AXES = 2
 
 
 @dataclass(slots=True)
@@ -116,13 +113,12 @@ def _regions(spec: NetworkSpec, space: SearchSpace) -> dict[KernelFamily, _Grid]
     """For each family the values that its kernels' coordinates take in `space`, in the order of the network."""
     prunings = _reachable_prunings(space)
     reached: dict[str, dict[KernelSpec, None]] = {op.name: {} for op in spec.plan.ops}
-    for decisions in _channel_probes(space):
+    for decisions in _channel_probes(spec, space):
         for op in lower(spec, decisions).ops:
             reached[op.name][op.kernel] = None
     grids: dict[KernelFamily, _Grid] = {}
     for name, kernels in reached.items():
-        in_channels = {float(k.in_channels) for k in kernels}
-        out_channels = {float(k.out_channels) for k in kernels}
+        points = [coordinates_of(kernel) for kernel in kernels]
         for kernel in kernels:
             for pruning in prunings.get(name, (kernel.pruning,)):
                 like = _with_pruning(kernel, pruning, name)
@@ -130,9 +126,8 @@ def _regions(spec: NetworkSpec, space: SearchSpace) -> dict[KernelFamily, _Grid]
                 point = coordinates_of(like)
                 grid = grids.setdefault(family, _Grid(like=like, values=[set() for _ in point]))
                 grid.values[-1].add(point[-1])
-                grid.values[-2].update(out_channels)
-                if len(point) > _TIED_AXES:
-                    grid.values[0].update(in_channels)
+                for axis in range(len(point) - 1):
+                    grid.values[axis].update(other[axis] for other in points)
     for size in _resolutions(space):
         for kernel in map(without_seed, lower(spec, Decisions(resolution=size)).kernels):
             if family_of(kernel) in grids:
@@ -144,16 +139,23 @@ def _regions(spec: NetworkSpec, space: SearchSpace) -> dict[KernelFamily, _Grid]
     return grids
 
 
-def _channel_probes(space: SearchSpace) -> Iterable[Decisions]:
+def _channel_probes(spec: NetworkSpec, space: SearchSpace) -> Iterable[Decisions]:
     """Decisions that together show every channel count and every resolution that an operator can have.
 
-    An operator's input and its output belong to one group each, so one group at a time shows them all.
+    Where an operator's input and its output belong to one group each, one group at a time shows them all. Of sums of
+    several groups, all groups at a time show the ends and some between.
     """
+    counts = [count for s in channel_sources(spec).values() for count in (s.inputs, s.outputs)]
+    variables = _variables(space, VariableKind.CHANNELS)
+    most = max((len(variable.choices) for variable in variables), default=0)
     for size in _resolutions(space):
         yield Decisions(resolution=size)
-        for variable in _variables(space, VariableKind.CHANNELS):
+        for variable in variables:
             for choice in variable.choices:
                 yield Decisions(channels={variable.target: int(choice)}, resolution=size)
+        for rank in range(most) if any(count.is_sum for count in counts) else ():
+            channels = {v.target: int(v.choices[min(rank, len(v.choices) - 1)]) for v in variables}
+            yield Decisions(channels=channels, resolution=size)
 
 
 def _resolutions(space: SearchSpace) -> tuple[int | None, ...]:

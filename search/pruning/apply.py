@@ -13,8 +13,9 @@ from device_agent.contracts import PruningScheme, WeightPruning
 from search.domain.network import NetworkSpec
 from search.domain.space import Decisions
 from search.lowering import lower
-from search.pruning.channels import IndexArray, kept_channels, remove_channels
+from search.pruning.channels import kept_channels, remove_channels
 from search.pruning.depth import remove_blocks
+from search.pruning.groups import IndexArray
 from search.pruning.masks import mask_for
 
 

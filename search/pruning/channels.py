@@ -14,8 +14,7 @@ from device_agent.contracts import ContractError
 from search.domain.network import Axis, NetworkSpec, PruningGroup
 from search.domain.space import Decisions
 from search.pruning.fuse import FusedModules, fused_modules
-
-IndexArray = NDArray[np.int64]
+from search.pruning.groups import IndexArray, kept_sides
 
 
 def importance(
@@ -45,6 +44,7 @@ def importance(
         if member.axis is not Axis.OUT or member.op in without:
             continue
         weight = _filter_weights(model, modules[member.op])
+        weight = weight[member.offset : member.offset + group.channels]
         norms = np.linalg.norm(weight.reshape(len(weight), -1), ord=order, axis=1)
         total += norms / max(float(norms.mean()), np.finfo(np.float64).tiny)
     return total
@@ -76,10 +76,9 @@ def remove_channels(model: nn.Module, spec: NetworkSpec, kept: Mapping[str, Inde
     modules = fused_modules(model, spec.plan.input_shape)
     outputs: dict[str, Tensor] = {}
     inputs: dict[str, Tensor] = {}
-    for name, indices in kept.items():
-        for member in spec.group(name).members:
-            side = outputs if member.axis is Axis.OUT else inputs
-            side[modules[member.op].weights] = torch.from_numpy(np.ascontiguousarray(indices, dtype=np.int64))
+    for (op, axis), indices in kept_sides(spec, kept).items():
+        side = outputs if axis is Axis.OUT else inputs
+        side[modules[op].weights] = torch.from_numpy(indices)
     # `copy.deepcopy` takes what its memo holds instead of copying: the sliced tensors, in place of the large ones.
     memo: dict[int, object] = {}
     norm_of = {entry.weights: entry.norm for entry in modules.values()}

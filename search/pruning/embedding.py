@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from search.domain.network import Axis, NetworkSpec
 from search.pruning.apply import PrunedModel
-from search.pruning.channels import IndexArray
 from search.pruning.fuse import fused_modules
+from search.pruning.groups import IndexArray, kept_sides
 
 
 @torch.no_grad()
@@ -49,20 +49,18 @@ def _places(
     modules = fused_modules(model, spec.plan.input_shape)
     kernels = {op.name: op.kernel for op in spec.plan.ops}
     found: dict[str, tuple[Tensor | None, Tensor | None]] = {}
-    for name, indices in kept.items():
+    for (op, axis), indices in kept_sides(spec, kept).items():
         channels = torch.from_numpy(indices)
-        for member in spec.group(name).members:
-            entry, kernel = modules[member.op], kernels[member.op]
-            outputs, inputs = found.get(entry.weights, (None, None))
-            if member.axis is Axis.OUT:
-                found[entry.weights] = (channels, inputs)
-                if entry.norm is not None:
-                    found[entry.norm] = (channels, None)
-            else:
-                if isinstance(model.get_submodule(entry.weights), nn.Linear):
-                    # A flattened image: each channel is a run of pixels.
-                    pixels = torch.arange(kernel.kernel_h * kernel.kernel_w)
-                    found[entry.weights] = (outputs, (channels[:, None] * len(pixels) + pixels).reshape(-1))
-                else:
-                    found[entry.weights] = (outputs, channels)
+        entry, kernel = modules[op], kernels[op]
+        outputs, inputs = found.get(entry.weights, (None, None))
+        if axis is Axis.OUT:
+            found[entry.weights] = (channels, inputs)
+            if entry.norm is not None:
+                found[entry.norm] = (channels, None)
+        elif isinstance(model.get_submodule(entry.weights), nn.Linear):
+            # A flattened image: each channel is a run of pixels.
+            pixels = torch.arange(kernel.kernel_h * kernel.kernel_w)
+            found[entry.weights] = (outputs, (channels[:, None] * len(pixels) + pixels).reshape(-1))
+        else:
+            found[entry.weights] = (outputs, channels)
     return found

@@ -210,6 +210,8 @@ class _Fuser:
             self._fuse_add(node, found)
         elif found.kind is Kind.GATE:
             self._add_gate(node, found)
+        elif found.kind is Kind.CONCAT:
+            self._add_concat(node, found)
         elif found.kind is Kind.CHANNEL_PAD:
             self._fuse_channel_pad(node, found)
         elif found.kind is Kind.SUBSAMPLE:
@@ -303,6 +305,27 @@ class _Fuser:
                 "factor for each channel, (channels, 1, 1), has a kernel",
             )
         self._append(node, replace(found, sources=(image, gate)), Op.MUL, node.name)
+
+    def _add_concat(self, node: fx.Node, found: Operator) -> None:
+        """A chain of concatenations of two; the last one is called after the node."""
+        shapes = [self._image_shape(source) for source in found.sources]
+        if len({shape[1:] for shape in shapes}) != 1:
+            raise unsupported(node, f"it joins images of different sizes: {', '.join(map(str, shapes))}")
+        value, (channels, height, width) = self.values[found.sources[0]], shapes[0]
+        for position, (source, shape) in enumerate(zip(found.sources[1:], shapes[1:], strict=True), start=1):
+            is_last = position == len(shapes) - 1
+            value = _Draft(
+                name=node.name if is_last else f"{node.name}.{position}",
+                op=Op.CONCAT,
+                in_shape=(channels, height, width),
+                out_channels=channels + shape[0],
+                inputs=[value, self.values[source]],
+            )
+            channels = value.out_channels
+            self.drafts.append(value)
+        self.values[node] = value
+        if len(shapes) == 1:
+            self.aliases[node] = found.sources[0]
 
     def _fuse_channel_pad(self, node: fx.Node, found: Operator) -> None:
         draft = self.values[found.sources[0]]

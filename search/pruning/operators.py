@@ -31,6 +31,8 @@ class Kind(Enum):
     ADD = auto()
     #: A tensor times one factor for each channel.
     GATE = auto()
+    #: The channels of several tensors one after the other.
+    CONCAT = auto()
     MAX_POOL = auto()
     AVG_POOL = auto()
     GLOBAL_POOL = auto()
@@ -68,8 +70,8 @@ def recognise(node: fx.Node, modules: Mapping[str, nn.Module]) -> Operator:
             return handler(node)
     raise unsupported(
         node,
-        "there is no kernel for it; use convolutions, linear layers, batch norm, adds, gates, pools and, as "
-        "activations, ReLU, ReLU6, sigmoid, hard sigmoid, hard swish and SiLU",
+        "there is no kernel for it; use convolutions, linear layers, batch norm, adds, gates, concatenations, pools "
+        "and, as activations, ReLU, ReLU6, sigmoid, hard sigmoid, hard swish and SiLU",
     )
 
 
@@ -170,6 +172,15 @@ def _call_add(node: fx.Node) -> Operator:
     if _argument(node, 2, "alpha", 1) != 1:
         raise unsupported(node, "an add with a factor has no kernel")
     return Operator(kind=Kind.ADD, sources=(_tensor(node, 0), _tensor(node, 1, "other")))
+
+
+def _call_concat(node: fx.Node) -> Operator:
+    parts, dim = _argument(node, 0, "tensors", ()), _argument(node, 1, "dim", 0)
+    sources = tuple(part for part in parts if isinstance(part, fx.Node)) if isinstance(parts, tuple | list) else ()
+    if not sources or len(sources) != len(parts):
+        raise unsupported(node, "it must join tensors that are listed, torch.cat([x, y], 1)")
+    _require(node, dim, 1, "concatenation over axis")
+    return Operator(kind=Kind.CONCAT, sources=sources)
 
 
 def _call_max_pool(node: fx.Node) -> Operator:
@@ -291,6 +302,7 @@ _CALLS: dict[Any, Callable[[fx.Node], Operator]] = {
     **dict.fromkeys(
         (torch.flatten, "flatten", "view", "reshape", torch.reshape, "squeeze", torch.squeeze), _call_flatten
     ),
+    **dict.fromkeys((torch.cat, torch.concat, torch.concatenate), _call_concat),
     **dict.fromkeys((torch.unflatten, "unflatten"), _call_unflatten),
     **dict.fromkeys((F.dropout, "contiguous"), _call_identity),
     operator.getitem: _call_getitem,

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from search.domain.network import Axis, NetworkSpec, PruningGroup
-from search.pruning.channels import IndexArray, remove_channels
+from search.pruning.channels import remove_channels
 from search.pruning.fuse import fused_modules
+from search.pruning.groups import IndexArray
 
 #: Sums of some thousand products in double precision agree much better than this.
 RELATIVE_TOLERANCE = 1e-9
@@ -59,6 +60,7 @@ class GroupProver:
         self._modules = network.modules
         self._x = network.x
         self._dense = network.dense
+        self._in_channels = {op.name: op.kernel.in_channels for op in spec.plan.ops}
 
     @torch.no_grad()
     def reason_to_refuse(self, groups: tuple[PruningGroup, ...]) -> str | None:
@@ -92,7 +94,7 @@ class GroupProver:
             if member.axis is Axis.IN:
                 weight = model.get_submodule(self._modules[member.op].weights).weight
                 assert isinstance(weight, Tensor)
-                weight.data.view(len(weight), group.channels, -1)[:, removed] = 0.0
+                weight.data.view(len(weight), self._in_channels[member.op], -1)[:, member.offset + removed] = 0.0
 
     def _random_half(self, channels: int) -> IndexArray:
         order = torch.randperm(channels, generator=self._generator).numpy()

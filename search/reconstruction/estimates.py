@@ -17,11 +17,12 @@ from search.algorithms.factors import Factor
 from search.algorithms.threads import one_thread
 from search.data.batches import Normalisation
 from search.data.dataset import ImageData
-from search.domain.network import NetworkSpec
+from search.domain.network import Axis, NetworkSpec
 from search.domain.space import Genome, SchemeChoice, SearchSpace, VariableKind, space_id
 from search.lowering import channel_sources
 from search.pareto import FloatArray
 from search.pruning.channels import importance
+from search.pruning.groups import kept_sides
 from search.reconstruction.layer_errors import IndexArray, output_change
 from search.reconstruction.loss_growth import LayerChanges, loss_growths
 from search.reconstruction.moments import LayerMoments, layer_moments
@@ -55,7 +56,9 @@ def estimate_errors(
     least_squares: bool = False,
     on_layer: Callable[[int, int], None] = lambda done, total: None,
 ) -> ErrorEstimates:
-    """A table for each layer, over the widths that it reads and writes and its own density and scheme.
+    """A table for each layer, over the widths that it reads and writes and its own density and scheme. A layer behind a
+    concatenation, which reads several groups, has a table for each of them and one for its density and scheme: to first
+    order, these errors add up.
 
     Variables that are no matter of single layers (resolution, depth) get a table of measured losses, a choice at a time
     with all else unpruned.
@@ -74,19 +77,23 @@ def estimate_errors(
     kept = _kept_channels(model, spec, space)
     layers = {}
     for operator, layer in moments.items():
-        choices = _layer_choices(operator, layer, spec, space, kept)
-        if choices is not None:
-            layers[operator] = choices
+        parts = _layer_choices(operator, layer, spec, space, kept)
+        if parts:
+            layers[operator] = parts
     changes = {
         operator: LayerChanges(
-            make=functools.partial(_changes, moments[operator], choices, least_squares=least_squares),
+            make=functools.partial(_changes, moments[operator], parts, least_squares=least_squares),
             mean=moments[operator].mean,
-            kept_outputs=choices.kept_outputs,
+            kept_outputs=parts[0].kept_outputs,
         )
-        for operator, choices in layers.items()
+        for operator, parts in layers.items()
     }
     growths = loss_growths(model, spec, images, normalise, changes, on_batch=lambda done: on_layer(done, len(layers)))
-    factors = [choices.factor(space, growths[operator]) for operator, choices in layers.items()]
+    factors = []
+    for operator, parts in layers.items():
+        rows = np.cumsum([choices.num_changes for choices in parts])[:-1]
+        for choices, growth in zip(parts, np.split(growths[operator], rows), strict=True):
+            factors.append(choices.factor(space, growth))
     return ErrorEstimates(space_id=space_id(space), factors=(*factors, *_measured_factors(space, measured_losses)))
 
 
@@ -142,6 +149,10 @@ class _LayerChoices:
     prunings: list[WeightPruning]
     axes: tuple[int | None, int | None, int | None, int | None]
 
+    @property
+    def num_changes(self) -> int:
+        return len(self.kept_inputs) * len(self.prunings)
+
     def factor(self, space: SearchSpace, growths: FloatArray) -> Factor:
         """The table of nats (inputs x prunings, outputs), with the variables of `space` in their order."""
         inputs, outputs, density, scheme = self.axes
@@ -161,16 +172,15 @@ class _LayerChoices:
 
 def _layer_choices(
     operator: str, layer: LayerMoments, spec: NetworkSpec, space: SearchSpace, kept: Mapping[str, list[IndexArray]]
-) -> _LayerChoices | None:
-    """None where nothing about the layer varies but the outputs that are there."""
+) -> tuple[_LayerChoices, ...]:
+    """One but for layers that read several groups; none where nothing varies but the outputs that are there."""
     positions = {(v.kind, v.target): p for p, v in enumerate(space.variables)}
     sources = channel_sources(spec)[operator]
-    inputs = positions.get((VariableKind.CHANNELS, sources.inputs or ""))
-    outputs = positions.get((VariableKind.CHANNELS, sources.outputs or ""))
+    groups = [g for g in dict.fromkeys(sources.inputs.groups) if (VariableKind.CHANNELS, g) in positions]
+    output_group = sources.outputs.group or ""
+    outputs = positions.get((VariableKind.CHANNELS, output_group))
     density = positions.get((VariableKind.DENSITY, operator))
     scheme = positions.get((VariableKind.SCHEME, operator))
-    if inputs is None and density is None and scheme is None:
-        return None
     densities = (1.0,) if density is None else tuple(float(d) for d in space.variables[density].choices)
     schemes = (
         (space.default_scheme,)
@@ -179,19 +189,38 @@ def _layer_choices(
     )
     # Without a variable of its own a layer stays as it is, whatever the default scheme.
     is_prunable = density is not None or scheme is not None
-    return _LayerChoices(
-        kept_inputs=[np.arange(layer.weight.shape[1])] if inputs is None else kept[sources.inputs or ""],
-        kept_outputs=[np.arange(layer.weight.shape[0])] if outputs is None else kept[sources.outputs or ""],
-        prunings=[s.with_density(d) for d in densities for s in schemes] if is_prunable else [DENSE],
-        axes=(inputs, outputs, density, scheme),
-    )
+    prunings = [s.with_density(d) for d in densities for s in schemes] if is_prunable else [DENSE]
+    kept_outputs = [np.arange(layer.weight.shape[0])] if outputs is None else kept[output_group]
+
+    def choices(group: str | None, *, is_pruned: bool) -> _LayerChoices:
+        """What `group` and, with `is_pruned`, the layer's own variables do to it; other groups are whole."""
+        everything = [np.arange(layer.weight.shape[1])]
+        return _LayerChoices(
+            kept_inputs=everything
+            if group is None
+            else [kept_sides(spec, {group: indices})[operator, Axis.IN] for indices in kept[group]],
+            kept_outputs=kept_outputs,
+            prunings=prunings if is_pruned else [DENSE],
+            axes=(
+                None if group is None else positions[VariableKind.CHANNELS, group],
+                outputs,
+                density if is_pruned else None,
+                scheme if is_pruned else None,
+            ),
+        )
+
+    if len(groups) == 1:
+        return (choices(groups[0], is_pruned=True),)
+    own = (choices(None, is_pruned=True),) if is_prunable else ()
+    return (*own, *(choices(group, is_pruned=False) for group in groups))
 
 
-def _changes(moments: LayerMoments, choices: _LayerChoices, *, least_squares: bool) -> Iterator[FloatArray]:
-    for inputs, pruning in itertools.product(choices.kept_inputs, choices.prunings):
-        with one_thread():
-            change = output_change(moments, inputs, pruning, least_squares=least_squares)
-        yield change
+def _changes(moments: LayerMoments, parts: Sequence[_LayerChoices], *, least_squares: bool) -> Iterator[FloatArray]:
+    for choices in parts:
+        for inputs, pruning in itertools.product(choices.kept_inputs, choices.prunings):
+            with one_thread():
+                change = output_change(moments, inputs, pruning, least_squares=least_squares)
+            yield change
 
 
 def _measured_factors(space: SearchSpace, measured_losses: MeasuredLosses) -> list[Factor]:

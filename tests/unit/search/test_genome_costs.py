@@ -17,6 +17,7 @@ from search.domain.space import SearchSpace, Variable, VariableKind
 from search.genome_costs import GenomeCosts
 from search.lowering import lower
 from search.space_builder import build_space
+from tests.unit.search.pruning.pruning_networks import traced
 from tests.unit.search.sample_networks import mobile_spec, resnet_spec
 
 SCHEMES = ("group:4x1", "unstructured", "pattern:4x1/4")
@@ -51,8 +52,14 @@ def genomes_of(space: SearchSpace, count: int) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("spec", "resolutions"),
-    [(resnet_spec(), ()), (resnet_spec(), (16, 24, 32)), (mobile_spec(), ()), (mobile_spec(), (16, 32))],
-    ids=["resnet", "resnet-resolutions", "mobile", "mobile-resolutions"],
+    [
+        (resnet_spec(), ()),
+        (resnet_spec(), (16, 24, 32)),
+        (mobile_spec(), ()),
+        (mobile_spec(), (16, 32)),
+        (traced("joined")[1], ()),
+    ],
+    ids=["resnet", "resnet-resolutions", "mobile", "mobile-resolutions", "joined"],
 )
 def test_sums_are_those_of_the_plans(spec: NetworkSpec, resolutions: tuple[int, ...]) -> None:
     space = space_of(spec, resolutions=resolutions)
@@ -95,8 +102,8 @@ def test_a_kernel_is_asked_for_once() -> None:
     assert len(asked) == num_asked
 
 
-def test_tables_hold_what_is_summed() -> None:
-    spec = resnet_spec()
+@pytest.mark.parametrize("spec", [resnet_spec(), traced("joined")[1]], ids=["resnet", "joined"])
+def test_tables_hold_what_is_summed(spec: NetworkSpec) -> None:
     space = space_of(spec)
     costs = GenomeCosts(spec, space, COSTS)
     tables = costs.tables("parameters")
@@ -105,6 +112,18 @@ def test_tables_hold_what_is_summed() -> None:
         plan: NetworkPlan = lower(spec, space.decode(tuple(int(g) for g in genome)))
         for table, kernel in zip(tables, plan.kernels, strict=True):
             assert table.values[tuple(genome[list(table.variables)])] == kernel.parameters
+
+
+def test_too_many_groups_for_a_table_are_refused_but_summed(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, spec = traced("joined")
+    space = build_space(spec, SpaceConfig(channels=ChannelsConfig(multiple_of=1, max_choices=8)))
+    costs = GenomeCosts(spec, space, COSTS)
+    monkeypatch.setattr("search.genome_costs._MAX_TABLE_CELLS", 1000)
+    with pytest.raises(ContractError, match=r"has channels of \d groups, .* 'evolution'"):
+        costs.tables("macs")
+    genomes = genomes_of(space, 20)
+    plans = [lower(spec, space.decode(tuple(int(g) for g in genome))) for genome in genomes]
+    np.testing.assert_array_equal(costs.sums(genomes)[:, 0], [plan.macs for plan in plans])
 
 
 def test_what_a_cost_raises_comes_out_and_nothing_is_kept_of_it() -> None:

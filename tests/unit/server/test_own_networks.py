@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from device_agent.contracts import ContractError, decode, encode
 from search.data.loading import load_data
-from search.domain.config import DatasetConfig, ModelConfig, SearchConfig
+from search.domain.config import ModelConfig, SearchConfig
 from search.domain.space import Decisions
 from search.evaluation import evaluate
 from search.networks.build import build_network
@@ -71,6 +71,26 @@ class OwnGates(nn.Module):
         return result
 
 
+class OwnBranches(nn.Module):
+    """A dense connection and an Inception-like block whose parts are joined in front of a depthwise convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        self.growth = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        self.one = nn.Sequential(nn.Conv2d(16, 8, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        self.three = nn.Sequential(nn.Conv2d(16, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12), nn.ReLU())
+        self.depthwise = nn.Sequential(nn.Conv2d(36, 36, 3, 2, 1, groups=36, bias=False), nn.BatchNorm2d(36), nn.ReLU())
+        self.out = nn.Linear(36, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = torch.cat([x, self.growth(x)], 1)
+        x = self.depthwise(torch.cat([self.one(x), self.three(x), F.max_pool2d(x, 3, 1, 1)], 1))
+        result: Tensor = self.out(x.mean((2, 3)))
+        return result
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwnNetwork:
     """A converted network, and the accuracy of the original on the test images."""
@@ -86,7 +106,8 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> OwnNetwork:
 
 def trained(make: Callable[[], nn.Module], name: str, path: Path) -> OwnNetwork:
     """A network trained on the digits for some epochs, and converted."""
-    data = load_data(DatasetConfig(name="digits"), input_shape=(1, 8, 8), calibration_images=64)
+    # As the search reads them.
+    data = load_data(own_search("0" * 64).dataset, input_shape=(1, 8, 8), calibration_images=64)
     # The network is small, and other processes want the cores.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -118,7 +139,7 @@ def test_an_own_network_is_searched_exported_and_verified_also_after_a_crash(
     _, front = worker.outcome(search_id)
     result = worker.get(f"/v1/searches/{search_id}/result")
 
-    assert result["baseline"]["accuracy"] == pytest.approx(own.accuracy, abs=0.005)
+    assert result["baseline"]["accuracy"] == pytest.approx(own.accuracy, abs=1e-9)
     assert result["baseline"]["parameters"] == 4530
     assert len(front) == 1
     assert {"network.kerfnet", "network.tflite", "plan.json", "weights.safetensors"} <= set(front[0]["files"])
@@ -131,22 +152,38 @@ def test_an_own_network_is_searched_exported_and_verified_also_after_a_crash(
     assert row.architecture == f"own network {digest[:10]}"
 
 
-def test_a_network_with_gates_is_searched_exported_and_verified(sqlite_lab: ServerLab, tmp_path: Path) -> None:
-    worker = WorkerLab(sqlite_lab)
-    gates = trained(OwnGates, "own_gates", tmp_path / "gates.kerf")
+def searched(lab: ServerLab, make: Callable[[], nn.Module], folder: Path, groups: int) -> Mapping[str, Any]:
+    """The kernels by operator of the pruned network that a search of another one exports."""
+    worker = WorkerLab(lab)
+    own = trained(make, "own", folder / "own.kerf")
 
-    search_id = worker.done(own_search(stored(sqlite_lab, gates.path.read_bytes())))
+    search_id = worker.done(own_search(stored(lab, own.path.read_bytes())))
     _, front = worker.outcome(search_id)
     result = worker.get(f"/v1/searches/{search_id}/result")
 
-    assert result["baseline"]["accuracy"] == pytest.approx(gates.accuracy, abs=0.005)
+    assert result["baseline"]["accuracy"] == pytest.approx(own.accuracy, abs=1e-9)
     assert {"network.kerfnet", "network.tflite", "plan.json", "weights.safetensors"} <= set(front[0]["files"])
-    plan = json.loads(sqlite_lab.get(f"/v1/artifacts/sha256/{front[0]['files']['plan.json']}").content)
-    kernels = {op["name"]: op["kernel"] for op in plan["ops"]}
+    assert any(f"{groups} pruning groups proved, 0" in text for text in worker.messages(search_id))
+    plan = json.loads(lab.get(f"/v1/artifacts/sha256/{front[0]['files']['plan.json']}").content)
+    return {op["name"]: op["kernel"] for op in plan["ops"]}
+
+
+def test_a_network_with_gates_is_searched_exported_and_verified(sqlite_lab: ServerLab, tmp_path: Path) -> None:
+    kernels = searched(sqlite_lab, OwnGates, tmp_path, groups=4)
+
     assert kernels["excite"]["activation"] == "hardsigmoid"
     assert kernels["mul"]["op"] == "mul"
     assert kernels["mul"]["in_channels"] == kernels["excite"]["out_channels"] < 16
-    assert any("4 pruning groups proved" in text for text in worker.messages(search_id))
+
+
+def test_a_network_with_concatenations_is_searched_exported_and_verified(sqlite_lab: ServerLab, tmp_path: Path) -> None:
+    kernels = searched(sqlite_lab, OwnBranches, tmp_path, groups=4)
+
+    made = {name: kernels[f"{name}.0"]["out_channels"] for name in ("stem", "growth", "one", "three")}
+    joined = made["stem"] + made["growth"]
+    assert kernels["one.0"]["in_channels"] == joined < 16
+    assert kernels["cat"]["op"] == "concat"
+    assert kernels["depthwise.0"]["out_channels"] == made["one"] + made["three"] + joined
 
 
 def test_networks_that_a_search_cannot_use_are_refused(sqlite_lab: ServerLab, tmp_path: Path) -> None:

@@ -16,10 +16,12 @@ from search.latency.predictor import LatencyPredictor
 from search.latency.table import KernelLatency, LatencyTable
 from search.lowering import lower
 from search.space_builder import build_space
+from tests.unit.search.pruning.pruning_networks import traced
 from tests.unit.search.sample_networks import mobile_spec, resnet_spec
 
 RESNET = resnet_spec()
 MOBILE = mobile_spec()
+JOINED = traced("joined")[1]
 CONFIG = SpaceConfig(channels=ChannelsConfig(), weights=WeightsConfig())
 
 
@@ -72,7 +74,7 @@ def test_too_small_a_limit_names_what_is_needed() -> None:
 
 
 def test_kernel_at_inverts_coordinates() -> None:
-    for kernel in (*RESNET.plan.kernels, *MOBILE.plan.kernels):
+    for kernel in (*RESNET.plan.kernels, *MOBILE.plan.kernels, *JOINED.plan.kernels):
         assert kernel_at(kernel, coordinates_of(kernel)) == kernel
 
 
@@ -90,6 +92,11 @@ CASES = {
                 ),
             ),
         ),
+        400,
+    ),
+    "joined": (
+        JOINED,
+        build_space(JOINED, SpaceConfig(channels=ChannelsConfig(multiple_of=1, max_choices=5))),
         400,
     ),
     "resolution": (

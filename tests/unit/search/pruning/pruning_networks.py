@@ -28,7 +28,12 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
 
 @functools.cache
 def traced(architecture: str) -> tuple[nn.Module, NetworkSpec]:
-    """A network of the zoo for small images, and its description. Tests share them and must not change them."""
+    """A network of the zoo, or `Joined`, for small images, and its description. Tests share them and must not change
+    them.
+    """
+    if architecture == "joined":
+        joined = randomise(Joined())
+        return joined, trace_network(joined, (3, 8, 8), architecture)
     shape = (1, 8, 8) if architecture.startswith("small_") else (3, 32, 32)
     model = randomise(build_model(architecture, num_classes=10))
     return model, trace_network(model, shape, architecture)
@@ -64,6 +69,55 @@ class Mixed(nn.Module):
         x = x.view(x.size(0), -1)
         x = F.relu(self.hidden(self.dropout(x)))
         return self.head(x)
+
+
+class Joined(nn.Module):
+    """Dense connections, an Inception-like block, a depthwise convolution over joined channels, and an add of two
+    concatenations, whose image is flattened.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = conv_bn(3, 8)
+        self.first, self.second = conv_bn(8, 4), conv_bn(12, 6)
+        self.depthwise = conv_bn(18, 18, groups=18, stride=2)
+        self.one, self.three, self.reduce = nn.Conv2d(18, 5, 1), conv_bn(18, 7), nn.Conv2d(18, 5, 1)
+        self.left, self.right = conv_bn(35, 4), conv_bn(35, 6)
+        self.low, self.high = nn.Conv2d(10, 4, 1), nn.Conv2d(10, 6, 1)
+        self.hidden = nn.Linear(10 * 16, 9)
+        self.head = nn.Linear(9, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        x = torch.cat([x, F.relu(self.first(x))], 1)
+        x = torch.cat((x, F.hardswish(self.second(x))), dim=1)
+        x = F.relu(self.depthwise(x))
+        reduced = self.reduce(x)
+        x = torch.cat([self.one(x), F.relu(self.three(x)), reduced, F.max_pool2d(x, 3, 1, 1)], 1)
+        x = torch.cat((self.left(x), self.right(x)), 1)
+        x = F.relu(x + torch.cat([self.low(x), self.high(x)], 1))
+        return self.head(F.relu(self.hidden(x.flatten(1))))
+
+
+class JoinedGate(nn.Module):
+    """A gate over a concatenation, made of parts that fit and of one that does not."""
+
+    def __init__(self, *, fits: bool) -> None:
+        super().__init__()
+        self.stem = conv_bn(3, 8)
+        self.left, self.right = nn.Conv2d(8, 4, 1), nn.Conv2d(8, 6, 1)
+        self.low, self.high, self.whole = nn.Conv2d(10, 4, 1), nn.Conv2d(10, 6, 1), nn.Conv2d(10, 10, 1)
+        self.last = conv_bn(20, 6)
+        self.head = nn.Linear(6, 5)
+        self.fits = fits
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        x = torch.cat([self.left(x), self.right(x)], 1)
+        y = x.mean((2, 3), keepdim=True)
+        gate = torch.cat([self.low(y), self.high(y)], 1) if self.fits else self.whole(y)
+        x = x * gate
+        return self.head(F.relu(self.last(torch.cat([x, x], 1))).mean((2, 3)))
 
 
 class LiteralView(nn.Module):

@@ -20,7 +20,7 @@ from search.pruning.operators import UnsupportedNetwork
 from search.pruning.proof import verify_group
 from search.pruning.trace import trace_network
 from tests.unit.search.pruning.plan_reference import run_plan
-from tests.unit.search.pruning.pruning_networks import LiteralView, Mixed, conv_bn, randomise, traced
+from tests.unit.search.pruning.pruning_networks import JoinedGate, LiteralView, Mixed, conv_bn, randomise, traced
 
 
 @pytest.mark.parametrize("architecture", ["resnet20", "resnet18", "mobilenet_v1", "mobilenet_v2", "vgg16", "small_cnn"])
@@ -179,6 +179,8 @@ class Body(nn.Module):
         (lambda m, x: x * x, r"multiplies tensors of \(8, 8, 8\) and \(8, 8, 8\): only a factor for each channel"),
         (lambda m, x: x * x.mean((2, 3)), "only a factor for each channel"),
         (lambda m, x: x.unflatten(1, (2, 4)), "only a vector to"),
+        (lambda m, x: torch.cat([x, x], 2), "concatenation over axis of 2"),
+        (lambda m, x: F.relu(torch.cat([x, x], 1)), "an activation must follow"),
         (lambda m, x: torch.sigmoid(torch.sigmoid(x)), "follows another activation"),
         (lambda m, x: x + 1.0, "not a tensor"),
         (lambda m, x: m.conv[0](x[:, :3, :, :]), "every s-th pixel"),
@@ -240,6 +242,71 @@ def test_a_gate_has_the_channels_of_what_it_multiplies() -> None:
     }
     decisions = Decisions(channels={"stem.0": 5, "expand.0": 9, "squeeze": 2, "reduce": 3, "last.0": 7})
     check_pruned(model, spec, decisions)
+
+
+def test_parts_of_a_concatenation_are_groups_of_their_own() -> None:
+    model, spec = traced("joined")
+    members = {g.name: {(m.op, m.axis.value, m.offset) for m in g.members} for g in spec.groups}
+
+    assert spec.refused == ()
+    assert members == {
+        "stem.0": {
+            ("stem.0", "out", 0), ("first.0", "in", 0), ("second.0", "in", 0), ("depthwise.0", "out", 0),
+            ("one", "in", 0), ("three.0", "in", 0), ("reduce", "in", 0), ("left.0", "in", 17), ("right.0", "in", 17),
+        },
+        "first.0": {
+            ("first.0", "out", 0), ("second.0", "in", 8), ("depthwise.0", "out", 8),
+            ("one", "in", 8), ("three.0", "in", 8), ("reduce", "in", 8), ("left.0", "in", 25), ("right.0", "in", 25),
+        },
+        "second.0": {
+            ("second.0", "out", 0), ("depthwise.0", "out", 12),
+            ("one", "in", 12), ("three.0", "in", 12), ("reduce", "in", 12), ("left.0", "in", 29), ("right.0", "in", 29),
+        },
+        "reduce": {("reduce", "out", 0), ("left.0", "in", 12), ("right.0", "in", 12)},
+        "one": {("one", "out", 0), ("left.0", "in", 0), ("right.0", "in", 0)},
+        "three.0": {("three.0", "out", 0), ("left.0", "in", 5), ("right.0", "in", 5)},
+        "left.0": {
+            ("left.0", "out", 0), ("low", "out", 0), ("low", "in", 0), ("high", "in", 0), ("hidden", "in", 0),
+        },
+        "right.0": {
+            ("right.0", "out", 0), ("high", "out", 0), ("low", "in", 4), ("high", "in", 4), ("hidden", "in", 4),
+        },
+        "hidden": {("hidden", "out", 0), ("head", "in", 0)},
+    }  # fmt: skip
+    for channels in (
+        {"stem.0": 5, "first.0": 1, "second.0": 4, "reduce": 2, "one": 3, "three.0": 6, "left.0": 3, "right.0": 2},
+        {"first.0": 3, "right.0": 5, "hidden": 4},
+    ):
+        check_pruned(model, spec, Decisions(channels=channels))
+
+
+def test_gates_over_concatenations() -> None:
+    model = randomise(JoinedGate(fits=True))
+    spec = trace_network(model, (3, 8, 8), "joined")
+
+    assert spec.refused == ()
+    assert [m for m in spec.group("right").members if m.op == "last.0"] == [
+        GroupMember(op="last.0", axis=Axis.IN, offset=4),
+        GroupMember(op="last.0", axis=Axis.IN, offset=14),
+    ]
+    check_pruned(model, spec, Decisions(channels={"left": 3, "right": 2, "last.0": 4}))
+
+    other = trace_network(randomise(JoinedGate(fits=False)), (3, 8, 8), "joined")
+    assert [g.name for g in other.groups] == ["stem.0", "last.0"]
+    assert {r.name: r.reason for r in other.refused} == dict.fromkeys(
+        ("left", "right", "whole"), "'mul' meets concatenations whose parts differ, 10 and 4+6 channels"
+    )
+
+
+def test_the_proof_finds_parts_in_another_order() -> None:
+    model, spec = traced("joined")
+    group = spec.group("one")
+    moved = tuple(dataclasses.replace(m, offset=m.offset + 1 if m.axis is Axis.IN else 0) for m in group.members)
+    false = dataclasses.replace(group, members=moved)
+    claimed = dataclasses.replace(spec, groups=tuple(false if g is group else g for g in spec.groups))
+
+    assert verify_group(model, spec, group) is None
+    assert verify_group(model, claimed, false) is not None
 
 
 def check_pruned(model: nn.Module, spec: NetworkSpec, decisions: Decisions) -> None:

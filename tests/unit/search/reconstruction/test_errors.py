@@ -192,6 +192,50 @@ def growth_by_slope(
     return 0.5 * squares / len(images())
 
 
+class Branches(nn.Module):
+    """Two branches side by side, read by one layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(1, 6, 3, padding=1), nn.Conv2d(1, 4, 1)
+        self.both = nn.Conv2d(10, 8, 3, padding=1)
+        self.linear = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.both(torch.cat([torch.relu(self.left(x)), torch.relu(self.right(x))], 1)))
+        return self.linear(x.mean((2, 3)))
+
+
+def test_a_layer_that_reads_two_groups_has_a_table_for_each() -> None:
+    torch.manual_seed(2)
+    model = Branches().eval()
+    spec = trace_network(model, (1, 8, 8), "branches")
+    config = SpaceConfig(
+        channels=ChannelsConfig(multiple_of=1),
+        weights=WeightsConfig(densities=(0.3, 0.6), schemes=("group:4x1", "unstructured")),
+    )
+    space = build_space(spec, config)
+    places = {(v.kind, v.target): p for p, v in enumerate(space.variables)}
+    left, right, outputs = (places[VariableKind.CHANNELS, name] for name in ("left", "right", "both"))
+
+    estimates = estimate_errors(model, spec, space, images(), NORMALISE, lambda genomes: np.zeros(len(genomes)))
+
+    by_variables = {f.variables: f.values for f in estimates.factors}
+    own = [places[kind, "both"] for kind in (VariableKind.DENSITY, VariableKind.SCHEME)]
+    assert {tuple(sorted((left, outputs))), tuple(sorted((right, outputs)))} < set(by_variables)
+    assert tuple(sorted((outputs, *own))) in by_variables
+    # The error of the first branch's channels is that of the network where they alone are missing.
+    moments = layer_moments(model, spec, images(), NORMALISE)["both"]
+    kept = apply_decisions(model, spec, Decisions(channels={"left": int(space.variables[left].choices[0])})).kept
+    change = output_change(moments, np.concatenate((kept["left"], np.arange(6, 10))), DENSE)
+    changes = LayerChanges(make=lambda: iter([change]), mean=moments.mean, kept_outputs=[np.arange(8)])
+    expected = loss_growths(model, spec, images(), NORMALISE, {"both": changes})["both"][0, 0]
+    table = by_variables[tuple(sorted((left, outputs)))]
+    assert (table if left < outputs else table.T)[0, -1] == pytest.approx(expected, rel=1e-6)
+    assert expected > 0
+    assert evaluate(estimates.factors, np.array([space.unpruned]))[0] == pytest.approx(0.0, abs=1e-12)
+
+
 def test_tables_of_a_space_add_up_and_are_stored() -> None:
     torch.manual_seed(1)
     model = build_model("small_cnn", num_classes=2).eval()
