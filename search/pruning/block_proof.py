@@ -108,7 +108,7 @@ def _silenced(network: ProofNetwork, layers: Sequence[str]) -> Iterator[None]:
     for layer in layers:
         modules = network.modules[layer]
         weights = network.model.get_submodule(modules.weights)
-        assert isinstance(weights, nn.Conv2d | nn.Linear)
+        assert isinstance(weights, nn.Conv2d | nn.Linear | nn.BatchNorm2d | nn.BatchNorm1d)
         tensors += [t for t in (weights.weight.data, weights.bias) if t is not None]
         if modules.norm is not None:
             norm = network.model.get_submodule(modules.norm)

@@ -82,42 +82,50 @@ def remove_channels(model: nn.Module, spec: NetworkSpec, kept: Mapping[str, Inde
     # `copy.deepcopy` takes what its memo holds instead of copying: the sliced tensors, in place of the large ones.
     memo: dict[int, object] = {}
     norm_of = {entry.weights: entry.norm for entry in modules.values()}
+    changed: list[str] = []
     for name in dict.fromkeys((*outputs, *inputs)):
         layer = model.get_submodule(name)
+        norm = norm_of[name]
+        changed += [name] if norm is None else [name, norm]
+        if isinstance(layer, nn.BatchNorm2d | nn.BatchNorm1d):
+            _slice_norm(memo, layer, outputs[name])
+            continue
         assert isinstance(layer, nn.Conv2d | nn.Linear)
         _replace(memo, layer, "weight", _sliced_weight(layer, outputs.get(name), inputs.get(name), spec, name))
-        norm = norm_of[name]
         if name in outputs:
             _replace(memo, layer, "bias", _selected(layer.bias, outputs[name]))
-            for tensor in ("weight", "bias", "running_mean", "running_var") if norm is not None else ():
-                batch_norm = model.get_submodule(norm or "")
-                _replace(memo, batch_norm, tensor, _selected(getattr(batch_norm, tensor), outputs[name]))
+            if norm is not None:
+                _slice_norm(memo, model.get_submodule(norm), outputs[name])
     pruned = copy.deepcopy(model, memo)
-    for name in dict.fromkeys((*outputs, *inputs)):
+    for name in changed:
         _set_sizes(pruned.get_submodule(name))
-        norm = norm_of[name]
-        if norm is not None:
-            batch_norm = pruned.get_submodule(norm)
-            assert isinstance(batch_norm, nn.BatchNorm2d | nn.BatchNorm1d)
-            assert batch_norm.running_mean is not None
-            batch_norm.num_features = len(batch_norm.running_mean)
     return pruned
 
 
+def _slice_norm(memo: dict[int, object], norm: nn.Module, outputs: Tensor) -> None:
+    for tensor in ("weight", "bias", "running_mean", "running_var"):
+        _replace(memo, norm, tensor, _selected(getattr(norm, tensor), outputs))
+
+
 def _filter_weights(model: nn.Module, entry: FusedModules) -> NDArray[np.float64]:
-    """A layer's weights, (out, ...), times the factor of its batch norm."""
-    weight = model.get_submodule(entry.weights).weight
+    """A layer's weights, (out, ...), times the factor of its batch norm, which may be all that there is."""
+    layer = model.get_submodule(entry.weights)
+    if isinstance(layer, nn.BatchNorm2d | nn.BatchNorm1d):
+        return _gain(layer)
+    weight = layer.weight
     assert isinstance(weight, Tensor)
     filters = weight.detach().numpy().astype(np.float64)
     if entry.norm is None:
         return filters
-    norm = model.get_submodule(entry.norm)
+    return filters * _gain(model.get_submodule(entry.norm)).reshape(-1, *(1,) * (filters.ndim - 1))
+
+
+def _gain(norm: nn.Module) -> NDArray[np.float64]:
+    """The size of a batch norm's factors, (channels,)."""
     assert isinstance(norm, nn.BatchNorm2d | nn.BatchNorm1d)
     assert norm.running_var is not None
-    gain = 1.0 / np.sqrt(norm.running_var.numpy().astype(np.float64) + norm.eps)
-    if norm.affine:
-        gain = gain * np.abs(norm.weight.detach().numpy().astype(np.float64))
-    return filters * gain.reshape(-1, *(1,) * (filters.ndim - 1))
+    gain: NDArray[np.float64] = 1.0 / np.sqrt(norm.running_var.numpy().astype(np.float64) + norm.eps)
+    return gain * np.abs(norm.weight.detach().numpy().astype(np.float64)) if norm.affine else gain
 
 
 def _sliced_weight(
@@ -154,6 +162,10 @@ def _set_sizes(layer: nn.Module) -> None:
     """Make a layer's declared sizes those of its weights."""
     if isinstance(layer, nn.Linear):
         layer.out_features, layer.in_features = layer.weight.shape
+        return
+    if isinstance(layer, nn.BatchNorm2d | nn.BatchNorm1d):
+        assert layer.running_mean is not None
+        layer.num_features = len(layer.running_mean)
         return
     assert isinstance(layer, nn.Conv2d)
     layer.out_channels = layer.weight.shape[0]

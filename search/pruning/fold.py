@@ -57,13 +57,21 @@ def to_plan_tensors(
 
 
 def fold_batch_norm(model: nn.Module, modules: FusedModules) -> tuple[FloatArray, FloatArray]:
-    """Weight and bias of a layer with the batch norm behind it folded in, computed in double precision."""
+    """Weight and bias of a layer with the batch norm behind it folded in, computed in double precision.
+
+    Of a batch norm alone, both are (channels,).
+    """
     layer = model.get_submodule(modules.weights)
-    assert isinstance(layer, nn.Conv2d | nn.Linear)
-    weight = _double(layer.weight)
-    bias = np.zeros(len(weight)) if layer.bias is None else _double(layer.bias)
-    if modules.norm is not None:
-        norm = model.get_submodule(modules.norm)
+    name = modules.norm
+    if isinstance(layer, nn.BatchNorm2d | nn.BatchNorm1d):
+        # Batch norm behind a layer that does nothing.
+        weight, bias, name = np.ones(layer.num_features), np.zeros(layer.num_features), modules.weights
+    else:
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
+        weight = _double(layer.weight)
+        bias = np.zeros(len(weight)) if layer.bias is None else _double(layer.bias)
+    if name is not None:
+        norm = model.get_submodule(name)
         assert isinstance(norm, nn.BatchNorm2d | nn.BatchNorm1d)
         assert norm.running_mean is not None
         assert norm.running_var is not None

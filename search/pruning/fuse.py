@@ -24,7 +24,9 @@ _TAKES_ACTIVATION = (Op.CONV2D, Op.DEPTHWISE_CONV2D, Op.FULLY_CONNECTED, Op.ADD,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FusedModules:
-    """The modules behind one operator of a plan: a convolution or linear layer, and its batch norm."""
+    """The modules behind one operator of a plan: a convolution or linear layer, and its batch norm. A batch norm that
+    is an operator of its own, a depthwise convolution of 1x1, stands in `weights`.
+    """
 
     weights: str
     norm: str | None
@@ -240,20 +242,40 @@ class _Fuser:
 
     def _add_weighted(self, node: fx.Node, found: Operator) -> None:
         assert found.module is not None
-        if any(draft.weights == found.module for draft in self.drafts):
-            raise unsupported(node, f"the module {found.module!r} is used twice: give each use a module of its own")
+        self._claim(node, found.module)
         draft = self._append(node, found, _WEIGHTED[found.kind], found.module)
         draft.weights = found.module
         if found.kind is Kind.LINEAR and draft.in_shape[1:] != (1, 1):
             # A linear layer on a flattened image is a convolution whose kernel covers that image.
             draft.op, draft.kernel = Op.CONV2D, draft.in_shape[1:]
 
+    def _claim(self, node: fx.Node, module: str) -> None:
+        if any(module in (draft.weights, draft.norm) for draft in self.drafts):
+            raise unsupported(node, f"the module {module!r} is used twice: give each use a module of its own")
+
     def _fuse_norm(self, node: fx.Node, found: Operator) -> None:
         draft = self.values[found.sources[0]]
         if draft is None or draft.weights is None or draft.norm or not self._is_open(draft, found.sources[0]):
-            raise unsupported(node, "batch norm must follow a convolution or linear layer that nothing else reads")
+            self._add_norm(node, found)
+            return
+        assert found.module is not None
+        self._claim(node, found.module)
         draft.norm = found.module
         self.values[node] = draft
+
+    def _add_norm(self, node: fx.Node, found: Operator) -> None:
+        """A batch norm that nothing in front can take in: a factor and an offset for each channel."""
+        assert found.module is not None
+        norm = self.modules[found.module]
+        assert isinstance(norm, nn.BatchNorm2d | nn.BatchNorm1d)
+        if not norm.affine or norm.num_features != self._image_shape(found.sources[0])[0]:
+            raise unsupported(
+                node,
+                "batch norm must follow a convolution or linear layer that nothing else reads, or be affine and have a "
+                "factor for each channel of an image",
+            )
+        self._claim(node, found.module)
+        self._append(node, found, Op.DEPTHWISE_CONV2D, found.module).weights = found.module
 
     def _fuse_activation(self, node: fx.Node, found: Operator) -> None:
         draft = self.values[found.sources[0]]

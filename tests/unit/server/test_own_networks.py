@@ -72,11 +72,14 @@ class OwnGates(nn.Module):
 
 
 class OwnBranches(nn.Module):
-    """A dense connection and an Inception-like block whose parts are joined in front of a depthwise convolution."""
+    """A dense connection with batch norm in front of its layer, and an Inception-like block whose parts are joined in
+    front of a depthwise convolution.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        self.norm = nn.BatchNorm2d(8)
         self.growth = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
         self.one = nn.Sequential(nn.Conv2d(16, 8, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
         self.three = nn.Sequential(nn.Conv2d(16, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12), nn.ReLU())
@@ -85,7 +88,7 @@ class OwnBranches(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
-        x = torch.cat([x, self.growth(x)], 1)
+        x = torch.cat([x, self.growth(F.hardswish(self.norm(x)))], 1)
         x = self.depthwise(torch.cat([self.one(x), self.three(x), F.max_pool2d(x, 3, 1, 1)], 1))
         result: Tensor = self.out(x.mean((2, 3)))
         return result
@@ -183,6 +186,7 @@ def test_a_network_with_concatenations_is_searched_exported_and_verified(sqlite_
     joined = made["stem"] + made["growth"]
     assert kernels["one.0"]["in_channels"] == joined < 16
     assert kernels["cat"]["op"] == "concat"
+    assert (kernels["norm"]["op"], kernels["norm"]["in_channels"]) == ("depthwise_conv2d", made["stem"])
     assert kernels["depthwise.0"]["out_channels"] == made["one"] + made["three"] + joined
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -28,12 +29,12 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
 
 @functools.cache
 def traced(architecture: str) -> tuple[nn.Module, NetworkSpec]:
-    """A network of the zoo, or `Joined`, for small images, and its description. Tests share them and must not change
-    them.
+    """A network of the zoo or of `_WITHOUT_ZOO` for small images, and its description. Tests share them and must not
+    change them.
     """
-    if architecture == "joined":
-        joined = randomise(Joined())
-        return joined, trace_network(joined, (3, 8, 8), architecture)
+    if architecture in _WITHOUT_ZOO:
+        made = randomise(_WITHOUT_ZOO[architecture]())
+        return made, trace_network(made, (3, 8, 8), architecture)
     shape = (1, 8, 8) if architecture.startswith("small_") else (3, 32, 32)
     model = randomise(build_model(architecture, num_classes=10))
     return model, trace_network(model, shape, architecture)
@@ -120,6 +121,25 @@ class JoinedGate(nn.Module):
         return self.head(F.relu(self.last(torch.cat([x, x], 1))).mean((2, 3)))
 
 
+class PreActivation(nn.Module):
+    """A dense block as in DenseNet: batch norm and ReLU in front of each convolution, and in front of the head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(8), nn.BatchNorm2d(12)])
+        self.convs = nn.ModuleList([nn.Conv2d(8, 4, 3, padding=1), nn.Conv2d(12, 6, 3, padding=1)])
+        self.last_norm, self.transition = nn.BatchNorm2d(18), nn.Conv2d(18, 10, 1)
+        self.head_norm, self.head = nn.BatchNorm2d(10), nn.Linear(10, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for norm, conv in zip(self.norms, self.convs, strict=True):
+            x = torch.cat([x, conv(F.relu(norm(x)))], 1)
+        x = F.avg_pool2d(self.transition(F.relu(self.last_norm(x))), 2)
+        return self.head(F.relu(self.head_norm(x)).mean((2, 3)))
+
+
 class LiteralView(nn.Module):
     """Its shapes are written down, so that channels of the second convolution cannot be removed."""
 
@@ -132,3 +152,6 @@ class LiteralView(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.second(F.relu(self.first(x))))
         return self.head(x.view(-1, 6 * 16))
+
+
+_WITHOUT_ZOO: dict[str, Callable[[], nn.Module]] = {"joined": Joined, "pre_activation": PreActivation}

@@ -13,7 +13,7 @@ from search.pruning.embedding import embed
 from tests.unit.search.pruning.pruning_networks import traced
 
 
-@pytest.mark.parametrize("architecture", ["small_resnet", "mobilenet_v2", "small_cnn", "joined"])
+@pytest.mark.parametrize("architecture", ["small_resnet", "mobilenet_v2", "small_cnn", "joined", "pre_activation"])
 def test_embedded_weights_are_in_their_places(architecture: str) -> None:
     model, spec = traced(architecture)
     decisions = Decisions(channels={g.name: max(1, g.channels // 2) for g in spec.groups})

@@ -165,6 +165,7 @@ class Body(nn.Module):
         super().__init__()
         self.conv = conv_bn(3, 8)
         self.norm = nn.BatchNorm2d(8)
+        self.plain = nn.BatchNorm2d(8, affine=False)
         self.run = run
 
     def forward(self, x: Tensor) -> Tensor:
@@ -184,7 +185,8 @@ class Body(nn.Module):
         (lambda m, x: torch.sigmoid(torch.sigmoid(x)), "follows another activation"),
         (lambda m, x: x + 1.0, "not a tensor"),
         (lambda m, x: m.conv[0](x[:, :3, :, :]), "every s-th pixel"),
-        (lambda m, x: m.norm(F.relu(x)), "batch norm must follow"),
+        (lambda m, x: m.norm(m.norm(x)), "'norm' is used twice"),
+        (lambda m, x: nn.functional.relu(m.plain(F.relu(x))), "batch norm must follow"),
         (lambda m, x: F.relu(F.max_pool2d(x, 2)), "an activation must follow"),
         (lambda m, x: F.relu(x) + x, "an activation must follow"),
         (lambda m, x: F.avg_pool2d(x, 3, padding=1), "padding of 1"),
@@ -278,6 +280,27 @@ def test_parts_of_a_concatenation_are_groups_of_their_own() -> None:
         {"first.0": 3, "right.0": 5, "hidden": 4},
     ):
         check_pruned(model, spec, Decisions(channels=channels))
+
+
+def test_batch_norm_in_front_of_a_layer() -> None:
+    """Pre-activation, as in DenseNet."""
+    model, spec = traced("pre_activation")
+    kernels = {op.name: op.kernel for op in spec.plan.ops}
+
+    assert kernels["norms.1"].op is Op.DEPTHWISE_CONV2D
+    assert (kernels["norms.1"].kernel_h, kernels["norms.1"].in_channels) == (1, 12)
+    assert kernels["norms.1"].activation is Activation.RELU
+    assert spec.refused == ()
+    assert {g.name: g.channels for g in spec.groups} == {"stem": 8, "convs.0": 4, "convs.1": 6, "transition": 10}
+    assert set(spec.group("convs.0").members) == {
+        GroupMember(op="convs.0", axis=Axis.OUT),
+        GroupMember(op="norms.1", axis=Axis.OUT, offset=8),
+        GroupMember(op="convs.1", axis=Axis.IN, offset=8),
+        GroupMember(op="last_norm", axis=Axis.OUT, offset=8),
+        GroupMember(op="transition", axis=Axis.IN, offset=8),
+    }
+    assert not {"norms.1", "last_norm", "head_norm"} & set(spec.prunable_ops)
+    check_pruned(model, spec, Decisions(channels={"stem": 5, "convs.0": 2, "convs.1": 3, "transition": 7}))
 
 
 def test_gates_over_concatenations() -> None:
