@@ -40,10 +40,12 @@ static void multiply(const KerfStep &step, int part, int parts) {
 template <int VL> KERF_INLINE typename Vec<VL>::Float exponential(typename Vec<VL>::Float x) {
   typedef typename Vec<VL>::Float Float;
   typedef typename Vec<VL>::Int Int;
-  // Adding and taking 1.5 * 2^23 away rounds to a whole number, which its last bits then hold.
+  // Adding 1.5 * 2^23 rounds to a whole number, which the last bits then hold. It is taken away from the bits, not from
+  // the sum: compilers that may reorder sums would leave both out.
   const Float shift = splat<VL>(12582912.0f);
   const Float shifted = x * 1.44269504f + shift;
-  const Float n = shifted - shift;
+  const Int whole = (Int)shifted - (Int)shift;
+  const Float n = __builtin_convertvector(whole, Float);
   const Float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
   Float sum = splat<VL>(1.0f / 5040);
   sum = sum * r + 1.0f / 720;
@@ -53,7 +55,7 @@ template <int VL> KERF_INLINE typename Vec<VL>::Float exponential(typename Vec<V
   sum = sum * r + 0.5f;
   sum = sum * r + 1.0f;
   sum = sum * r + 1.0f;
-  const Int power = ((Int)shifted - (Int)shift + 127) << 23;
+  const Int power = (whole + 127) << 23;
   return sum * (Float)power;
 }
 
