@@ -16,7 +16,7 @@ app = typer.Typer(help="Look at the fleet.", no_args_is_help=True)
 def list_devices(server: ServerOption = None, token: TokenOption = None, as_json: JsonOption = False) -> None:
     """List devices with their state and runtimes."""
     with connect(server, token) as client:
-        devices = client.devices()
+        devices = client.devices.list()
     columns = {
         "id": lambda d: d["id"],
         "name": lambda d: d["name"],
@@ -40,5 +40,5 @@ def enrol_code(
 ) -> None:
     """Make a code that lets new devices enrol, and print the command to run there."""
     with connect(server, token) as client:
-        code = client.create_enrolment_code(uses)
+        code = client.devices.create_enrolment_code(max_uses=uses)["code"]
     typer.echo(f"On the device:\n  kerf-agent run --server {server or DEFAULT_SERVER} --code {code}")

@@ -15,11 +15,11 @@ from typing import Annotated
 import typer
 
 from device_agent.contracts import decode
+from kerf import Client
 from search.domain.result import SearchResult
 from search.export import PACKED_FILE
 from server.cli.config_file import ConfigFileError
 from server.cli.connection import ServerOption, TokenOption, connect
-from server.client import KerfClient
 
 
 class ExportError(Exception):
@@ -71,8 +71,8 @@ def _packed_file(candidate: Path) -> Path:
     return path
 
 
-def _download(client: KerfClient, search: str, candidate_id: str, target: Path) -> None:
-    result = decode(SearchResult, client.search_part(search, "result"))
+def _download(client: Client, search: str, candidate_id: str, target: Path) -> None:
+    result = decode(SearchResult, client.searches.result(search))
     points = [point for point in result.front if point.candidate_id.startswith(candidate_id)]
     if len(points) != 1:
         known = ", ".join(point.candidate_id[:10] for point in result.front)
@@ -80,7 +80,7 @@ def _download(client: KerfClient, search: str, candidate_id: str, target: Path) 
     digest = points[0].files.get(PACKED_FILE)
     if digest is None:
         raise ConfigFileError(f"{candidate_id} has no {PACKED_FILE}: {points[0].failure or 'it was not exported'}")
-    client.download_artifact(digest, target)
+    client.artifacts.download(digest, target)
 
 
 def _deploy(packed: Path, output: Path, tune: bool) -> None:

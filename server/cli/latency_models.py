@@ -26,7 +26,7 @@ def show(
 ) -> None:
     """Show whether a series has a model, how old it is, and what it starts from."""
     with connect(server, token) as client:
-        _tell(client.latency_model(series), as_json=as_json)
+        _tell(client.latency.model(series), as_json=as_json)
 
 
 @model_app.command()
@@ -41,7 +41,7 @@ def fit(
 ) -> None:
     """Have a worker fit the model anew, from its own measurements, or starting from another series."""
     with connect(server, token) as client:
-        _tell(client.fit_latency_model(series, start), as_json=as_json)
+        _tell(client.latency.fit_model(series, from_series_id=start), as_json=as_json)
 
 
 @model_app.command()
@@ -53,7 +53,7 @@ def export(
 ) -> None:
     """Write the model as versioned JSON."""
     with connect(server, token) as client:
-        data = client.export_latency_model(series)
+        data = client.latency.export_model(series)
     partial = output.with_suffix(output.suffix + ".part")
     partial.write_bytes(data)
     partial.replace(output)
@@ -99,7 +99,7 @@ def predict(
         )
         wanted = [encode(spec)]
     with connect(server, token) as client:
-        found = client.predict_latencies(series, wanted)
+        found = client.latency.predict(series, wanted)
     if as_json:
         typer.echo(json.dumps(found, indent=1))
         return

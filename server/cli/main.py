@@ -12,12 +12,11 @@ import typer
 from rich.console import Console
 
 from device_agent.contracts import ContractError
+from kerf import ApiError, KerfError, SearchEnded, ServerUnavailable
 from server.cli import demo, devices, export, latency, models, processes, searches, tokens
 from server.cli.config_file import ConfigFileError
 from server.cli.export import ExportError
 from server.cli.local_stack import StackError
-from server.cli.searches import SearchEnded
-from server.client import ClientError, ServerUnavailable
 
 EXIT_BAD_INPUT = 2
 EXIT_SEARCH_ENDED = 3
@@ -57,9 +56,10 @@ def main() -> None:
     except (StackError, ServerUnavailable) as error:
         console.print(f"[red]error:[/red] {_plain(error)}")
         sys.exit(EXIT_UNAVAILABLE)
-    except ClientError as error:
+    except KerfError as error:
         console.print(f"[red]error:[/red] {_plain(error)}")
-        sys.exit(EXIT_BAD_INPUT if 400 <= error.status < 500 else EXIT_UNAVAILABLE)
+        is_ours = isinstance(error, ApiError) and error.status >= 500
+        sys.exit(EXIT_UNAVAILABLE if is_ours else EXIT_BAD_INPUT)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
 

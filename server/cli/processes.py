@@ -9,9 +9,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from kerf.local import default_data_dir
 from server.cli.connection import StateOption
 from server.cli.local_stack import StackOptions, running_stack
-from server.settings import Settings, default_data_dir
+from server.settings import Settings
 
 db_app = typer.Typer(help="The database.", no_args_is_help=True)
 

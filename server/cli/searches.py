@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import uuid
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
+from kerf import Client
+from kerf.local import default_data_dir
 from search.domain.config import SearchConfig
 from search.domain.result import SearchResult
 from server.cli.config_file import check_files, load_config, upload, with_overrides
@@ -17,9 +18,7 @@ from server.cli.connection import ServerOption, StateOption, TokenOption, connec
 from server.cli.console import JsonOption, make_console, print_items
 from server.cli.local_stack import StackOptions, running_stack
 from server.cli.output import print_front, write_output
-from server.cli.progress import show_progress
-from server.client import KerfClient
-from server.settings import default_data_dir
+from server.cli.progress import shown_progress
 
 app = typer.Typer(help="Submit and follow searches.", no_args_is_help=True)
 
@@ -28,10 +27,6 @@ DataOption = Annotated[
     Path | None, typer.Option("--data", help="Folder of the files that the config names.", show_default=False)
 ]
 OutputOption = Annotated[Path, typer.Option("--output", help="Folder for result.json and the exported files.")]
-
-
-class SearchEnded(Exception):
-    """A search ended without a result. The text is the server's reason."""
 
 
 @app.command()
@@ -72,10 +67,10 @@ def run(
         run_search(client, chosen, paths, output, console)
 
 
-def run_search(client: KerfClient, config: SearchConfig, paths: Any, output: Path, console: Console) -> SearchResult:
-    """Submit, follow and fetch one search. Raises `SearchEnded` where it does not complete."""
+def run_search(client: Client, config: SearchConfig, paths: Any, output: Path, console: Console) -> SearchResult:
+    """Submit, follow and fetch one search. Raises `kerf.SearchEnded` where it does not complete."""
     body = upload(config, paths, client)
-    search_id = client.submit_search(body, idempotency_key=str(uuid.uuid4()))["id"]
+    search_id = client.searches.create(body)["id"]
     console.print(f"search {search_id}")
     follow(client, search_id, console)
     result = write_output(client, search_id, output)
@@ -84,12 +79,10 @@ def run_search(client: KerfClient, config: SearchConfig, paths: Any, output: Pat
     return result
 
 
-def follow(client: KerfClient, search_id: str, console: Console) -> None:
-    """Show progress until the search ends. Raises `SearchEnded` unless it completed."""
-    show_progress(client.events(search_id), console)
-    search = client.search(search_id)
-    if search["state"] != "completed":
-        raise SearchEnded(f"search {search_id} {search['state']}: {search.get('error') or 'no reason was given'}")
+def follow(client: Client, search_id: str, console: Console) -> None:
+    """Show progress until the search ends. Raises `kerf.SearchEnded` unless it completed."""
+    with shown_progress(console) as show:
+        client.searches.open(search_id).wait(progress=show)
 
 
 @app.command()
@@ -109,14 +102,14 @@ def submit(
     chosen = load_config(config)
     paths = check_files(chosen, data)
     with connect(server, token) as client:
-        typer.echo(client.submit_search(upload(chosen, paths, client), idempotency_key=str(uuid.uuid4()))["id"])
+        typer.echo(client.searches.create(upload(chosen, paths, client))["id"])
 
 
 @app.command("ls")
 def list_searches(server: ServerOption = None, token: TokenOption = None, as_json: JsonOption = False) -> None:
     """List searches, newest first."""
     with connect(server, token) as client:
-        searches = client.searches()
+        searches = client.searches.list()
     columns = {
         "id": lambda s: s["id"],
         "name": lambda s: s["name"],
@@ -131,7 +124,7 @@ def list_searches(server: ServerOption = None, token: TokenOption = None, as_jso
 def status(search_id: str, server: ServerOption = None, token: TokenOption = None) -> None:
     """Print one search as JSON."""
     with connect(server, token) as client:
-        typer.echo(json.dumps(client.search(search_id), indent=1))
+        typer.echo(json.dumps(client.searches.get(search_id), indent=1))
 
 
 @app.command()
@@ -170,4 +163,4 @@ def resume(search_id: str, server: ServerOption = None, token: TokenOption = Non
 
 def _act(search_id: str, verb: str, server: str | None, token: str | None) -> None:
     with connect(server, token) as client:
-        typer.echo(client.search_action(search_id, verb)["state"])
+        typer.echo(getattr(client.searches, verb)(search_id)["state"])

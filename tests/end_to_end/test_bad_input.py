@@ -48,7 +48,7 @@ def kerf(
 
 def stored(stack: LocalStack) -> tuple[int, int]:
     with stack.client() as client:
-        return len(client.searches(limit=500)), len(client.datasets())
+        return len(client.searches.list(limit=500)), len(client.datasets.list())
 
 
 def assert_refused(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:

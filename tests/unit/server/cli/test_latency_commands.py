@@ -17,10 +17,10 @@ from typer.testing import CliRunner
 
 from device_agent.contracts import KernelTask, PruningScheme, WeightPruning, decode, encode
 from device_agent.contracts.statistics import summarize
+from kerf import Client
 from server.cli import latency, latency_models
 from server.cli.config_file import ConfigFileError
 from server.cli.main import app
-from server.client import KerfClient
 from server.latency.card import refresh_card
 from server.latency.exchange.mapping import FIELDS, ImportMapping
 from server.latency.kernel_models import refresh_model
@@ -46,14 +46,8 @@ def server(sqlite_lab: ServerLab, monkeypatch: pytest.MonkeyPatch) -> ServerLab:
         )
         return httpx.Response(answer.status_code, headers=dict(answer.headers), content=answer.content)
 
-    def connect(server: str | None, token: str | None) -> KerfClient:
-        client = KerfClient("http://testserver", sqlite_lab.user)
-        headers = client._http.headers
-        client.close()
-        client._http = httpx.Client(
-            base_url="http://testserver", headers=headers, transport=httpx.MockTransport(forward)
-        )
-        return client
+    def connect(server: str | None, token: str | None) -> Client:
+        return Client("http://testserver", sqlite_lab.user, transport=httpx.MockTransport(forward))
 
     monkeypatch.setattr(latency, "connect", connect)
     monkeypatch.setattr(latency_models, "connect", connect)
