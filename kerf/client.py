@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import TracebackType
 from typing import Any, Self
 
 import httpx
@@ -24,13 +23,29 @@ from kerf.session import Session
 TIMEOUT_S = 30.0
 
 
-class Client:
+class _AnyClient:
+    """What both clients say of themselves."""
+
+    _http: httpx.Client | httpx.AsyncClient
+
+    @property
+    def server(self) -> str:
+        """The server's address."""
+        return str(self._http.base_url).rstrip("/")
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.server}>"
+
+
+class Client(_AnyClient):
     """Talks to one server as one user. Close it, or use it as a context manager.
 
     Without `server` and `token` the environment (`KERF_SERVER`, `KERF_TOKEN`) says them, or else it is the server that
     `kerf up` runs on this machine. A request that fails on the way is repeated up to `max_attempts` times where that
     is harmless. `transport` is one of httpx, for proxies and tests.
     """
+
+    _http: httpx.Client
 
     def __init__(
         self,
@@ -52,28 +67,20 @@ class Client:
         self.tokens = Tokens(session)
         self.status = Status(session)
 
-    @property
-    def server(self) -> str:
-        """The server's address."""
-        return str(self._http.base_url).rstrip("/")
-
-    def __repr__(self) -> str:
-        return f"<Client of {self.server}>"
-
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
         self._http.close()
 
 
-class AsyncClient:
+class AsyncClient(_AnyClient):
     """`Client` for `await`: the same resources and methods, each of which is a coroutine."""
+
+    _http: httpx.AsyncClient
 
     def __init__(
         self,
@@ -95,20 +102,10 @@ class AsyncClient:
         self.tokens = AsyncTokens(session)
         self.status = AsyncStatus(session)
 
-    @property
-    def server(self) -> str:
-        """The server's address."""
-        return str(self._http.base_url).rstrip("/")
-
-    def __repr__(self) -> str:
-        return f"<AsyncClient of {self.server}>"
-
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     async def aclose(self) -> None:

@@ -75,6 +75,16 @@ def test_both_clients_have_the_same_methods() -> None:
     client.close()
 
 
+def test_the_page_names_every_method() -> None:
+    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+    with kerf.Client("http://server", "token") as client:
+        for name, resource in resources(client).items():
+            (row,) = [line for line in page.splitlines() if line.startswith(f"| `client.{name}` |")]
+            # Lists read pages by themselves, and `upload` is what people put.
+            hidden = {n for n in methods(resource) if n.endswith("page")} | {"put", "import_artifact"}
+            assert [n for n in methods(resource).keys() - hidden if f"`{n}`" not in row] == []
+
+
 def test_the_command_line_talks_through_this_client_alone() -> None:
     for path in sorted((ROOT / "server" / "cli").glob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
