@@ -20,6 +20,7 @@ from search.domain.result import SearchResult
 from search.export import PACKED_FILE
 from server.cli.config_file import ConfigFileError
 from server.cli.connection import ServerOption, TokenOption, connect
+from server.cli.console import JsonOption, tell
 
 
 class ExportError(Exception):
@@ -44,6 +45,7 @@ def export(
     tune: Annotated[bool, typer.Option(help="Time the tiles on this machine, or guess them.")] = True,
     server: ServerOption = None,
     token: TokenOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Write one network as a folder that runs without Kerf: C source, program image, TFLite, examples.
 
@@ -61,7 +63,11 @@ def export(
             with connect(server, token) as client:
                 _download(client, search, candidate_id, packed)
         _deploy(packed, output, tune)
-    typer.echo(f"written to {output}; README.txt there says how to compile and run it")
+    tell(
+        f"written to {output}; README.txt there says how to compile and run it",
+        {"output": str(output)},
+        as_json=as_json,
+    )
 
 
 def _packed_file(candidate: Path) -> Path:

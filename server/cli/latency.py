@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -14,7 +13,7 @@ import yaml
 from server.cli import latency_models
 from server.cli.config_file import ConfigFileError
 from server.cli.connection import ServerOption, TokenOption, connect
-from server.cli.console import JsonOption, make_console, print_items
+from server.cli.console import JsonOption, make_console, print_items, print_json, tell
 
 app = typer.Typer(help="Query, compare, predict, import and export latencies.", no_args_is_help=True)
 app.add_typer(latency_models.model_app, name="model")
@@ -57,7 +56,7 @@ def import_file(
     with connect(server, token) as client:
         answer = client.latency.import_file(file, device=device, mapping=columns)
     if as_json:
-        typer.echo(json.dumps(answer, indent=1))
+        print_json(answer)
         return
     typer.echo(
         f"{file.name}: {answer['rows']} rows, {answer['added']} added, {answer['already_there']} there before, "
@@ -90,6 +89,7 @@ def export(
     max_density: DensityOption = None,
     server: ServerOption = None,
     token: TokenOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Write every kernel measurement that fits, with all of its provenance in each row."""
     wanted = _given(
@@ -105,7 +105,7 @@ def export(
     )
     with connect(server, token) as client:
         size = client.latency.export(output, format=form.value, **wanted)
-    typer.echo(f"{output}: {size} bytes")
+    tell(f"{output}: {size} bytes", {"file": str(output), "bytes": size}, as_json=as_json)
 
 
 @app.command()
@@ -192,6 +192,7 @@ def list_series(
     print_items(rows, columns, as_json=as_json)
 
 
+@latency_models.predictor_app.command()
 @app.command()
 def card(
     series: Annotated[str, typer.Argument(help="A series; see `kerf latency series`.")],
@@ -204,7 +205,7 @@ def card(
     with connect(server, token) as client:
         found = client.latency.card(series)
     if as_json:
-        typer.echo(json.dumps(found, indent=1))
+        print_json(found)
         return
     _print_card(found, families)
 
@@ -262,7 +263,7 @@ def compare(
     with connect(server, token) as client:
         found = client.latency.compare(**wanted)
     if as_json:
-        typer.echo(json.dumps(found, indent=1))
+        print_json(found)
         return
     _print_comparison(found)
 
@@ -280,7 +281,7 @@ def profit(
     with connect(server, token) as client:
         found = client.latency.profit(**_given(device=device, runtime=runtime, series=series))
     if as_json:
-        typer.echo(json.dumps(found, indent=1))
+        print_json(found)
         return
     columns = {
         "kernel": lambda r: _kernel_words(r["kernel"]),
