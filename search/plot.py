@@ -5,24 +5,28 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 
-import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from search.domain.result import Baseline, BaselineLatency, DeviceFigures, FrontPoint, SearchResult
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-from matplotlib.axes import Axes
-
 
 def plot_front(result: SearchResult) -> bytes:
-    """Measured latency with its confidence interval against accuracy, with the dense baselines, as PNG bytes.
+    """`front_figure` as PNG bytes."""
+    buffer = io.BytesIO()
+    front_figure(result).savefig(buffer, format="png")
+    return buffer.getvalue()
+
+
+def front_figure(result: SearchResult) -> Figure:
+    """Measured latency with its confidence interval against accuracy, with the dense baselines.
 
     With several devices, one picture for each beside that over the devices.
     """
     devices = result.devices if len(result.devices) > 1 else ()
-    figure, panels = plt.subplots(
-        1, 1 + len(devices), figsize=(7.5 + 4.6 * len(devices), 4.6), dpi=150, sharey=True, squeeze=False
-    )
+    # Without pyplot: it would choose a backend, and a notebook has its own.
+    figure = Figure(figsize=(7.5 + 4.6 * len(devices), 4.6), dpi=150)
+    panels = figure.subplots(1, 1 + len(devices), sharey=True, squeeze=False)
     source = "" if result.device.source == "measured" else f" ({result.device.source.value} device)"
     if devices:
         over = str(result.search.settings.get("latency_over_devices", "max")).replace("_", " ")
@@ -36,11 +40,8 @@ def plot_front(result: SearchResult) -> bytes:
         points = [(p, p.devices[place]) for p in result.front]
         own = result.baseline.devices[place].latency_ms
         _draw(panels[0][1 + place], f"{device.name}{source}", points, result.baseline, own)
-    buffer = io.BytesIO()
     figure.tight_layout()
-    figure.savefig(buffer, format="png")
-    plt.close(figure)
-    return buffer.getvalue()
+    return figure
 
 
 def _draw(

@@ -16,6 +16,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from device_agent import __version__
 from server import handlers, openapi, status
+from server.accounts import endpoints as accounts
 from server.accounts.tokens import SecretHasher
 from server.artifacts import endpoints as artifacts
 from server.artifacts.store import ArtifactStore
@@ -63,6 +64,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         exchange,
         artifacts,
         catalog,
+        accounts,
     ):
         app.include_router(module.router)
     app.include_router(dashboard.router)

@@ -24,6 +24,7 @@ from device_agent.contracts import (
     ReportBatch,
 )
 from search.domain.config import SearchConfig
+from server.accounts.endpoints import NewToken, TokenRequest, TokenView
 from server.catalog.endpoints import DatasetRequest, DatasetView, ModelList, ModelRequest, ModelView
 from server.errors import Problem
 from server.fleet.devices import DeviceView, EnrolmentCode, EnrolmentCodeRequest
@@ -31,7 +32,7 @@ from server.latency.exchange.service import ImportAnswer, LatencyImport
 from server.latency.listing_endpoints import CardView, Comparison
 from server.latency.model_endpoints import LatencyModelRequest, LatencyModelView, PredictionAnswer, PredictionQuery
 from server.latency.profit import ProfitMap
-from server.latency.schemas import KernelView, LatencyAnswer, LatencyQuery, LatencyView, MeasurementView
+from server.latency.schemas import KernelView, LatencyAnswer, LatencyQuery, LatencyView, MeasurementView, SeriesView
 from server.searches.schemas import CandidateView, EventView, SearchView
 from server.status import Health, Version
 
@@ -67,6 +68,7 @@ WIRE_CLASSES: tuple[type, ...] = (
     ModelList,
     ModelRequest,
     ModelView,
+    NewToken,
     PredictionAnswer,
     PredictionQuery,
     Problem,
@@ -77,6 +79,9 @@ WIRE_CLASSES: tuple[type, ...] = (
     ReportBatch,
     SearchConfig,
     SearchView,
+    SeriesView,
+    TokenRequest,
+    TokenView,
     Version,
 )
 

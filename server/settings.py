@@ -9,17 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from device_agent.contracts import ContractError
+from kerf.local import TOKEN_FILE, default_data_dir
 
 ENV_PREFIX = "KERF_"
 
 #: A check takes a device some seconds.
 MIN_DRIFT_INTERVAL_S = 60.0
-
-
-def default_data_dir() -> Path:
-    """`$XDG_DATA_HOME/kerf`, or `~/.local/share/kerf`."""
-    base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
-    return Path(base) / "kerf"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +98,7 @@ class Settings:
     @property
     def local_token_file(self) -> Path:
         """The user token that the embedded mode makes for this machine's user."""
-        return self.data_dir / "user.token"
+        return self.data_dir / TOKEN_FILE
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:

@@ -10,9 +10,9 @@ from typing import Any
 import yaml
 
 from device_agent.contracts import ContractError, encode
+from kerf import Client
 from search.domain.config import Method, SearchConfig, parse_config
 from search.networks.file import read_network
-from server.client import KerfClient
 
 
 class ConfigFileError(Exception):
@@ -95,22 +95,23 @@ def check_files(config: SearchConfig, data_dir: Path | None) -> Mapping[str, Pat
     return found
 
 
-def upload(config: SearchConfig, paths: Mapping[str, Path], client: KerfClient) -> dict[str, Any]:
+def upload(config: SearchConfig, paths: Mapping[str, Path], client: Client) -> dict[str, Any]:
     """Upload the named files and return the request body, in which their SHA-256 stand for them.
 
-    Raises `ClientError` where the server refuses one.
+    Raises `kerf.ApiError` where the server refuses one.
     """
-    digests = {role: client.upload_artifact(path) for role, path in paths.items()}
+    digests = {role: client.artifacts.upload(path) for role, path in paths.items()}
     model, dataset = config.model, config.dataset
     if "checkpoint" in digests:
-        client.register_model(
-            {"architecture": model.architecture, "name": paths["checkpoint"].name, "sha256": digests["checkpoint"]}
+        assert model.architecture is not None
+        client.models.create(
+            architecture=model.architecture, name=paths["checkpoint"].name, sha256=digests["checkpoint"]
         )
         model = replace(model, checkpoint=digests["checkpoint"])
     if "network" in digests:
         model = replace(model, network=digests["network"])
     if "train" in digests:
-        client.register_dataset({"name": dataset.name, "train": digests["train"], "test": digests["test"]})
+        client.datasets.create(name=dataset.name, train=digests["train"], test=digests["test"])
         dataset = replace(dataset, train=digests["train"], test=digests["test"])
     body: dict[str, Any] = encode(replace(config, model=model, dataset=dataset))
     return body

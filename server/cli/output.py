@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from device_agent.contracts import decode
+from kerf import Client
 from search.domain.result import BaselineLatency, DeviceFigures, FrontPoint, SearchResult
 from server.cli.designs import design_table
-from server.client import KerfClient
 from server.dashboard.wording import STANDING_LABELS
 
 RESULT_FILE = "result.json"
@@ -23,7 +23,7 @@ RESULT_FILE = "result.json"
 _NAMED_TIES = 3
 
 
-def write_output(client: KerfClient, search_id: str, output: Path) -> SearchResult:
+def write_output(client: Client, search_id: str, output: Path) -> SearchResult:
     """Fetch the result and everything that belongs to it into `output`.
 
     result.json is written last: where it lies, the rest is complete.
@@ -31,19 +31,21 @@ def write_output(client: KerfClient, search_id: str, output: Path) -> SearchResu
     from search.plot import plot_front  # matplotlib takes a second to import; only this command needs it
 
     output.mkdir(parents=True, exist_ok=True)
-    raw = client.search_part(search_id, "result")
+    raw = client.searches.result(search_id)
     result = decode(SearchResult, raw)
-    _write_json(output / "front.json", client.search_part(search_id, "searched-front"))
-    _write_json(output / "latency-table.json", client.search_part(search_id, "latency-table"))
+    _write_json(output / "front.json", client.searches.searched_front(search_id))
+    _write_json(output / "latency-table.json", client.searches.latency_table(search_id))
     for device in result.devices[1:]:
-        _write_json(output / f"latency-table.{device.id}.json", client.latency_table(search_id, device.id))
-    config = client.search_part(search_id, "config")
+        _write_json(
+            output / f"latency-table.{device.id}.json", client.searches.latency_table(search_id, device=device.id)
+        )
+    config = client.searches.config(search_id)
     (output / "config.resolved.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     for point in result.front:
         folder = output / "candidates" / point.candidate_id
         folder.mkdir(parents=True, exist_ok=True)
         for name, digest in point.files.items():
-            client.download_artifact(digest, folder / name)
+            client.artifacts.download(digest, folder / name)
     (output / "front.png").write_bytes(plot_front(result))
     _write_json(output / RESULT_FILE, raw)
     return result
