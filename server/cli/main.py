@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from device_agent.contracts import ContractError
-from server.cli import demo, devices, export, latency, models, processes, searches, tokens
+from server.cli import demo, devices, export, latency, models, processes, report, searches, tokens
 from server.cli.config_file import ConfigFileError
 from server.cli.export import ExportError
 from server.cli.local_stack import StackError
@@ -29,6 +29,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+searches.app.command("report")(report.report)
 app.add_typer(searches.app, name="search")
 app.add_typer(devices.app, name="devices")
 app.add_typer(latency.app, name="latency")

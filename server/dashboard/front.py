@@ -42,9 +42,7 @@ def baseline_of(session: Session, search: SearchRow) -> Baseline:
     """The unpruned network's figures, as far as the search has come: from its result, else from its checkpoints."""
     text = get_document(session, search.id, RESULT)
     if text is not None:
-        data = json.loads(text)["baseline"]
-        own = {found["device_id"]: _of_result(found) for found in data.get("devices", ())}
-        return replace(_of_result(data), accuracy=data["accuracy"], by_device=own if len(own) > 1 else {})
+        return result_baseline(json.loads(text)["baseline"])
     prepared = _checkpoint(session, search.id, JobStage.PREPARING)
     profile = _checkpoint(session, search.id, JobStage.PROFILING)
     first, *others = device_ids(search)
@@ -59,6 +57,12 @@ def baseline_of(session: Session, search: SearchRow) -> Baseline:
         ncnn_ms=_over([b.ncnn_ms for b in found], over),
         by_device=by_device if others else {},
     )
+
+
+def result_baseline(data: Mapping[str, Any]) -> Baseline:
+    """That of a result, from its JSON."""
+    own = {found["device_id"]: _of_result(found) for found in data.get("devices", ())}
+    return replace(_of_result(data), accuracy=data["accuracy"], by_device=own if len(own) > 1 else {})
 
 
 def _of_result(data: Mapping[str, Any]) -> Baseline:
@@ -182,14 +186,14 @@ def _front_row(row: CandidateRow, baseline: Baseline, devices: Sequence[DeviceLi
         row.results.get(stage.value, {}) for stage in (JobStage.TRAINING, JobStage.EXPORTING, JobStage.VERIFYING)
     )
     predicted = float(metrics[Metric.LATENCY_MS])
-    found = _Verified.of(verified)
+    found = VerifiedResult.of(verified)
     return FrontRow(
         candidate_id=row.candidate_id,
         selected=row.selected,
         predicted_latency_ms=predicted,
         measured_latency_ms=found.measured_latency_ms,
         latency_ci95_ms=found.latency_ci95_ms,
-        speed_up=_speed_up(baseline, predicted, found.measured_latency_ms),
+        speed_up=speed_up_of(baseline, predicted, found.measured_latency_ms),
         accuracy_estimate=1.0 - float(metrics[Metric.ERROR]) if Metric.ERROR in metrics else None,
         accuracy=trained.get("accuracy"),
         accuracy_ci95=_pair(trained.get("accuracy_ci95")),
@@ -198,15 +202,15 @@ def _front_row(row: CandidateRow, baseline: Baseline, devices: Sequence[DeviceLi
         reasons=found.reasons,
         output_max_abs_error=found.output_max_abs_error,
         failure=found.failure,
-        files=_files(exported.get("files", {})),
+        files=file_links(exported.get("files", {})),
         devices=tuple(_on_device(row, device, baseline) for device in devices) if len(devices) > 1 else (),
         untrained=bool(verified.get("untrained")),
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Verified:
-    """What VERIFYING stored, of one device or over several."""
+class VerifiedResult:
+    """What VERIFYING stored, of one device or over several; results have the same keys."""
 
     measured_latency_ms: float | None
     latency_ci95_ms: tuple[float, float] | None
@@ -216,7 +220,7 @@ class _Verified:
     failure: str
 
     @classmethod
-    def of(cls, data: Mapping[str, Any]) -> _Verified:
+    def of(cls, data: Mapping[str, Any]) -> VerifiedResult:
         verdict = data.get("verdict")
         return cls(
             measured_latency_ms=data.get("measured_latency_ms"),
@@ -235,14 +239,14 @@ def _pair(interval: Sequence[float] | None) -> tuple[float, float] | None:
 def _on_device(row: CandidateRow, device: DeviceLink, baseline: Baseline) -> DeviceFigures:
     searched, verified = (row.results.get(stage.value, {}) for stage in (JobStage.SEARCHING, JobStage.VERIFYING))
     predicted = searched.get("latencies_ms", {}).get(device.device_id)
-    found = _Verified.of(verified.get("devices", {}).get(device.device_id, {}))
+    found = VerifiedResult.of(verified.get("devices", {}).get(device.device_id, {}))
     own = baseline.by_device.get(device.device_id, Baseline())
     return DeviceFigures(
         device=device,
         predicted_latency_ms=predicted,
         measured_latency_ms=found.measured_latency_ms,
         latency_ci95_ms=found.latency_ci95_ms,
-        speed_up=None if predicted is None else _speed_up(own, predicted, found.measured_latency_ms),
+        speed_up=None if predicted is None else speed_up_of(own, predicted, found.measured_latency_ms),
         verdict=found.verdict,
         reasons=found.reasons,
         output_max_abs_error=found.output_max_abs_error,
@@ -250,11 +254,12 @@ def _on_device(row: CandidateRow, device: DeviceLink, baseline: Baseline) -> Dev
     )
 
 
-def _files(digests: Mapping[str, str]) -> tuple[FileLink, ...]:
+def file_links(digests: Mapping[str, str]) -> tuple[FileLink, ...]:
     return tuple(FileLink(name=name, sha256=digest) for name, digest in sorted(digests.items()))
 
 
-def _speed_up(baseline: Baseline, predicted_ms: float, measured_ms: float | None) -> SpeedUp | None:
+def speed_up_of(baseline: Baseline, predicted_ms: float, measured_ms: float | None) -> SpeedUp | None:
+    """Against the unpruned network in TFLite; None where that is not known."""
     if baseline.tflite_ms is None:
         return None
     latency = predicted_ms if measured_ms is None else measured_ms

@@ -184,6 +184,41 @@ class FrontRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetRow:
+    """The best candidate that is `speed_up` times faster than the unpruned network in TFLite, None where none is.
+
+    `is_open`: its measured interval ends beyond the budget.
+    """
+
+    speed_up: float
+    budget_ms: float
+    best: FrontRow | None
+    is_open: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerTime:
+    """A layer's part of the predicted latency on one device, and as a part of the slowest layer's."""
+
+    latency_ms: float
+    share: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerRow:
+    """One operator of a candidate. `scheme` is "" and `density` None for operators without weights."""
+
+    name: str
+    op: str
+    channels: str
+    extent: str
+    scheme: str
+    density: float | None
+    macs: int
+    times: tuple[LayerTime, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EventView:
     text: str
     age_s: float
@@ -221,6 +256,8 @@ class SearchPage:
     unit: LatencyUnit
     objectives: str
     events: tuple[EventView, ...]
+    budgets: tuple[BudgetRow, ...]
+    growth: LinePicture | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,6 +321,39 @@ class ScatterPoint:
 class Tick:
     place: float
     label: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinePoint:
+    """A place in the picture, and what it is."""
+
+    x: float
+    y: float
+    title: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One line: `path` and `band` (of its intervals, or "") as SVG writes them; `colour` is a number of the sheet."""
+
+    name: str
+    colour: int
+    path: str
+    band: str
+    points: tuple[LinePoint, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LinePicture:
+    """Lines over two linear axes; the origin is above on the left, as in SVG."""
+
+    width: float
+    height: float
+    x_title: str
+    y_title: str
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    lines: tuple[Line, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -372,3 +442,61 @@ class ProfitPage:
     num_shapes: int
     page: int
     num_pages: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CandidateLayers:
+    """The layers of one candidate of a report; `summary` is its latency and accuracy in words."""
+
+    candidate_id: str
+    summary: str
+    layers: tuple[LayerRow, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportDevice:
+    """A device of a report: facts, and the series that its measurements are in."""
+
+    name: str
+    source: str
+    facts: tuple[Fact, ...]
+    series: tuple[ReportSeries, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportSeries:
+    """`verdicts` in words, such as "trusted 212, noisy 3"."""
+
+    series_id: str
+    runtime: str
+    agent_version: str
+    verdicts: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReportPage:
+    """A finished search as one file. Names shared with `SearchPage` mean the same; pictures are data addresses.
+
+    `config` is the resolved config as YAML.
+    """
+
+    search_id: str
+    name: str
+    source: str
+    devices: tuple[DeviceLink, ...]
+    over_devices: str
+    tiles: tuple[Tile, ...]
+    chosen: tuple[FrontRow, ...]
+    others: tuple[FrontRow, ...]
+    budgets: tuple[BudgetRow, ...]
+    unit: LatencyUnit
+    growth: LinePicture | None
+    picture_light: str
+    picture_dark: str
+    picture_text: str
+    candidates: tuple[CandidateLayers, ...]
+    method: tuple[Fact, ...]
+    hardware: tuple[ReportDevice, ...]
+    versions: tuple[Fact, ...]
+    commands: tuple[str, ...]
+    config: str

@@ -69,7 +69,8 @@ REASON_TEXTS = {
     VerdictReason.NOT_VERIFIED: "imported without samples: not verified",
 }
 
-_OP_NAMES = {
+#: Operators in a word or two.
+OP_NAMES = {
     Op.CONV2D: "conv",
     Op.DEPTHWISE_CONV2D: "depthwise conv",
     Op.FULLY_CONNECTED: "fully connected",
@@ -119,7 +120,7 @@ def scheme_words(pruning: WeightPruning) -> str:
 
 def _shape_words(spec: KernelSpec) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
     """Operator and channels; height, width and stride; and what is fused."""
-    name = _OP_NAMES[spec.op]
+    name = OP_NAMES[spec.op]
     if (spec.kernel_h, spec.kernel_w) != (1, 1) or spec.op in (Op.CONV2D, Op.DEPTHWISE_CONV2D):
         name += f" {spec.kernel_h}×{spec.kernel_w}"
     if spec.in_channels == spec.out_channels:
