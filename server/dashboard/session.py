@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from fastapi import Depends, Request, Response
 from fastapi.responses import RedirectResponse
@@ -85,6 +85,10 @@ class DashboardRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def handle_for_browser(request: Request) -> Response:
+            if request.method == "GET" and "" in request.query_params.values():
+                # Forms send their empty fields too: those filter nothing, and are no part of the address.
+                filled = [(name, value) for name, value in request.query_params.multi_items() if value]
+                return RedirectResponse(f"{request.url.path}?{urlencode(filled)}", status_code=303)
             try:
                 return await handle(request)
             except SignInNeeded:

@@ -17,6 +17,7 @@ from server.columns import database_time_s
 from server.context import TOKEN_COOKIE, Context, ContextDep
 from server.dashboard import queries
 from server.dashboard.card import card_page
+from server.dashboard.explorer import explorer_page, kernel_page
 from server.dashboard.front import chart_data
 from server.dashboard.live import changes, overview_version, search_version
 from server.dashboard.pages import DevicePage, OverviewPage, SearchPage
@@ -33,6 +34,9 @@ from server.dashboard.session import (
 from server.dashboard.templating import STATIC_DIR, STATIC_URL, render
 from server.errors import Forbidden, NotFound, PayloadTooLarge
 from server.fleet.devices import MISSED_HEARTBEATS
+from server.latency.exchange.endpoints import export_answer
+from server.latency.exchange.tables import TableFormat
+from server.latency.listing_endpoints import FilterDep, list_place
 from server.searches.queries import get_search
 
 router = APIRouter(route_class=DashboardRoute, include_in_schema=False)
@@ -102,6 +106,26 @@ def show_profit(
     with context.database.read() as session:
         found = profit_page(session, series_id, database_time_s(session), scheme=scheme, page=page)
     return render("profit.html", page=found, viewer=viewer, path="")
+
+
+@router.get("/explorer")
+def show_explorer(context: ContextDep, viewer: ViewerDep, wanted: FilterDep, cursor: str | None = None) -> Response:
+    with context.database.read() as session:
+        page = explorer_page(session, wanted, after=list_place(cursor), now=database_time_s(session))
+    return render("explorer.html", page=page, viewer=viewer, path="/explorer")
+
+
+@router.get("/explorer/latencies.{form}")
+def download_latencies(form: TableFormat, context: ContextDep, viewer: ViewerDep, wanted: FilterDep) -> Response:
+    """Every measurement behind the filters, as REST exports it."""
+    return export_answer(context, wanted, form)
+
+
+@router.get("/series/{series_id}/kernels/{kernel_id}")
+def show_kernel(series_id: str, kernel_id: str, context: ContextDep, viewer: ViewerDep) -> Response:
+    with context.database.read() as session:
+        page = kernel_page(session, series_id, kernel_id, database_time_s(session))
+    return render("kernel.html", page=page, viewer=viewer, path="")
 
 
 @router.get("/live", response_class=EventSourceResponse)

@@ -81,7 +81,7 @@ OP_NAMES = {
     Op.SHORTCUT_PAD: "shortcut pad",
 }
 
-_SCHEME_NAMES = {
+SCHEME_NAMES = {
     PruningScheme.DENSE: "dense",
     PruningScheme.UNSTRUCTURED: "unstructured",
     PruningScheme.GROUP: "group",
@@ -112,10 +112,10 @@ def shape_words(spec: KernelSpec) -> str:
 def scheme_words(pruning: WeightPruning) -> str:
     """A scheme with its block, without the density."""
     if pruning.scheme is PruningScheme.PATTERN:
-        return f"{_SCHEME_NAMES[pruning.scheme]} of {pruning.pattern_entries}"
+        return f"{SCHEME_NAMES[pruning.scheme]} of {pruning.pattern_entries}"
     if pruning.scheme in (PruningScheme.DENSE, PruningScheme.UNSTRUCTURED):
-        return _SCHEME_NAMES[pruning.scheme]
-    return f"{_SCHEME_NAMES[pruning.scheme]} {pruning.block_filters}×{pruning.block_channels}"
+        return SCHEME_NAMES[pruning.scheme]
+    return f"{SCHEME_NAMES[pruning.scheme]} {pruning.block_filters}×{pruning.block_channels}"
 
 
 def _shape_words(spec: KernelSpec) -> tuple[str, tuple[str, ...], tuple[str, ...]]:

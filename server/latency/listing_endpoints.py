@@ -13,7 +13,16 @@ from server.context import ContextDep, Reader
 from server.errors import BadRequest, Unprocessable
 from server.latency.card import SeriesCard, stored_card
 from server.latency.drift import DriftView, drift_view
-from server.latency.listing import LatencyFilter, Place, find_device, list_latencies, medians, one_series
+from server.latency.listing import (
+    PLACE_SEPARATOR,
+    LatencyFilter,
+    Place,
+    find_device,
+    list_latencies,
+    medians,
+    one_series,
+    place_key,
+)
 from server.latency.schemas import LatencyView, SeriesView, latency, series_view
 from server.latency.series import differing_parts, get_series, key_of, list_series
 from server.models import KernelRow, LatencyRow
@@ -33,9 +42,6 @@ router = APIRouter(prefix="/v1", tags=["latency"], responses=PROBLEMS)
 
 Extent = Annotated[int | None, Query(ge=1, le=65536)]
 Density = Annotated[float | None, Query(ge=0.0, le=1.0)]
-
-#: Between the parts of a place in the cursor: in no identity and no mode.
-_SEPARATOR = "|"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,8 +145,8 @@ def get_latencies(
 ) -> Response:
     """The latest usable figure of each kernel in each series. Figures of different keys are different rows."""
     with context.database.read() as session:
-        rows = list_latencies(session, wanted, after=_place(cursor), limit=limit + 1)
-    part = page(rows, limit, key=lambda row: _SEPARATOR.join((row[0].kernel_id, row[0].series_id, row[0].mode)))
+        rows = list_latencies(session, wanted, after=list_place(cursor), limit=limit + 1)
+    part = page(rows, limit, key=lambda row: place_key(row[0]))
     views = tuple(
         LatencyView(
             kernel=decode(KernelSpec, kernel.spec), latency=latency(row), series=series_view(series), device_name=name
@@ -243,11 +249,12 @@ def _compared(identity: str, kernel: KernelRow, first: LatencyRow, second: Laten
     )
 
 
-def _place(cursor: str | None) -> Place | None:
+def list_place(cursor: str | None) -> Place | None:
+    """The place behind a cursor of the list of latencies. Raises `BadRequest` for one that is none."""
     key = decode_cursor(cursor)
     if key is None:
         return None
-    parts = key.split(_SEPARATOR)
+    parts = key.split(PLACE_SEPARATOR)
     if len(parts) != 3:
         raise BadRequest(f"cursor {cursor!r} is not one of this list: leave it out to begin at the start")
     return (parts[0], parts[1], parts[2])
