@@ -18,6 +18,7 @@ from search.standing import VerifiedFigures, compare_verified
 from server.dashboard.formats import LatencyUnit, latency_unit
 from server.dashboard.pages import DeviceFigures, DeviceLink, FileLink, FrontRow, SpeedUp
 from server.dashboard.wording import STANDING_LABELS, VERDICT_LABELS, StateLabel, reason_texts
+from server.errors import NotFound
 from server.models import CandidateRow, SearchRow
 from server.searches.queries import device_ids, get_search
 from server.searches.repository import RESULT, get_document, load_checkpoint
@@ -106,6 +107,18 @@ def front_rows(
     )
     rows = _compared([_front_row(row, baseline, devices) for row in session.scalars(query)])
     return tuple(sorted(rows, key=lambda row: (row.predicted_latency_ms, row.candidate_id)))
+
+
+def candidate_row(
+    session: Session, search_id: str, candidate_id: str, baseline: Baseline, devices: Sequence[DeviceLink]
+) -> FrontRow:
+    """Any candidate with a latency, as `front_rows` has those of the front. Raises `NotFound`."""
+    row = session.get(CandidateRow, (search_id, candidate_id))
+    if row is None:
+        raise NotFound(f"Search {search_id} has no candidate {candidate_id!r}.")
+    if Metric.LATENCY_MS not in row.metrics:
+        raise NotFound(f"Candidate {candidate_id} could not be evaluated: it has no figures to show.")
+    return _front_row(row, baseline, devices)
 
 
 def _compared(rows: Sequence[FrontRow]) -> list[FrontRow]:

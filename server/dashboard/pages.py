@@ -11,10 +11,15 @@ from server.dashboard.wording import StateLabel
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Viewer:
-    """Who looks. In the open local mode nobody signs in, and so nobody can sign out."""
+    """Who looks. In the open local mode nobody signs in, and so nobody can sign out.
+
+    `may_steer`: pause, resume and cancel searches; `may_enrol`: make codes with which devices enrol.
+    """
 
     name: str
     can_sign_out: bool
+    may_steer: bool
+    may_enrol: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -259,6 +264,9 @@ class SearchPage:
     events: tuple[EventView, ...]
     budgets: tuple[BudgetRow, ...]
     growth: LinePicture | None
+    #: What its state allows: of "pause", "resume" and "cancel".
+    actions: tuple[str, ...]
+    has_result: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -590,3 +598,19 @@ class KernelPage:
     figures: tuple[LatencyLine, ...]
     curves: tuple[Curve, ...]
     measurements: tuple[MeasurementView, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CandidatePage:
+    """One candidate of a search. `layers` are empty where `without_layers` says why. Other names as in `SearchPage`."""
+
+    search_id: str
+    search_name: str
+    source: str
+    row: FrontRow
+    devices: tuple[DeviceLink, ...]
+    over_devices: str
+    unit: LatencyUnit
+    layers: tuple[LayerRow, ...]
+    without_layers: str
+    parts: tuple[Tile, ...]

@@ -31,8 +31,8 @@ from server.dashboard.wording import JOB_LABELS, STAGE_LABELS
 from server.models import CandidateRow, DeviceRow, EventRow, MeasurementRow, SearchRow, SearchTaskRow
 from server.searches.effort import measuring_efforts, total_effort
 from server.searches.history import generation_history
-from server.searches.queries import device_ids, get_search
-from server.searches.repository import EXCLUDED_CHOICES, get_document
+from server.searches.queries import STEERING, device_ids, find_document, get_search
+from server.searches.repository import EXCLUDED_CHOICES, RESULT, get_document
 from server.states import JobStage, JobState
 
 #: Rows of the front's table, and the latest events: what a reader looks through.
@@ -92,16 +92,26 @@ def _source_of(device: DeviceRow, measured: Source | None) -> str:
     return (measured or decode(DeviceProfile, device.profile).source).value
 
 
-def search_page(session: Session, search_id: str, now: float) -> SearchPage:
-    """One search. Raises `NotFound`."""
-    row = get_search(session, search_id)
+def search_source(session: Session, search_id: str) -> str:
+    """Where the latencies of a search come from."""
     device, measured = session.execute(
         select(DeviceRow, _measured_source())
         .join(SearchRow, SearchRow.device_id == DeviceRow.id)
         .where(SearchRow.id == search_id)
     ).one()
+    return _source_of(device, measured)
+
+
+def search_devices(session: Session, row: SearchRow) -> tuple[DeviceLink, ...]:
+    """The devices of a search, in the order of its config."""
     names = _device_names(session, device_ids(row))
-    devices = tuple(DeviceLink(device_id=device_id, name=names[device_id]) for device_id in device_ids(row))
+    return tuple(DeviceLink(device_id=device_id, name=names[device_id]) for device_id in device_ids(row))
+
+
+def search_page(session: Session, search_id: str, now: float) -> SearchPage:
+    """One search. Raises `NotFound`."""
+    row = get_search(session, search_id)
+    source, devices = search_source(session, search_id), search_devices(session, row)
     baseline = baseline_of(session, row)
     front = front_rows(session, search_id, baseline, devices)
     unit = unit_of(baseline, front)
@@ -118,7 +128,7 @@ def search_page(session: Session, search_id: str, now: float) -> SearchPage:
         seed=row.config["method"]["seed"],
         devices=devices,
         over_devices=over_words(row.config, len(devices)),
-        source=_source_of(device, measured),
+        source=source,
         state=JOB_LABELS[row.state],
         is_over=row.state.is_terminal,
         error=row.error or "",
@@ -141,7 +151,14 @@ def search_page(session: Session, search_id: str, now: float) -> SearchPage:
         events=_events(session, search_id, now),
         budgets=budget_rows(front, baseline.tflite_ms),
         growth=growth_picture(generation_history(session, search_id)),
+        actions=_actions(row.state),
+        has_result=find_document(session, search_id, RESULT) is not None,
     )
+
+
+def _actions(state: JobState) -> tuple[str, ...]:
+    """What can be done with a search that is not on its way there already."""
+    return tuple(verb for verb, (targets, _) in STEERING.items() if targets.get(state, state) is not state)
 
 
 def _network_name(row: SearchRow) -> str:

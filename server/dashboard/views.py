@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from typing import Annotated
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, quote
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
@@ -16,17 +16,19 @@ from server.artifacts.repository import has_artifact
 from server.columns import database_time_s
 from server.context import TOKEN_COOKIE, Context, ContextDep
 from server.dashboard import queries
+from server.dashboard.candidates import candidate_page
 from server.dashboard.card import card_page
 from server.dashboard.explorer import explorer_page, kernel_page
 from server.dashboard.front import chart_data
 from server.dashboard.live import changes, overview_version, search_version
-from server.dashboard.pages import DevicePage, OverviewPage, SearchPage
+from server.dashboard.pages import DevicePage, OverviewPage, SearchPage, Viewer
 from server.dashboard.profit import profit_page
 from server.dashboard.searches import search_page
 from server.dashboard.session import (
     LOGIN_PATH,
     DashboardRoute,
     ViewerDep,
+    is_own_form,
     is_same_site,
     local_path,
     viewer_of_token,
@@ -37,7 +39,8 @@ from server.fleet.devices import MISSED_HEARTBEATS
 from server.latency.exchange.endpoints import export_answer
 from server.latency.exchange.tables import TableFormat
 from server.latency.listing_endpoints import FilterDep, list_place
-from server.searches.queries import get_search
+from server.searches.queries import STEERING, find_document, get_search, steer
+from server.searches.repository import RESULT
 
 router = APIRouter(route_class=DashboardRoute, include_in_schema=False)
 
@@ -68,7 +71,40 @@ def show_search(search_id: str, context: ContextDep, viewer: ViewerDep) -> Respo
 
 @router.get("/fragments/searches/{search_id}")
 def search_fragment(search_id: str, context: ContextDep, viewer: ViewerDep) -> Response:
-    return render("_search.html", page=_search(context, search_id))
+    return render("_search.html", page=_search(context, search_id), viewer=viewer)
+
+
+@router.post("/searches/{search_id}/{verb}")
+def steer_search(search_id: str, verb: str, request: Request, context: ContextDep, viewer: ViewerDep) -> Response:
+    """Pause, resume or cancel a search, and go back to its page."""
+    _require_own_form(request, viewer)
+    if not viewer.may_steer:
+        raise Forbidden("your token may only read: sign in with one that has the scope 'searches:write'")
+    if verb not in STEERING:
+        raise NotFound(f"A search cannot be told to {verb!r}.")
+    targets, words = STEERING[verb]
+    with context.database.write() as session:
+        steer(session, search_id, targets, words)
+    return RedirectResponse(f"/searches/{quote(search_id)}", status_code=303)
+
+
+@router.get("/searches/{search_id}/result.json")
+def download_result(search_id: str, context: ContextDep, viewer: ViewerDep) -> Response:
+    """The result of a completed search as a file, byte for byte as REST has it."""
+    with context.database.read() as session:
+        get_search(session, search_id)
+        found = find_document(session, search_id, RESULT)
+    if found is None:
+        raise NotFound(f"Search {search_id} has no result yet.")
+    headers = {"Content-Disposition": 'attachment; filename="result.json"', "Cache-Control": "no-store"}
+    return Response(found[1].encode(), media_type="application/json", headers=headers)
+
+
+@router.get("/searches/{search_id}/candidates/{candidate_id}")
+def show_candidate(search_id: str, candidate_id: str, context: ContextDep, viewer: ViewerDep) -> Response:
+    with context.database.read() as session:
+        page = candidate_page(session, search_id, candidate_id)
+    return render("candidate.html", page=page, viewer=viewer, path="")
 
 
 @router.get("/searches/{search_id}/front.json")
@@ -223,6 +259,12 @@ def _device(context: Context, device_id: str) -> DevicePage:
 
 def _require_same_site(request: Request) -> None:
     if not is_same_site(request):
+        raise Forbidden("this form was sent from another site: open the page itself and try again")
+
+
+def _require_own_form(request: Request, viewer: Viewer) -> None:
+    """What is changed without a token must come from a browser that looks at our own page."""
+    if not (is_same_site(request) if viewer.can_sign_out else is_own_form(request)):
         raise Forbidden("this form was sent from another site: open the page itself and try again")
 
 
