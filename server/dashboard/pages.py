@@ -614,3 +614,32 @@ class CandidatePage:
     layers: tuple[LayerRow, ...]
     without_layers: str
     parts: tuple[Tile, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparedRow:
+    """A kernel in two series; `ratio` is second / first. `verdict` says what the intervals tell."""
+
+    what: str
+    detail: str
+    first_ns: float
+    second_ns: float
+    ratio: float
+    ci95: tuple[float, float] | None
+    verdict: StateLabel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComparePage:
+    """Two series beside each other; `problem` says why there is nothing to compare."""
+
+    first: tuple[Choice, ...]
+    second: tuple[Choice, ...]
+    first_name: str
+    second_name: str
+    problem: str
+    differing: tuple[str, ...]
+    tiles: tuple[Tile, ...]
+    scatter: Scatter | None
+    num_compared: int
+    rows: tuple[ComparedRow, ...]

@@ -18,6 +18,7 @@ from server.context import TOKEN_COOKIE, Context, ContextDep
 from server.dashboard import queries
 from server.dashboard.candidates import candidate_page
 from server.dashboard.card import card_page
+from server.dashboard.compare import compare_page
 from server.dashboard.explorer import explorer_page, kernel_page
 from server.dashboard.front import chart_data
 from server.dashboard.live import changes, overview_version, search_version
@@ -155,6 +156,15 @@ def show_explorer(context: ContextDep, viewer: ViewerDep, wanted: FilterDep, cur
 def download_latencies(form: TableFormat, context: ContextDep, viewer: ViewerDep, wanted: FilterDep) -> Response:
     """Every measurement behind the filters, as REST exports it."""
     return export_answer(context, wanted, form)
+
+
+@router.get("/compare")
+def show_comparison(
+    context: ContextDep, viewer: ViewerDep, first: str | None = None, second: str | None = None
+) -> Response:
+    with context.database.read() as session:
+        page = compare_page(session, first, second)
+    return render("compare.html", page=page, viewer=viewer, path="/compare")
 
 
 @router.get("/series/{series_id}/kernels/{kernel_id}")
