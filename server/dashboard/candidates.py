@@ -9,10 +9,11 @@ from sqlalchemy.orm import Session
 
 from device_agent.contracts import decode
 from search.domain.result import LayerFigures
+from server.dashboard.candidate_pages import CandidatePage
 from server.dashboard.formats import LatencyUnit, count, latency
 from server.dashboard.front import baseline_of, candidate_row, unit_of
 from server.dashboard.layers import layer_rows
-from server.dashboard.pages import CandidatePage, FrontRow, Tile
+from server.dashboard.pages import FrontRow, Tile
 from server.dashboard.searches import over_words, search_devices, search_source
 from server.searches.queries import get_search
 from server.searches.repository import FRONT_LAYERS, get_document

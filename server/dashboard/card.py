@@ -8,7 +8,8 @@ from sqlalchemy.orm import Session
 
 from search.latency.card import ErrorSummary
 from server.dashboard.formats import duration, short_id
-from server.dashboard.pages import CardPage, DeviceLink, DriftRow, ErrorRow, Scatter, Tile
+from server.dashboard.pages import CardPage, DeviceLink, DriftRow, ErrorRow, Tile
+from server.dashboard.pictures import Scatter
 from server.dashboard.scatter import ScatterValue, log_scatter
 from server.dashboard.series import series_views
 from server.dashboard.wording import StateLabel

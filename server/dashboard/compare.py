@@ -6,7 +6,8 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from server.dashboard.formats import MISSING, duration
-from server.dashboard.pages import Choice, ComparedRow, ComparePage, Tile
+from server.dashboard.latency_pages import Choice, ComparedRow, ComparePage
+from server.dashboard.pages import Tile
 from server.dashboard.scatter import ScatterValue, log_scatter
 from server.dashboard.wording import StateLabel, kernel_words
 from server.latency.compare import ComparedKernel, Comparison, compare_series

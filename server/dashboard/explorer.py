@@ -13,17 +13,9 @@ from sqlalchemy.orm import Session
 from device_agent.contracts import KernelSpec, Op, PruningScheme, Verdict, decode
 from search.lowering import KEEPS_CHANNELS
 from server.dashboard.formats import axis_duration, duration
+from server.dashboard.latency_pages import Choice, Curve, CurveValue, ExplorerPage, KernelPage, LatencyLine, SeriesLink
 from server.dashboard.lines import NUM_COLOURS, Value, line_picture
-from server.dashboard.pages import (
-    Choice,
-    Curve,
-    CurveValue,
-    DeviceLink,
-    ExplorerPage,
-    KernelPage,
-    LatencyLine,
-    SeriesLink,
-)
+from server.dashboard.pages import DeviceLink
 from server.dashboard.queries import measurement_views
 from server.dashboard.series import series_views
 from server.dashboard.wording import OP_NAMES, SCHEME_NAMES, VERDICT_LABELS, kernel_words

@@ -153,6 +153,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "percent": percent,
     "percent_interval": percent_interval,
     "short_id": short_id,
+    "span": span,
     "times": times,
 }
 

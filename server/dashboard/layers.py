@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from device_agent.contracts import Op
 from search.domain.result import LayerFigures
-from server.dashboard.pages import LayerRow, LayerTime
+from server.dashboard.candidate_pages import LayerRow, LayerTime
 from server.dashboard.wording import OP_NAMES
 
 

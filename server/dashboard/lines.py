@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from server.dashboard.pages import Line, LinePicture, LinePoint, Tick
+from server.dashboard.pictures import Line, LinePicture, LinePoint, Tick
 
 #: The picture inside its axes, in its own units.
 _WIDTH, _HEIGHT = 560.0, 240.0

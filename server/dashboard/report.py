@@ -17,19 +17,11 @@ from search.domain.result import DeviceFigures as ResultFigures
 from search.domain.result import DeviceSummary, FrontPoint, SearchResult
 from search.plot import DARK, ImageFormat, plot_front
 from server.dashboard.budgets import budget_rows
+from server.dashboard.candidate_pages import CandidateLayers, ReportDevice, ReportPage, ReportSeries
 from server.dashboard.formats import MISSING, LatencyUnit, latency, percent, span
 from server.dashboard.front import Baseline, VerifiedResult, file_links, result_baseline, speed_up_of, unit_of
 from server.dashboard.layers import layer_rows
-from server.dashboard.pages import (
-    CandidateLayers,
-    DeviceFigures,
-    DeviceLink,
-    Fact,
-    FrontRow,
-    ReportDevice,
-    ReportPage,
-    ReportSeries,
-)
+from server.dashboard.pages import DeviceFigures, DeviceLink, Fact, FrontRow
 from server.dashboard.searches import effort_tile, excluded_tile, figure_tiles, growth_picture, metric_words, over_words
 from server.dashboard.templating import STATIC_DIR, environment
 from server.dashboard.wording import STAGE_LABELS, STANDING_LABELS, VERDICT_LABELS

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from server.dashboard.formats import duration
-from server.dashboard.pages import Scatter, ScatterPoint, Tick
+from server.dashboard.pictures import Scatter, ScatterPoint, Tick
 
 #: The side of the picture's square, in its own units.
 _SIZE = 400.0

@@ -17,16 +17,8 @@ from server.dashboard.budgets import budget_rows
 from server.dashboard.formats import MISSING, LatencyUnit, count, latency, percent, span
 from server.dashboard.front import Baseline, baseline_of, front_rows, unit_of
 from server.dashboard.lines import Value, line_picture
-from server.dashboard.pages import (
-    DeviceLink,
-    EventView,
-    FrontRow,
-    LinePicture,
-    Progress,
-    SearchPage,
-    StageView,
-    Tile,
-)
+from server.dashboard.pages import DeviceLink, EventView, FrontRow, Progress, SearchPage, StageView, Tile
+from server.dashboard.pictures import LinePicture
 from server.dashboard.wording import JOB_LABELS, STAGE_LABELS
 from server.models import CandidateRow, DeviceRow, EventRow, MeasurementRow, SearchRow, SearchTaskRow
 from server.searches.effort import measuring_efforts, total_effort
@@ -62,7 +54,7 @@ def search_rows(session: Session, now: float, *, limit: int) -> tuple[pages.Sear
             device_name=", ".join(names[device_id] for device_id in device_ids(row)),
             source=_source_of(device, measured),
             state=JOB_LABELS[row.state],
-            progress=_progress(row, with_stage=True),
+            progress=search_progress(row, with_stage=True),
             error=row.error or "",
             age_s=now - (row.started_at or row.created_at),
         )
@@ -134,7 +126,7 @@ def search_page(session: Session, search_id: str, now: float) -> SearchPage:
         error=row.error or "",
         age_s=now - (row.started_at or row.created_at),
         stages=_stages(session, row, now),
-        progress=_progress(row, with_stage=False),
+        progress=search_progress(row, with_stage=False),
         tiles=(
             *figure_tiles(baseline, front, evaluated, unit),
             effort_tile(measuring_efforts(session, search_id).values()),
@@ -190,7 +182,7 @@ def growth_picture(history: Sequence[GenerationFigures]) -> LinePicture | None:
     )
 
 
-def _progress(row: SearchRow, *, with_stage: bool) -> Progress:
+def search_progress(row: SearchRow, *, with_stage: bool) -> Progress:
     """How far the present stage is, in the words of the worker: {"done", "total", "note"}."""
     if row.state is JobState.COMPLETED:
         return Progress(text="all stages done" if with_stage else "")

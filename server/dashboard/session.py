@@ -79,7 +79,7 @@ def is_local(request: Request) -> bool:
     if any(header in request.headers for header in _PROXY_HEADERS):
         return False
     client = "" if request.client is None else request.client.host
-    return _is_loopback(client) and _is_loopback(request.url.hostname or "")
+    return is_loopback(client) and is_loopback(request.url.hostname or "")
 
 
 def is_same_site(request: Request) -> bool:
@@ -136,7 +136,8 @@ def _ask_to_sign_in(request: Request) -> Response:
     return Response(status_code=401, headers={"HX-Redirect": LOGIN_PATH, "Cache-Control": "no-store"})
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address or name."""
     if host == "localhost":
         return True
     try:

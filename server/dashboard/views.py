@@ -12,6 +12,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from fastapi.staticfiles import StaticFiles
 from starlette.concurrency import run_in_threadpool
 
+from server.accounts.service import DEFAULT_CODE_LIFETIME_S, mint_enrolment_code
 from server.artifacts.repository import has_artifact
 from server.columns import database_time_s
 from server.context import TOKEN_COOKIE, Context, ContextDep
@@ -24,11 +25,14 @@ from server.dashboard.front import chart_data
 from server.dashboard.live import changes, overview_version, search_version
 from server.dashboard.pages import DevicePage, OverviewPage, SearchPage, Viewer
 from server.dashboard.profit import profit_page
+from server.dashboard.queue import queue_page
+from server.dashboard.queue_pages import QueuePage
 from server.dashboard.searches import search_page
 from server.dashboard.session import (
     LOGIN_PATH,
     DashboardRoute,
     ViewerDep,
+    is_loopback,
     is_own_form,
     is_same_site,
     local_path,
@@ -56,13 +60,39 @@ LastEventId = Annotated[str | None, Header(alias="Last-Event-ID")]
 
 
 @router.get("/")
-def show_overview(request: Request, context: ContextDep, viewer: ViewerDep) -> Response:
-    return render("overview.html", page=_overview(context), viewer=viewer, path="/", base_url=_base_url(request))
+def show_overview(context: ContextDep, viewer: ViewerDep) -> Response:
+    return render("overview.html", page=_overview(context), viewer=viewer, path="/")
 
 
 @router.get("/fragments/overview")
-def overview_fragment(request: Request, context: ContextDep, viewer: ViewerDep) -> Response:
-    return render("_overview.html", page=_overview(context), base_url=_base_url(request))
+def overview_fragment(context: ContextDep, viewer: ViewerDep) -> Response:
+    return render("_overview.html", page=_overview(context))
+
+
+@router.get("/queue")
+def show_queue(context: ContextDep, viewer: ViewerDep) -> Response:
+    return render("queue.html", page=_queue(context), viewer=viewer, path="/queue")
+
+
+@router.get("/fragments/queue")
+def queue_fragment(context: ContextDep, viewer: ViewerDep) -> Response:
+    return render("_queue.html", page=_queue(context))
+
+
+@router.get("/enrol")
+def show_enrolment(request: Request, viewer: ViewerDep) -> Response:
+    return _enrolment(request, viewer, code="")
+
+
+@router.post("/enrol")
+def make_code(request: Request, context: ContextDep, viewer: ViewerDep) -> Response:
+    """Make a code for one device. It is shown in the answer and nowhere else."""
+    _require_own_form(request, viewer)
+    if not viewer.may_enrol:
+        raise Forbidden("making codes takes a token with the scope 'admin': use `kerf enrol-code`")
+    with context.database.write() as session:
+        code, _ = mint_enrolment_code(session, context.hasher)
+    return _enrolment(request, viewer, code=code)
 
 
 @router.get("/searches/{search_id}")
@@ -255,6 +285,24 @@ async def static_file(path: str, request: Request) -> Response:
 def _overview(context: Context) -> OverviewPage:
     with context.database.read() as session:
         return queries.overview(session, heartbeat_interval_s=context.settings.heartbeat_interval_s)
+
+
+def _queue(context: Context) -> QueuePage:
+    with context.database.read() as session:
+        now = database_time_s(session)
+        return queue_page(session, now, heartbeat_interval_s=context.settings.heartbeat_interval_s)
+
+
+def _enrolment(request: Request, viewer: Viewer, *, code: str) -> Response:
+    return render(
+        "enrol.html",
+        viewer=viewer,
+        path="",
+        base_url=_base_url(request),
+        is_local_address=is_loopback(request.url.hostname or ""),
+        code=code,
+        lifetime_s=DEFAULT_CODE_LIFETIME_S,
+    )
 
 
 def _search(context: Context, search_id: str) -> SearchPage:

@@ -7,8 +7,7 @@ from dataclasses import replace
 
 import pytest
 from fastapi.testclient import TestClient
-from sqlalchemy import Select, text
-from sqlalchemy.orm import Session
+from sqlalchemy import text
 
 from device_agent.contracts import (
     DENSE,
@@ -29,6 +28,7 @@ from server.dashboard.queries import latest_measurements_query
 from server.latency.listing import LatencyFilter, listing_query
 from server.latency.neighbours import Varied, by_scheme, neighbours, neighbours_query
 from tests.unit.server.dashboard import seed
+from tests.unit.server.dashboard.plans import plan
 from tests.unit.server.dashboard.test_dashboard_pages import tags_of, text_of
 
 SHAPE = KernelSpec(
@@ -161,13 +161,6 @@ def test_neighbours_differ_in_nothing_else(context: Context, series_id: str) -> 
         assert [item.kernel for item in alone] == [kernel], "the wider ones are dense"
         widths = neighbours(session, series_id, SHAPE, Varied.OUT_CHANNELS)
         assert sorted(item.kernel.out_channels for item in widths) == [16, 32, 48, 64]
-
-
-def plan(session: Session, query: Select[tuple[object, ...]]) -> str:
-    """How SQLite finds the rows of a query."""
-    compiled = query.compile(session.get_bind(), compile_kwargs={"literal_binds": True})
-    rows = session.execute(text(f"EXPLAIN QUERY PLAN {compiled}"))
-    return "\n".join(str(row[3]) for row in rows)
 
 
 def test_every_query_goes_by_an_index_and_sorts_nothing(context: Context, series_id: str) -> None:

@@ -257,11 +257,13 @@ def test_empty_pages_say_what_to_do_next(empty: TestClient) -> None:
         "No search yet",
         "kerf search run --config",
         "No device yet",
-        "kerf enrol-code",
         "Nothing measured",
     ):
         assert expected in text
-    assert "kerf-agent run --server http://127.0.0.1:8321 --code CODE" in text
+    assert 'href="/enrol"' in empty.get("/").text
+    told = text_of(empty.get("/enrol").text)
+    assert "kerf enrol-code" in told
+    assert "kerf-agent run --server http://127.0.0.1:8321 --code CODE" in told
 
 
 def test_missing_things_are_404_pages(local: TestClient) -> None:
