@@ -198,31 +198,60 @@ def _front_row(row: CandidateRow, baseline: Baseline, devices: Sequence[DeviceLi
     trained, exported, verified = (
         row.results.get(stage.value, {}) for stage in (JobStage.TRAINING, JobStage.EXPORTING, JobStage.VERIFYING)
     )
-    predicted = float(metrics[Metric.LATENCY_MS])
-    found = VerifiedResult.of(verified)
-    return FrontRow(
+    return front_row(
         candidate_id=row.candidate_id,
         selected=row.selected,
-        predicted_latency_ms=predicted,
-        measured_latency_ms=found.measured_latency_ms,
-        latency_ci95_ms=found.latency_ci95_ms,
-        speed_up=speed_up_of(baseline, predicted, found.measured_latency_ms),
+        predicted_latency_ms=float(metrics[Metric.LATENCY_MS]),
         accuracy_estimate=1.0 - float(metrics[Metric.ERROR]) if Metric.ERROR in metrics else None,
-        accuracy=trained.get("accuracy"),
-        accuracy_ci95=_pair(trained.get("accuracy_ci95")),
         macs=int(metrics[Metric.MACS]) if Metric.MACS in metrics else None,
-        verdict=found.verdict,
-        reasons=found.reasons,
-        output_max_abs_error=found.output_max_abs_error,
-        failure=found.failure,
-        files=file_links(exported.get("files", {})),
+        trained=trained,
+        verified=verified,
+        files=exported.get("files", {}),
         devices=tuple(_on_device(row, device, baseline) for device in devices) if len(devices) > 1 else (),
+        baseline=baseline,
         untrained=bool(verified.get("untrained")),
     )
 
 
+def front_row(
+    *,
+    candidate_id: str,
+    selected: bool,
+    predicted_latency_ms: float,
+    accuracy_estimate: float | None,
+    macs: int | None,
+    trained: Mapping[str, Any],
+    verified: Mapping[str, Any],
+    files: Mapping[str, str],
+    devices: tuple[DeviceFigures, ...],
+    baseline: Baseline,
+    untrained: bool,
+) -> FrontRow:
+    """A row of what the stages found, as their JSON or a result has it; not yet compared with others."""
+    found = _Verified.of(verified)
+    return FrontRow(
+        candidate_id=candidate_id,
+        selected=selected,
+        predicted_latency_ms=predicted_latency_ms,
+        measured_latency_ms=found.measured_latency_ms,
+        latency_ci95_ms=found.latency_ci95_ms,
+        speed_up=_speed_up(baseline, predicted_latency_ms, found.measured_latency_ms),
+        accuracy_estimate=accuracy_estimate,
+        accuracy=trained.get("accuracy"),
+        accuracy_ci95=_pair(trained.get("accuracy_ci95")),
+        macs=macs,
+        verdict=found.verdict,
+        reasons=found.reasons,
+        output_max_abs_error=found.output_max_abs_error,
+        failure=found.failure,
+        files=_files(files),
+        devices=devices,
+        untrained=untrained,
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VerifiedResult:
+class _Verified:
     """What VERIFYING stored, of one device or over several; results have the same keys."""
 
     measured_latency_ms: float | None
@@ -233,7 +262,7 @@ class VerifiedResult:
     failure: str
 
     @classmethod
-    def of(cls, data: Mapping[str, Any]) -> VerifiedResult:
+    def of(cls, data: Mapping[str, Any]) -> _Verified:
         verdict = data.get("verdict")
         return cls(
             measured_latency_ms=data.get("measured_latency_ms"),
@@ -252,14 +281,22 @@ def _pair(interval: Sequence[float] | None) -> tuple[float, float] | None:
 def _on_device(row: CandidateRow, device: DeviceLink, baseline: Baseline) -> DeviceFigures:
     searched, verified = (row.results.get(stage.value, {}) for stage in (JobStage.SEARCHING, JobStage.VERIFYING))
     predicted = searched.get("latencies_ms", {}).get(device.device_id)
-    found = VerifiedResult.of(verified.get("devices", {}).get(device.device_id, {}))
+    return device_figures(device, predicted, verified.get("devices", {}).get(device.device_id, {}), baseline)
+
+
+def device_figures(
+    device: DeviceLink, predicted_latency_ms: float | None, verified: Mapping[str, Any], baseline: Baseline
+) -> DeviceFigures:
+    """A candidate on one of several devices; `verified` as in `front_row`."""
+    found = _Verified.of(verified)
     own = baseline.by_device.get(device.device_id, Baseline())
+    measured = found.measured_latency_ms
     return DeviceFigures(
         device=device,
-        predicted_latency_ms=predicted,
-        measured_latency_ms=found.measured_latency_ms,
+        predicted_latency_ms=predicted_latency_ms,
+        measured_latency_ms=measured,
         latency_ci95_ms=found.latency_ci95_ms,
-        speed_up=None if predicted is None else speed_up_of(own, predicted, found.measured_latency_ms),
+        speed_up=None if predicted_latency_ms is None else _speed_up(own, predicted_latency_ms, measured),
         verdict=found.verdict,
         reasons=found.reasons,
         output_max_abs_error=found.output_max_abs_error,
@@ -267,11 +304,11 @@ def _on_device(row: CandidateRow, device: DeviceLink, baseline: Baseline) -> Dev
     )
 
 
-def file_links(digests: Mapping[str, str]) -> tuple[FileLink, ...]:
+def _files(digests: Mapping[str, str]) -> tuple[FileLink, ...]:
     return tuple(FileLink(name=name, sha256=digest) for name, digest in sorted(digests.items()))
 
 
-def speed_up_of(baseline: Baseline, predicted_ms: float, measured_ms: float | None) -> SpeedUp | None:
+def _speed_up(baseline: Baseline, predicted_ms: float, measured_ms: float | None) -> SpeedUp | None:
     """Against the unpruned network in TFLite; None where that is not known."""
     if baseline.tflite_ms is None:
         return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import yaml
@@ -13,15 +14,14 @@ from markupsafe import Markup
 from device_agent.contracts import Verdict, decode
 from search.domain.method_sources import METHOD_SOURCES
 from search.domain.objective import Metric
-from search.domain.result import DeviceFigures as ResultFigures
-from search.domain.result import DeviceSummary, FrontPoint, SearchResult
+from search.domain.result import DeviceFigures, DeviceSummary, FrontPoint, SearchResult
 from search.plot import DARK, ImageFormat, plot_front
 from server.dashboard.budgets import budget_rows
 from server.dashboard.candidate_pages import CandidateLayers, ReportDevice, ReportPage, ReportSeries
 from server.dashboard.formats import MISSING, LatencyUnit, latency, percent, span
-from server.dashboard.front import Baseline, VerifiedResult, file_links, result_baseline, speed_up_of, unit_of
+from server.dashboard.front import Baseline, device_figures, front_row, result_baseline, unit_of
 from server.dashboard.layers import layer_rows
-from server.dashboard.pages import DeviceFigures, DeviceLink, Fact, FrontRow
+from server.dashboard.pages import DeviceLink, Fact, FrontRow
 from server.dashboard.searches import effort_tile, excluded_tile, figure_tiles, growth_picture, metric_words, over_words
 from server.dashboard.templating import STATIC_DIR, environment
 from server.dashboard.wording import STAGE_LABELS, STANDING_LABELS, VERDICT_LABELS
@@ -82,48 +82,26 @@ def report_page(data: Mapping[str, Any]) -> ReportPage:
 
 
 def _row(point: FrontPoint, baseline: Baseline, devices: tuple[DeviceLink, ...], *, selected: bool) -> FrontRow:
-    found = VerifiedResult.of(_verified(point))
-    own = point.devices if len(devices) > 1 else ()
-    return FrontRow(
+    own = zip(point.devices, devices, strict=False) if len(devices) > 1 else ()
+    row = front_row(
         candidate_id=point.candidate_id,
         selected=selected,
         predicted_latency_ms=point.predicted_latency_ms,
-        measured_latency_ms=found.measured_latency_ms,
-        latency_ci95_ms=found.latency_ci95_ms,
-        speed_up=speed_up_of(baseline, point.predicted_latency_ms, found.measured_latency_ms),
         accuracy_estimate=point.accuracy_estimate,
-        accuracy=point.accuracy,
-        accuracy_ci95=point.accuracy_ci95,
         macs=point.macs,
-        verdict=found.verdict,
-        reasons=found.reasons,
-        output_max_abs_error=found.output_max_abs_error,
-        failure=found.failure,
-        files=file_links(point.files),
-        devices=tuple(_on_device(f, device, baseline) for f, device in zip(own, devices, strict=False)),
-        standing=None if point.standing is None else STANDING_LABELS[point.standing],
-        tied_with=point.tied_with,
+        trained={"accuracy": point.accuracy, "accuracy_ci95": point.accuracy_ci95},
+        verified=_verified(point),
+        files=point.files,
+        devices=tuple(device_figures(d, f.predicted_latency_ms, _verified(f), baseline) for f, d in own),
+        baseline=baseline,
         untrained=not selected,
     )
+    standing = None if point.standing is None else STANDING_LABELS[point.standing]
+    return replace(row, standing=standing, tied_with=point.tied_with)
 
 
-def _on_device(found: ResultFigures, device: DeviceLink, baseline: Baseline) -> DeviceFigures:
-    verified = VerifiedResult.of(_verified(found))
-    own = baseline.by_device.get(device.device_id, Baseline())
-    return DeviceFigures(
-        device=device,
-        predicted_latency_ms=found.predicted_latency_ms,
-        measured_latency_ms=verified.measured_latency_ms,
-        latency_ci95_ms=verified.latency_ci95_ms,
-        speed_up=speed_up_of(own, found.predicted_latency_ms, verified.measured_latency_ms),
-        verdict=verified.verdict,
-        reasons=verified.reasons,
-        output_max_abs_error=verified.output_max_abs_error,
-        failure=verified.failure,
-    )
-
-
-def _verified(found: FrontPoint | ResultFigures) -> dict[str, Any]:
+def _verified(found: FrontPoint | DeviceFigures) -> dict[str, Any]:
+    """What VERIFYING had stored."""
     names = (
         "measured_latency_ms", "latency_ci95_ms", "verdict", "verdict_reasons", "output_max_abs_error", "failure",
     )  # fmt: skip
