@@ -28,7 +28,7 @@ from search.domain.space import Decisions
 _PREPARED_NETWORKS = 8
 
 #: Operators whose output has as many channels as their first input.
-_KEEPS_CHANNELS = frozenset({Op.DEPTHWISE_CONV2D, Op.ADD, Op.MAX_POOL, Op.AVG_POOL, Op.GLOBAL_AVG_POOL})
+KEEPS_CHANNELS = frozenset({Op.DEPTHWISE_CONV2D, Op.ADD, Op.MAX_POOL, Op.AVG_POOL, Op.GLOBAL_AVG_POOL})
 
 #: Input and output channels, height, width, pruning; inputs and residual.
 _OpKey = tuple[int, int, int, int, WeightPruning, tuple[str, ...], str | None]
@@ -74,7 +74,7 @@ class Lowering:
             residual = op.residual if op.residual is None else tensors[op.residual]
             in_channels, height, width = shapes[inputs[0]]
             group = self._group_of_output.get(op.name)
-            if op.kernel.op in _KEEPS_CHANNELS:
+            if op.kernel.op in KEEPS_CHANNELS:
                 out_channels = in_channels
             elif group is None:
                 out_channels = op.kernel.out_channels
@@ -126,7 +126,7 @@ def channel_sources(spec: NetworkSpec) -> dict[str, ChannelSources]:
     sources = {}
     for op in spec.plan.ops:
         read = written[op.inputs[0]]
-        written[op.name] = read if op.kernel.op in _KEEPS_CHANNELS else group_of_output.get(op.name)
+        written[op.name] = read if op.kernel.op in KEEPS_CHANNELS else group_of_output.get(op.name)
         sources[op.name] = ChannelSources(inputs=read, outputs=written[op.name])
     return sources
 

@@ -28,8 +28,9 @@ from server.accounts.endpoints import NewToken, TokenRequest, TokenView
 from server.catalog.endpoints import DatasetRequest, DatasetView, ModelList, ModelRequest, ModelView
 from server.errors import Problem
 from server.fleet.devices import DeviceView, EnrolmentCode, EnrolmentCodeRequest
+from server.latency.compare import Comparison
 from server.latency.exchange.service import ImportAnswer, LatencyImport
-from server.latency.listing_endpoints import CardView, Comparison
+from server.latency.listing_endpoints import CardView
 from server.latency.model_endpoints import LatencyModelRequest, LatencyModelView, PredictionAnswer, PredictionQuery
 from server.latency.profit import ProfitMap
 from server.latency.schemas import KernelView, LatencyAnswer, LatencyQuery, LatencyView, MeasurementView, SeriesView

@@ -20,6 +20,7 @@ from server.cli import (
     latency_models,
     models,
     processes,
+    report,
     searches,
     tokens,
 )
@@ -31,6 +32,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+searches.app.command("report")(report.report)
 app.add_typer(searches.app, name="search")
 app.add_typer(devices.app, name="devices")
 app.add_typer(latency.app, name="latency")
