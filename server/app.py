@@ -19,6 +19,7 @@ from server import handlers, openapi, status
 from server.accounts.tokens import SecretHasher
 from server.artifacts import endpoints as artifacts
 from server.artifacts.store import ArtifactStore
+from server.catalog import datasets
 from server.catalog import endpoints as catalog
 from server.context import Context
 from server.dashboard import views as dashboard
@@ -63,6 +64,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         exchange,
         artifacts,
         catalog,
+        datasets,
     ):
         app.include_router(module.router)
     app.include_router(dashboard.router)

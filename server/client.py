@@ -25,6 +25,8 @@ MAX_DELAY_S = 5.0
 TIMEOUT_S = 30.0
 #: An import of the largest file takes a slow server a while.
 IMPORT_TIMEOUT_S = 300.0
+#: Reading the largest data sets takes a server minutes.
+CHECK_TIMEOUT_S = 1300.0
 #: Items of one page of a list, as many as the server gives.
 MAX_PAGE = 500
 
@@ -138,12 +140,12 @@ class KerfClient:
         partial.replace(target)
 
     def register_dataset(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        return self._json("POST", "/v1/datasets", json=body)
+        """Have uploaded files checked and registered as a data set. Repeating it is harmless."""
+        return self._json("POST", "/v1/datasets", json=body, timeout=CHECK_TIMEOUT_S)
 
     def datasets(self, limit: int = 500) -> list[dict[str, Any]]:
-        """The registered data sets."""
-        items: list[dict[str, Any]] = self._json("GET", "/v1/datasets", params={"limit": limit})["items"]
-        return items
+        """The registered data sets, oldest first."""
+        return self._pages("/v1/datasets", {}, limit)[0]
 
     def register_model(self, body: Mapping[str, Any]) -> dict[str, Any]:
         return self._json("POST", "/v1/models", json=body)

@@ -24,7 +24,8 @@ from device_agent.contracts import (
     ReportBatch,
 )
 from search.domain.config import SearchConfig
-from server.catalog.endpoints import DatasetRequest, DatasetView, ModelList, ModelRequest, ModelView
+from server.catalog.datasets import DatasetRequest, DatasetView
+from server.catalog.endpoints import ModelList, ModelRequest, ModelView
 from server.errors import Problem
 from server.fleet.devices import DeviceView, EnrolmentCode, EnrolmentCodeRequest
 from server.latency.exchange.service import ImportAnswer, LatencyImport

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from device_agent.contracts import ContractError
-from server.cli import demo, devices, export, latency, models, processes, searches, tokens
+from server.cli import datasets, demo, devices, export, latency, models, processes, searches, tokens
 from server.cli.config_file import ConfigFileError
 from server.cli.export import ExportError
 from server.cli.local_stack import StackError
@@ -33,6 +33,7 @@ app.add_typer(searches.app, name="search")
 app.add_typer(devices.app, name="devices")
 app.add_typer(latency.app, name="latency")
 app.add_typer(models.app, name="models")
+app.add_typer(datasets.app, name="datasets")
 app.add_typer(processes.db_app, name="db")
 app.add_typer(tokens.app, name="tokens")
 app.command("export")(export.export)

@@ -14,7 +14,7 @@ from search.domain.objective import LatencyOverDevices
 from search.domain.result import ExcludedChoices, MeasuringEffort
 from server.dashboard import pages
 from server.dashboard.formats import MISSING, LatencyUnit, count, latency, percent, span
-from server.dashboard.front import Baseline, baseline_of, front_rows, unit_of
+from server.dashboard.front import Baseline, baseline_of, front_rows, metric_of, unit_of
 from server.dashboard.pages import DeviceLink, EventView, FrontRow, Progress, SearchPage, StageView, Tile
 from server.dashboard.wording import JOB_LABELS, STAGE_LABELS
 from server.models import CandidateRow, DeviceRow, EventRow, MeasurementRow, SearchRow, SearchTaskRow
@@ -104,6 +104,7 @@ def search_page(session: Session, search_id: str, now: float) -> SearchPage:
         architecture=_network_name(row),
         method=row.config["method"]["name"],
         seed=row.config["method"]["seed"],
+        metric=metric_of(session, row),
         devices=devices,
         over_devices=_over_words(row, len(devices)),
         source=_source_of(device, measured),

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import typer
 import yaml
@@ -20,10 +19,10 @@ from device_agent.contracts.statistics import summarize
 from server.cli import latency, latency_models
 from server.cli.config_file import ConfigFileError
 from server.cli.main import app
-from server.client import KerfClient
 from server.latency.card import refresh_card
 from server.latency.exchange.mapping import FIELDS, ImportMapping
 from server.latency.kernel_models import refresh_model
+from tests.unit.server.cli.served import serve
 from tests.unit.server.server_lab import SETUP, ServerLab, kernel_task, measurement, report_of
 
 RUNNER = CliRunner()
@@ -38,26 +37,7 @@ MAPPING = {
 
 @pytest.fixture
 def server(sqlite_lab: ServerLab, monkeypatch: pytest.MonkeyPatch) -> ServerLab:
-    """The command line talks to the lab's app instead of a socket."""
-
-    def forward(request: httpx.Request) -> httpx.Response:
-        answer = sqlite_lab.client.request(
-            request.method, str(request.url), headers=dict(request.headers), content=request.read()
-        )
-        return httpx.Response(answer.status_code, headers=dict(answer.headers), content=answer.content)
-
-    def connect(server: str | None, token: str | None) -> KerfClient:
-        client = KerfClient("http://testserver", sqlite_lab.user)
-        headers = client._http.headers
-        client.close()
-        client._http = httpx.Client(
-            base_url="http://testserver", headers=headers, transport=httpx.MockTransport(forward)
-        )
-        return client
-
-    monkeypatch.setattr(latency, "connect", connect)
-    monkeypatch.setattr(latency_models, "connect", connect)
-    return sqlite_lab
+    return serve(sqlite_lab, monkeypatch, latency, latency_models)
 
 
 def run(*arguments: str | Path) -> str:
