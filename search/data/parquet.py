@@ -41,7 +41,8 @@ class _ParquetSource:
     def images(self, indices: Int64Array) -> Iterator[StoredImage]:
         wanted = np.asarray(indices)
         first = read_bytes = 0
-        most = max(SMALL_BYTES, MAX_UNPACKING_RATIO * self.path.stat().st_size)
+        # Equal images may be stored once, so the sizes that the file states do not bound this.
+        most = _max_unpacked(self.path)
         for batch in _batches(self.file, self.column, self.path):
             for index in wanted[(wanted >= first) & (wanted < first + len(batch))]:
                 where = f"{self.path}: row {index}"
@@ -70,6 +71,10 @@ def open_parquet(path: Path) -> Iterator[DataSource]:
         raise DataError(f"{path} is no readable Parquet file ({error}): write it again") from None
     with file:
         schema = file.schema_arrow
+        groups = (file.metadata.row_group(i) for i in range(file.metadata.num_row_groups))
+        unpacked, most = sum(group.total_byte_size for group in groups), _max_unpacked(path)
+        if unpacked > most:
+            raise DataError(f"{path} unpacks to {unpacked} bytes, more than {most}, as no images do")
         check_count(file.metadata.num_rows, str(path))
         column = next((name for name in _IMAGE_COLUMNS if name in schema.names), None)
         if column is None or _LABEL_COLUMN not in schema.names:
@@ -89,6 +94,10 @@ def open_parquet(path: Path) -> Iterator[DataSource]:
         check_labels(labels, class_names, str(path))
         names = check_class_names(class_names, str(path))
         yield _ParquetSource(path, file, column_path, names, given, labels)
+
+
+def _max_unpacked(path: Path) -> int:
+    return max(SMALL_BYTES, MAX_UNPACKING_RATIO * path.stat().st_size)
 
 
 def _pyarrow() -> tuple[Any, Any]:

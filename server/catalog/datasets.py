@@ -7,11 +7,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Response
 
-from device_agent.contracts import encode
+from device_agent.contracts import ContractError, encode
 from search.data.check import DataContents
 from search.data.check_process import check_in_process
 from search.data.dataset import DataError
 from search.data.source import DataFormat
+from search.domain.config import DIGITS
 from server.catalog import repository
 from server.catalog.naming import check_name, check_stored, refused
 from server.context import ArtifactWriter, Context, ContextDep, Reader
@@ -46,6 +47,8 @@ class DatasetRequest:
 
     def __post_init__(self) -> None:
         check_name(self.name)
+        if self.name == DIGITS:
+            raise ContractError("name 'digits' is that of the digits which come with Kerf: choose another one")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from device_agent.contracts import encode
+from search.domain.config import DatasetConfig
 from server.cli.connection import ServerOption, TokenOption, connect
 from server.cli.console import JsonOption, make_console, print_items
 from server.cli.errors import ConfigFileError
@@ -57,6 +58,8 @@ def upload(
     """Check a data set here, upload it, and have the server check it. What is there already is not sent again."""
     from server.cli.data_files import upload_data
 
+    if not DatasetConfig(name=name).is_uploaded:
+        raise ConfigFileError(f"--name {name!r} is that of the digits which come with Kerf: choose another one")
     contents = _checked(train, test, as_json)
     with connect(server, token) as client:
         paths = {"train": train} if test is None else {"train": train, "test": test}

@@ -138,6 +138,8 @@ def test_registering_checks_every_form(sqlite_lab: ServerLab, tmp_path: Path) ->
         "test": stored_file(sqlite_lab, write_npz(tmp_path / "t.npz", **arrays)),
     }
     assert "save both alike" in sqlite_lab.post("/v1/datasets", body).json()["detail"]
+    answer = sqlite_lab.post("/v1/datasets", {"name": "digits", "train": boxes["train"]})
+    assert (answer.status_code, "choose another one" in answer.text) == (422, True)
     (tmp_path / "cut").write_bytes(table.read_bytes()[:-9])
     answer = sqlite_lab.post("/v1/datasets", {"name": "x", "train": stored_file(sqlite_lab, tmp_path / "cut")})
     assert "no readable" in answer.json()["detail"]

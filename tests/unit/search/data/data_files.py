@@ -39,10 +39,12 @@ def write_npz(path: Path, **arrays: Any) -> Path:
     return path
 
 
-def write_parquet(path: Path, columns: Mapping[str, Any], metadata: Mapping[bytes, bytes] | None = None) -> Path:
+def write_parquet(
+    path: Path, columns: Mapping[str, Any], metadata: Mapping[bytes, bytes] | None = None, **options: Any
+) -> Path:
     import pyarrow as pa
     from pyarrow import parquet
 
     table = pa.table(dict(columns))
-    parquet.write_table(table if metadata is None else table.replace_schema_metadata(dict(metadata)), path)
+    parquet.write_table(table if metadata is None else table.replace_schema_metadata(dict(metadata)), path, **options)
     return path

@@ -228,6 +228,12 @@ class TestParquet:
         with pytest.raises(DataError, match="unpacks to more than"):
             check_data(path)
 
+    def test_pages_that_unpack_to_far_more(self, tmp_path: Path) -> None:
+        images = [bytes(1 << 20) + number.to_bytes(4, "big") for number in range(80)]
+        path = write_parquet(tmp_path / "bomb", {"image": images, "label": [0, 1] * 40}, compression="zstd")
+        with pytest.raises(DataError, match="unpacks to 8"):
+            check_data(path)
+
     def test_without_pyarrow(self, tmp_path: Path) -> None:
         path = written("parquet", tmp_path)
         with mock.patch.dict(sys.modules, {"pyarrow": None}), pytest.raises(DataError, match=r"kerf\[parquet\]"):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from device_agent.contracts import ContractError
 from search.domain.config import DatasetConfig
 from server.cli import datasets
 from server.cli.config_file import ConfigFileError, check_files, upload
@@ -60,6 +61,9 @@ def test_what_is_wrong_is_said_before_anything_is_sent(server: ServerLab, tmp_pa
     (folder / "dog" / "x.png").unlink()
     with pytest.raises(ConfigFileError, match=r"test: .*images must be uint8"):
         run("check", folder, "--test", test)
+    for name, error in (("digits", ConfigFileError), ("custom", ContractError)):
+        with pytest.raises(error, match="digits"):
+            run("upload", folder, "--name", name)
     with pytest.raises(ConfigFileError, match=r"there is no .*absent"):
         run("check", tmp_path / "absent")
     assert server.get("/v1/datasets").json()["items"] == []
