@@ -11,10 +11,9 @@ import yaml
 
 from device_agent.contracts import ContractError, encode
 from search.data.dataset import DataError
-from search.data.splits import TEST_FRACTION, check_counts
 from search.domain.config import Method, SearchConfig, is_on_worker, parse_config
 from search.networks.file import read_network
-from server.cli.data_files import check_files_of, upload_data
+from server.cli.data_files import check_files_of, check_split, upload_data
 from server.cli.errors import ConfigFileError
 from server.client import KerfClient
 
@@ -107,13 +106,8 @@ def _check_data(config: SearchConfig, paths: Mapping[str, Path]) -> None:
     if "train" not in paths:
         return
     train, _ = check_files_of(paths["train"], paths.get("test"), max_decoded=_IMAGES_DECODED)
-    fraction = TEST_FRACTION if config.dataset.test_fraction is None else config.dataset.test_fraction
     try:
-        check_counts(
-            dict(zip(train.class_names, train.class_counts, strict=True)),
-            test_fraction=fraction if config.dataset.test is None else None,
-            holdout_fraction=config.dataset.holdout_fraction,
-        )
+        check_split(train, config.dataset)
     except DataError as error:
         raise ConfigFileError(f"train: {error}") from None
 

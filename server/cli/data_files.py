@@ -9,6 +9,8 @@ from pathlib import Path
 from search.data.check import DataContents, check_data
 from search.data.dataset import DataError
 from search.data.folder import pack_folder
+from search.data.splits import TEST_FRACTION, check_counts
+from search.domain.config import DatasetConfig
 from server.cli.errors import ConfigFileError
 from server.client import KerfClient
 
@@ -43,6 +45,16 @@ def check_files_of(
     except DataError as error:
         raise ConfigFileError(f"{role}: {error}") from None
     return found, tested
+
+
+def check_split(train: DataContents, config: DatasetConfig) -> None:
+    """Whether every class has enough images for the parts that a search makes. Raises `DataError` naming one."""
+    fraction = TEST_FRACTION if config.test_fraction is None else config.test_fraction
+    check_counts(
+        dict(zip(train.class_names, train.class_counts, strict=True)),
+        test_fraction=fraction if config.test is None else None,
+        holdout_fraction=config.holdout_fraction,
+    )
 
 
 def upload_data(client: KerfClient, path: Path) -> str:

@@ -133,3 +133,16 @@ def _print(contents: Mapping[str, DataContents], console: Console) -> None:
         if len(pairs) <= _NAMED_CLASSES:
             told = ", ".join(f"{name} {count}" for name, count in zip(part.class_names, part.class_counts, strict=True))
             console.print(f"  {told}", markup=False)
+    _print_split(contents, console)
+
+
+def _print_split(contents: Mapping[str, DataContents], console: Console) -> None:
+    """A note where a search could not divide the data as it does by default."""
+    from search.data.dataset import DataError
+    from server.cli.data_files import check_split
+
+    test = "given" if "test" in contents else None
+    try:
+        check_split(contents["train"], DatasetConfig(train="given", test=test))
+    except DataError as error:
+        console.print(f"note: as a search divides data by default, {error}", markup=False)

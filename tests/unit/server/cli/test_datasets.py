@@ -41,6 +41,9 @@ def test_a_folder_is_checked_uploaded_and_listed(server: ServerLab, tmp_path: Pa
     said = run("check", folder)
     assert "20 images as folder, all of which decode" in said
     assert "cat 10, dog 10" in said
+    assert "note" not in said
+    few = write_zip(tmp_path / "few.zip", {n: c for n, c in PICTURES.items() if int(n[4]) < 4})
+    assert "note: as a search divides data by default, class 'cat' has 3 images, too few" in run("check", few)
     assert json.loads(run("check", folder, "--test", test, "--json"))["test"]["class_counts"] == [10, 10]
     assert server.get("/v1/datasets").json()["items"] == []
     assert "uploaded as dataset_" in run("upload", folder, "--name", "pets")
