@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias, TypedDict
 
 Activation: TypeAlias = Literal["none", "relu", "relu6"]
 DType: TypeAlias = Literal["float32"]
+DataFormat: TypeAlias = Literal["folder", "zip", "npz", "parquet"]
 DeviceState: TypeAlias = Literal["online", "offline", "disabled", "imported"]
 DriftOutcome: TypeAlias = Literal["agrees", "drifted", "inconclusive"]
 JobStage: TypeAlias = Literal["preparing", "profiling", "searching", "training", "exporting", "verifying", "done"]
@@ -174,14 +175,24 @@ class CpuCluster(TypedDict):
 
 
 class DatasetView(TypedDict):
+    """A data set. Counts are images of each class, in the order of the names, which is that of the labels.
+
+    With the targets of a task of one's own instead of labels there are no classes; `target_shape` is that of one of
+    them.
+    """
+
     class_names: list[str]
     created_at: str | None
     id: str
     name: str
     num_test: int
     num_train: int
-    test: str
+    target_shape: list[int] | None
+    test: str | None
+    test_class_counts: list[int]
     train: str
+    train_class_counts: list[int]
+    train_format: DataFormat
 
 
 class DeviceProfile(TypedDict):

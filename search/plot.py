@@ -95,7 +95,7 @@ def _figure(result: SearchResult, dots_per_inch: int, palette: Palette) -> Figur
     else:
         title = f"{result.search.name} by {result.search.method} on {result.device.name}{source}"
     _draw(panels[0][0], title, [(p, p) for p in result.front], result.baseline, result.baseline.latency_ms, palette)
-    panels[0][0].set_ylabel("test accuracy, %")
+    panels[0][0].set_ylabel(f"test {result.metric}, %")
     panels[0][0].legend(fontsize=8, frameon=False)
     for place, device in enumerate(devices):
         points = [(p, p.devices[place]) for p in result.front]

@@ -20,6 +20,7 @@ from server.accounts import endpoints as accounts
 from server.accounts.tokens import SecretHasher
 from server.artifacts import endpoints as artifacts
 from server.artifacts.store import ArtifactStore
+from server.catalog import datasets
 from server.catalog import endpoints as catalog
 from server.context import Context
 from server.dashboard import views as dashboard
@@ -64,6 +65,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         exchange,
         artifacts,
         catalog,
+        datasets,
         accounts,
     ):
         app.include_router(module.router)

@@ -523,10 +523,13 @@ class DatasetRow(Base):
     id: Mapped[str] = mapped_column(Id, primary_key=True)
     name: Mapped[str] = mapped_column(String(200))
     train_sha256: Mapped[str] = mapped_column(String(64), ForeignKey("artifact.sha256"))
-    test_sha256: Mapped[str] = mapped_column(String(64), ForeignKey("artifact.sha256"))
+    #: None where searches split the test set off the training set.
+    test_sha256: Mapped[str | None] = mapped_column(String(64), ForeignKey("artifact.sha256"))
+    #: Hash of the three above: databases see no two missing test sets as equal.
+    key: Mapped[str] = mapped_column(Id, unique=True)
     class_names: Mapped[list[str]] = mapped_column(JSON)
     num_train: Mapped[int] = mapped_column(Integer)
     num_test: Mapped[int] = mapped_column(Integer)
+    #: `DataContents` of "train" and "test", as JSON.
+    contents: Mapped[dict[str, Any]] = mapped_column(JSON)
     created_at: Mapped[float] = mapped_column(Double, default=now_s())
-
-    __table_args__ = (UniqueConstraint("name", "train_sha256", "test_sha256"),)

@@ -25,7 +25,8 @@ from device_agent.contracts import (
 )
 from search.domain.config import SearchConfig
 from server.accounts.endpoints import NewToken, TokenRequest, TokenView
-from server.catalog.endpoints import DatasetRequest, DatasetView, ModelList, ModelRequest, ModelView
+from server.catalog.datasets import DatasetRequest, DatasetView
+from server.catalog.endpoints import ModelList, ModelRequest, ModelView
 from server.errors import Problem
 from server.fleet.devices import DeviceView, EnrolmentCode, EnrolmentCodeRequest
 from server.latency.compare import Comparison

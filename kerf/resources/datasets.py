@@ -9,6 +9,9 @@ from kerf.resources.artifacts import ArtifactOperations
 from kerf.resources.base import MAX_PAGE, AsyncBound, Bound, Items, Page, SyncBound, collect
 from kerf.schemas import DatasetView
 
+#: Reading the largest data sets takes a server minutes.
+CHECK_TIMEOUT_S = 1300.0
+
 
 class DatasetOperations(Bound):
     """Registered data sets."""
@@ -20,21 +23,31 @@ class DatasetOperations(Bound):
 
     @procedure
     async def list(self, *, limit: int = MAX_PAGE, cursor: str | None = None) -> Items[DatasetView]:
-        """Up to `limit` data sets."""
+        """Up to `limit` data sets, oldest first."""
         return await collect(self.session, DatasetOperations.page.prepare, limit, cursor)
 
+    @operation("GET", "/v1/datasets/{dataset_id}")
+    def get(self, dataset_id: str) -> Request[DatasetView]:
+        """One data set."""
+        return Request(path={"dataset_id": dataset_id})
+
     @operation("POST", "/v1/datasets", is_repeatable=True)
-    def create(self, *, name: str, train: str, test: str) -> Request[DatasetView]:
-        """Check and register files that were uploaded before: their SHA-256. Repeating it gives the same data set."""
-        return Request(json={"name": name, "train": train, "test": test})
+    def create(self, *, name: str, train: str, test: str | None = None) -> Request[DatasetView]:
+        """Check and register files that were uploaded before: their SHA-256. Repeating it gives the same data set.
+
+        Without a test set, searches split one off the training set.
+        """
+        return Request(json={"name": name, "train": train, "test": test}, timeout_s=CHECK_TIMEOUT_S)
 
     @procedure
-    async def upload(self, name: str, *, train: str | Path, test: str | Path) -> DatasetView:
-        """Upload and register two zips of class folders of images. `train` and `test` of what is returned are what a
-        config names.
+    async def upload(self, name: str, *, train: str | Path, test: str | Path | None = None) -> DatasetView:
+        """Upload and register a zip of class folders, an `.npz` or a Parquet file, and another of the test set if there
+        is one. `name` is what a config names as `dataset.name`.
         """
-        digests = [await ArtifactOperations.upload.start(self, path) for path in (train, test)]
-        return await self.session.call(DatasetOperations.create.prepare(name=name, train=digests[0], test=digests[1]))
+        train_sha256 = await ArtifactOperations.upload.start(self, train)
+        test_sha256 = None if test is None else await ArtifactOperations.upload.start(self, test)
+        created = DatasetOperations.create.prepare(name=name, train=train_sha256, test=test_sha256)
+        return await self.session.call(created)
 
 
 class Datasets(DatasetOperations, SyncBound):

@@ -107,17 +107,17 @@ def upgrade() -> None:
         sa.Column("id", sa.String(length=80), nullable=False),
         sa.Column("name", sa.String(length=200), nullable=False),
         sa.Column("train_sha256", sa.String(length=64), nullable=False),
-        sa.Column("test_sha256", sa.String(length=64), nullable=False),
+        sa.Column("test_sha256", sa.String(length=64), nullable=True),
+        sa.Column("key", sa.String(length=80), nullable=False),
         sa.Column("class_names", sa.JSON(), nullable=False),
         sa.Column("num_train", sa.Integer(), nullable=False),
         sa.Column("num_test", sa.Integer(), nullable=False),
+        sa.Column("contents", sa.JSON(), nullable=False),
         sa.Column("created_at", sa.Double(), nullable=False),
         sa.ForeignKeyConstraint(["test_sha256"], ["artifact.sha256"], name=op.f("fk_dataset_test_sha256_artifact")),
         sa.ForeignKeyConstraint(["train_sha256"], ["artifact.sha256"], name=op.f("fk_dataset_train_sha256_artifact")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_dataset")),
-        sa.UniqueConstraint(
-            "name", "train_sha256", "test_sha256", name=op.f("uq_dataset_name_train_sha256_test_sha256")
-        ),
+        sa.UniqueConstraint("key", name=op.f("uq_dataset_key")),
     )
     op.create_table(
         "measurement_task",

@@ -217,7 +217,7 @@ class FrontPoint:
     #: Weights and biases in the packed file, as far as shapes and pruning decide; None in results of earlier versions.
     model_bytes: int | None = None
     devices: tuple[DeviceFigures, ...] = ()
-    #: Binomial, on the test images.
+    #: Binomial, on the test images; of another metric in [0, 1], whose variance can only be smaller, at least 95 %.
     accuracy_ci95: tuple[float, float] | None = None
     #: How it stands to the other candidates in measured latency and test accuracy, and which of them noise does not
     #: tell apart from it (see `search.standing`).
@@ -225,6 +225,27 @@ class FrontPoint:
     tied_with: tuple[str, ...] = ()
     #: Empty in older results, and for what was measured untrained.
     layers: tuple[LayerFigures, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSummary:
+    """What the networks of a search were trained and judged on, and what using one takes: the classes in the order of
+    its outputs, and mean and standard deviation of each channel, of pixels in [0, 1].
+    """
+
+    #: What all figures called accuracy are: "accuracy", or the metric of a task of one's own, in [0, 1].
+    metric: str
+    #: Empty where there are no classes.
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    num_train: int
+    num_holdout: int
+    num_test: int
+
+
+#: What figures are called where a result does not say it.
+ACCURACY = "accuracy"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,7 +259,14 @@ class SearchResult:
     devices: tuple[DeviceSummary, ...] = ()
     #: The rest of the front, where `measuring.whole_front` asked for it: measured whole, but not trained or exported.
     measured_untrained: tuple[FrontPoint, ...] = ()
+    #: None in results that were written before it was kept.
+    data: DataSummary | None = None
     version: int = RESULT_VERSION
+
+    @property
+    def metric(self) -> str:
+        """What its figures of accuracy are."""
+        return ACCURACY if self.data is None else self.data.metric
 
 
 @cache

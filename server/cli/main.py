@@ -12,6 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from device_agent import __version__
 from server.cli import (
     database,
+    datasets,
     demo,
     devices,
     doctor,
@@ -38,6 +39,7 @@ app.add_typer(devices.app, name="devices")
 app.add_typer(latency.app, name="latency")
 app.add_typer(latency_models.predictor_app, name="predictor")
 app.add_typer(models.app, name="models")
+app.add_typer(datasets.app, name="datasets")
 app.add_typer(database.app, name="db")
 app.add_typer(tokens.app, name="tokens")
 app.command("export")(export.export)

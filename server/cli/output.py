@@ -77,7 +77,7 @@ def print_front(result: SearchResult, console: Console) -> None:
     if several:
         over = str(result.search.settings.get("latency_over_devices", "max")).replace("_", " ")
         console.print(f"latency over the {len(devices)} devices: {over}")
-    table = _table(("candidate", "accuracy %", "estimate %"))
+    table = _table(("candidate", f"{result.metric} %", "estimate %"))
     for label, latency, speed_up in _dense(base.latency_ms):
         table.add_row(label, f"{100 * base.accuracy:.2f}", "", _number(latency), "", "", "", speed_up, "", "")
     for point in result.front:
@@ -90,7 +90,7 @@ def print_front(result: SearchResult, console: Console) -> None:
     console.print(table)
     if any(point.standing is not None for point in result.front):
         console.print()
-        console.print(_standing_table(result.front))
+        console.print(_standing_table(result.front, result.metric))
     if result.measured_untrained:
         console.print("\nthe rest of the front, measured untrained")
         rest = _table(("candidate", "estimate %"))
@@ -111,10 +111,10 @@ def print_front(result: SearchResult, console: Console) -> None:
         console.print(table)
 
 
-def _standing_table(front: Sequence[FrontPoint]) -> Table:
+def _standing_table(front: Sequence[FrontPoint], metric: str) -> Table:
     """How the candidates stand to each other in measured latency and test accuracy, with the intervals of both."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("candidate", "standing", "accuracy 95 % CI", "latency 95 % CI", "tied with"):
+    for title in ("candidate", "standing", f"{metric} 95 % CI", "latency 95 % CI", "tied with"):
         table.add_column(title, no_wrap=True, justify="right" if "CI" in title else "left")
     for point in front:
         accuracy, latency = point.accuracy_ci95, point.latency_ci95_ms

@@ -11,6 +11,7 @@ from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from device_agent.contracts import Verdict, VerdictReason
+from search.domain.config import TOP1
 from search.domain.objective import LatencyOverDevices, Metric
 from search.domain.result import Standing
 from search.latency.fleet import over_devices
@@ -84,6 +85,14 @@ def _of_profile(data: Mapping[str, Any]) -> Baseline:
 def _over(latencies: Sequence[float | None], over: LatencyOverDevices) -> float | None:
     known = [latency for latency in latencies if latency is not None]
     return float(over_devices(known, over)) if len(known) == len(latencies) else None
+
+
+def metric_of(session: Session, search: SearchRow) -> str:
+    """What the accuracy of a search is where its task is its user's own, as far as that is known; else ""."""
+    task = search.config.get("task", TOP1)
+    if task == TOP1:
+        return ""
+    return str(_checkpoint(session, search.id, JobStage.PREPARING).get("metric_name", f"the metric of the task {task}"))
 
 
 def _checkpoint(session: Session, search_id: str, stage: JobStage) -> dict[str, Any]:

@@ -212,8 +212,9 @@ class EventView:
 class SearchPage:
     """`chosen` are the candidates that go through training and verification; `hidden` counts those not listed.
 
-    `objectives` names what the front is taken over, and `source` where its latencies come from. `over_devices` says in
-    words what one latency over several devices is; "" for a single one.
+    `metric` says what is called accuracy here, "" where it is that. `objectives` names what the front is taken over,
+    and `source` where its latencies come from. `over_devices` says in words what one latency over several devices is;
+    "" for a single one.
     """
 
     search_id: str
@@ -221,6 +222,7 @@ class SearchPage:
     architecture: str
     method: str
     seed: int
+    metric: str
     devices: tuple[DeviceLink, ...]
     over_devices: str
     source: str

@@ -15,7 +15,7 @@ from search.domain.result import ExcludedChoices, GenerationFigures, MeasuringEf
 from server.dashboard import pages
 from server.dashboard.budgets import budget_rows
 from server.dashboard.formats import MISSING, LatencyUnit, count, latency, percent, span
-from server.dashboard.front import Baseline, baseline_of, front_rows, unit_of
+from server.dashboard.front import Baseline, baseline_of, front_rows, metric_of, unit_of
 from server.dashboard.lines import Value, line_picture
 from server.dashboard.pages import DeviceLink, EventView, FrontRow, Progress, SearchPage, StageView, Tile
 from server.dashboard.pictures import LinePicture
@@ -118,6 +118,7 @@ def search_page(session: Session, search_id: str, now: float) -> SearchPage:
         architecture=_network_name(row),
         method=row.config["method"]["name"],
         seed=row.config["method"]["seed"],
+        metric=metric_of(session, row),
         devices=devices,
         over_devices=over_words(row.config, len(devices)),
         source=source,

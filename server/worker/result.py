@@ -12,10 +12,12 @@ from typing import Any
 import jsonschema
 
 from device_agent.contracts import DeviceProfile, Verdict, decode, encode
+from search.data.loading import LoadedData
 from search.domain.objective import Metric
 from search.domain.result import (
     Baseline,
     BaselineLatency,
+    DataSummary,
     DeviceBaseline,
     DeviceFigures,
     DeviceSummary,
@@ -32,6 +34,7 @@ from search.known_figures import plan_figures
 from search.layers import layer_figures
 from search.lowering import lower
 from search.standing import VerifiedFigures, compare_verified
+from search.tasks.base import task_of
 from server.searches.effort import measuring_efforts, total_effort
 from server.searches.history import generation_history
 from server.searches.provenance import measured_series
@@ -96,11 +99,25 @@ def store_result(
             dataclasses.replace(point, layers=())
             for point in _points(prepared, profile, [c for c in rest if JobStage.VERIFYING.value in c.results])
         ),
+        data=_data(prepared.data),
     )
     data = encode(result)
     jsonschema.validate(data, result_schema())
     run.put_document(RESULT, json.dumps(data, sort_keys=True))
     return result
+
+
+def _data(data: LoadedData) -> DataSummary:
+    split = data.split
+    return DataSummary(
+        metric=task_of(split.train).metric_name,
+        class_names=split.train.class_names,
+        mean=data.normalise.mean,
+        std=data.normalise.std,
+        num_train=len(split.train),
+        num_holdout=len(split.holdout),
+        num_test=len(split.test),
+    )
 
 
 def compared(points: Sequence[FrontPoint]) -> list[FrontPoint]:
