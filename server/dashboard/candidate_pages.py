@@ -69,6 +69,7 @@ class ReportPage:
 
     search_id: str
     name: str
+    metric: str
     source: str
     devices: tuple[DeviceLink, ...]
     over_devices: str
@@ -95,6 +96,7 @@ class CandidatePage:
 
     search_id: str
     search_name: str
+    metric: str
     source: str
     row: FrontRow
     devices: tuple[DeviceLink, ...]

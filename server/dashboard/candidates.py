@@ -11,7 +11,7 @@ from device_agent.contracts import decode
 from search.domain.result import LayerFigures
 from server.dashboard.candidate_pages import CandidatePage
 from server.dashboard.formats import LatencyUnit, count, latency
-from server.dashboard.front import baseline_of, candidate_row, unit_of
+from server.dashboard.front import baseline_of, candidate_row, metric_of, unit_of
 from server.dashboard.layers import layer_rows
 from server.dashboard.pages import FrontRow, Tile
 from server.dashboard.searches import over_words, search_devices, search_source
@@ -44,6 +44,7 @@ def candidate_page(session: Session, search_id: str, candidate_id: str) -> Candi
     return CandidatePage(
         search_id=search_id,
         search_name=search.name,
+        metric=metric_of(session, search),
         source=search_source(session, search_id),
         row=row,
         devices=devices,

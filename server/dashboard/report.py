@@ -14,7 +14,7 @@ from markupsafe import Markup
 from device_agent.contracts import Verdict, decode
 from search.domain.method_sources import METHOD_SOURCES
 from search.domain.objective import Metric
-from search.domain.result import DeviceFigures, DeviceSummary, FrontPoint, SearchResult
+from search.domain.result import ACCURACY, DeviceFigures, DeviceSummary, FrontPoint, SearchResult
 from search.plot import DARK, ImageFormat, plot_front
 from server.dashboard.budgets import budget_rows
 from server.dashboard.candidate_pages import CandidateLayers, ReportDevice, ReportPage, ReportSeries
@@ -46,16 +46,17 @@ def report_page(data: Mapping[str, Any]) -> ReportPage:
     chosen = tuple(_row(point, baseline, devices, selected=True) for point in result.front)
     others = tuple(_row(point, baseline, devices, selected=False) for point in result.measured_untrained)
     unit = unit_of(baseline, chosen)
-    search = result.search
+    search, metric = result.search, "" if result.metric == ACCURACY else result.metric
     left_out = () if search.excluded_choices is None else (excluded_tile(search.excluded_choices),)
     effort = () if search.measuring is None else (effort_tile([search.measuring]),)
     return ReportPage(
         search_id=search.id,
         name=search.name,
+        metric=metric,
         source=result.device.source.value,
         devices=devices,
         over_devices=over_words(search.settings, len(devices)),
-        tiles=(*figure_tiles(baseline, (*chosen, *others), search.evaluations, unit), *effort, *left_out),
+        tiles=(*figure_tiles(baseline, (*chosen, *others), search.evaluations, unit, metric), *effort, *left_out),
         chosen=chosen,
         others=others,
         budgets=budget_rows(chosen, baseline.tflite_ms),
@@ -63,7 +64,7 @@ def report_page(data: Mapping[str, Any]) -> ReportPage:
         growth=growth_picture(search.history),
         picture_light=_picture(plot_front(result, ImageFormat.SVG)),
         picture_dark=_picture(plot_front(result, ImageFormat.SVG, palette=DARK)),
-        picture_text=_picture_text(chosen, unit),
+        picture_text=_picture_text(chosen, unit, result.metric),
         candidates=tuple(
             CandidateLayers(
                 candidate_id=point.candidate_id,
@@ -112,8 +113,8 @@ def _picture(svg: bytes) -> str:
     return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode('ascii')}"
 
 
-def _picture_text(chosen: tuple[FrontRow, ...], unit: LatencyUnit) -> str:
-    words = "Measured latency against test accuracy of the selected candidates, with 95 % intervals, and the unpruned "
+def _picture_text(chosen: tuple[FrontRow, ...], unit: LatencyUnit, metric: str) -> str:
+    words = f"Measured latency against test {metric} of the selected candidates, with 95 % intervals, and the unpruned "
     words += "network."
     points = "; ".join(_summary(row, unit) for row in chosen)
     return f"{words} {points}" if points else words

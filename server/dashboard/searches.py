@@ -104,7 +104,7 @@ def search_page(session: Session, search_id: str, now: float) -> SearchPage:
     """One search. Raises `NotFound`."""
     row = get_search(session, search_id)
     source, devices = search_source(session, search_id), search_devices(session, row)
-    baseline = baseline_of(session, row)
+    baseline, metric = baseline_of(session, row), metric_of(session, row)
     front = front_rows(session, search_id, baseline, devices)
     unit = unit_of(baseline, front)
     chosen = tuple(point for point in front if point.selected)
@@ -118,7 +118,7 @@ def search_page(session: Session, search_id: str, now: float) -> SearchPage:
         architecture=_network_name(row),
         method=row.config["method"]["name"],
         seed=row.config["method"]["seed"],
-        metric=metric_of(session, row),
+        metric=metric,
         devices=devices,
         over_devices=over_words(row.config, len(devices)),
         source=source,
@@ -129,7 +129,7 @@ def search_page(session: Session, search_id: str, now: float) -> SearchPage:
         stages=_stages(session, row, now),
         progress=search_progress(row, with_stage=False),
         tiles=(
-            *figure_tiles(baseline, front, evaluated, unit),
+            *figure_tiles(baseline, front, evaluated, unit, metric),
             effort_tile(measuring_efforts(session, search_id).values()),
             *_excluded_tiles(session, search_id),
         ),
@@ -247,9 +247,11 @@ def metric_words(metric: str) -> str:
     return {"latency_ms": "latency", "macs": "MACs"}.get(metric, metric)
 
 
-def figure_tiles(baseline: Baseline, front: Sequence[FrontRow], evaluated: int, unit: LatencyUnit) -> tuple[Tile, ...]:
-    """The figures that a reader looks for first. Unknown ones say so."""
-    accuracy = "" if baseline.accuracy is None else f"{percent(baseline.accuracy)} test accuracy"
+def figure_tiles(
+    baseline: Baseline, front: Sequence[FrontRow], evaluated: int, unit: LatencyUnit, metric: str
+) -> tuple[Tile, ...]:
+    """The figures that a reader looks for first. Unknown ones say so. `metric` as in `SearchPage`."""
+    accuracy = "" if baseline.accuracy is None else f"{percent(baseline.accuracy)} test {metric or 'accuracy'}"
     tiles = [
         Tile(label="Unpruned, TFLite", value=latency(baseline.tflite_ms, unit), note=accuracy),
         Tile(label="Unpruned, native", value=latency(baseline.native_ms, unit)),

@@ -20,6 +20,7 @@ from search.domain.config import Method
 from search.domain.method_sources import METHOD_SOURCES
 from search.domain.result import (
     BaselineLatency,
+    DataSummary,
     GenerationFigures,
     LayerFigures,
     SearchResult,
@@ -113,6 +114,21 @@ def test_the_report_holds_everything_and_loads_nothing() -> None:
         "kerf search run --config search.yaml --data DIR --output again --latency-from s1",
     ):  # fmt: skip
         assert text in page.text, text
+
+
+def test_figures_of_a_task_of_ones_own_have_the_name_of_its_metric() -> None:
+    data = DataSummary(
+        metric="mean IoU <1>", class_names=(), mean=(0.5,), std=(0.2,), num_train=8, num_holdout=4, num_test=4
+    )
+    text = Page(render_report(encode(replace(full_result(), data=data)))).text
+    for words in (
+        "Test mean IoU <1>",
+        "mean IoU <1> estimate",
+        "% test mean IoU <1>",
+        "binomial of the mean IoU <1> on",
+    ):
+        assert words in text, words
+    assert "Test accuracy" not in text
 
 
 def test_the_config_of_a_report_is_the_resolved_one() -> None:
