@@ -82,3 +82,15 @@ def test_a_search_uploads_a_folder_and_leaves_other_data_where_it_is(server: Ser
     too_few = quick_search("own", dataset=DatasetConfig(name="pets", train="pets", holdout_fraction=0.05))
     with pytest.raises(ConfigFileError, match=r"train: class 'cat' has 8 images, too few .* change holdout_fraction"):
         check_files(too_few, tmp_path)
+
+
+def test_the_client_uploads_a_data_set_with_and_without_test_images(server: ServerLab, tmp_path: Path) -> None:
+    path = write_zip(tmp_path / "pets.zip", PICTURES)
+    client = datasets.connect(None, None)
+
+    alone = client.datasets.upload("pets", train=path)
+    both = client.datasets.upload("pets with test", train=path, test=str(path))
+
+    assert (alone["num_train"], alone["test"], both["test"], both["num_test"]) == (20, None, both["train"], 20)
+    assert client.datasets.get(both["id"]) == both
+    assert client.datasets.list() == [alone, both]
