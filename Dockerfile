@@ -6,6 +6,7 @@ RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /
 COPY pyproject.toml README.md LICENSE hatch_build.py ./
 COPY device_agent device_agent
 COPY search search
+COPY kerf kerf
 COPY server server
 COPY migrations migrations
 ENV KERF_DATA_DIR=/data

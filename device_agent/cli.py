@@ -27,7 +27,7 @@ from device_agent.identity import locked_state
 from device_agent.log import configure_logging
 from device_agent.measuring.conditions import ConditionsReader
 from device_agent.measuring.pinning import choose_cores, pinned
-from device_agent.measuring.preflight import checks, limits_of
+from device_agent.measuring.preflight import boost_enabled, checks, limits_of
 from device_agent.runner import ChildRunner
 from device_agent.service import ENROL_ATTEMPTS, announcement_of, enrol, run_service
 from device_agent.settings import ENVIRONMENT, AgentSettings, load_settings
@@ -153,7 +153,10 @@ def _preflight(settings: AgentSettings, options: argparse.Namespace) -> int:
         before = reader.read()
         SystemClock().wait(threading.Event(), options.seconds)
         after = reader.read()
-    found = checks(before, after, limits_of(after), affinity)
+    found = checks(before, after, limits_of(after), affinity, boost_enabled())
+    if options.json:
+        print(json.dumps(encode(found), indent=2))
+        return EXIT_ERROR if any(check.ok is False for check in found) else 0
     signs = {True: "good", False: "bad", None: "unknown"}
     for check in found:
         print(f"{signs[check.ok]:8} {check.name:12} {check.found}" + (f": {check.remedy}" if check.remedy else ""))
@@ -252,6 +255,7 @@ def _parser() -> argparse.ArgumentParser:
     preflight = commands.add_parser(
         "preflight", parents=[common], help="look at heat, frequency, quota and other load before measuring"
     )
+    preflight.add_argument("--json", action="store_true", help="print JSON")
     preflight.add_argument("--seconds", type=float, default=1.0, help="how long to look (default: %(default)s)")
     bench = commands.add_parser("bench", parents=[common], help="time one kernel and print the measurement")
     bench.add_argument("kernel", type=Path, metavar="KERNEL.json", help="a KernelSpec or a KernelTask; - is stdin")

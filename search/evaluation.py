@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from search.data.batches import Normalisation, as_tensors, iterate_batches, network_input
 from search.data.dataset import ImageData
+from search.tasks.base import task_of
 
 #: Small enough that the activations of a batch stay in the cache: larger ones were up to twice as slow.
 EVALUATION_BATCH = 128
@@ -21,7 +21,10 @@ EVALUATION_BATCH = 128
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccuracyEstimate:
-    """Share of images classified rightly, and mean cross-entropy in nats; NaN where there is a `failure`."""
+    """Share of images classified rightly, and mean cross-entropy in nats; NaN where there is a `failure`.
+
+    For a task of one's own, `accuracy` is the mean of its metric over images, and `loss` that of its loss.
+    """
 
     accuracy: float
     loss: float
@@ -59,14 +62,15 @@ def evaluate(
     resolution: int | None = None,
     batch_size: int = EVALUATION_BATCH,
 ) -> AccuracyEstimate:
-    """Accuracy and loss of a network in evaluation mode on all of `data`."""
+    """Accuracy and loss of a network in evaluation mode on all of `data`, as its task judges them."""
     images, labels = as_tensors(data)
-    correct, loss = 0, 0.0
+    task = task_of(data)
+    correct, loss = 0.0, 0.0
     with in_mode(model, training=False):
         for batch, target in iterate_batches(images, labels, batch_size):
-            logits = logits_of(model, network_input(batch, normalise, resolution))
-            correct += int((logits.argmax(1) == target).sum())
-            loss += float(F.cross_entropy(logits, target, reduction="sum"))
+            judged = task.judge(logits_of(model, network_input(batch, normalise, resolution)), target)
+            correct += judged.metric_sum
+            loss += judged.loss_sum
     return AccuracyEstimate(accuracy=correct / len(data), loss=loss / len(data))
 
 
@@ -104,7 +108,7 @@ def recalibrate_batch_norm(
 
 
 def logits_of(model: nn.Module, x: Tensor) -> Tensor:
-    """The network's outputs, (n, classes) in float32, computed in the arithmetic that is fastest here."""
+    """The network's outputs in float32, (n, classes) or (n, ...), computed in the arithmetic that is fastest here."""
     with fast_arithmetic():
         outputs: Tensor = model(x)
     return outputs.float()

@@ -28,7 +28,7 @@ from search.domain.space import Decisions
 _PREPARED_NETWORKS = 8
 
 #: Operators whose output has as many channels as their first input.
-_KEEPS_CHANNELS = frozenset({Op.DEPTHWISE_CONV2D, Op.ADD, Op.MUL, Op.MAX_POOL, Op.AVG_POOL, Op.GLOBAL_AVG_POOL})
+KEEPS_CHANNELS = frozenset({Op.DEPTHWISE_CONV2D, Op.ADD, Op.MUL, Op.MAX_POOL, Op.AVG_POOL, Op.GLOBAL_AVG_POOL})
 
 #: Input and output channels, height, width, pruning; inputs and residual.
 _OpKey = tuple[int, int, int, int, WeightPruning, tuple[str, ...], str | None]
@@ -74,7 +74,7 @@ class Lowering:
             residual = op.residual if op.residual is None else tensors[op.residual]
             in_channels, height, width = shapes[inputs[0]]
             group = self._group_of_output.get(op.name)
-            if op.kernel.op in _KEEPS_CHANNELS:
+            if op.kernel.op in KEEPS_CHANNELS:
                 out_channels = in_channels
             elif op.kernel.op is Op.CONCAT:
                 out_channels = in_channels + shapes[inputs[1]][0]
@@ -148,7 +148,7 @@ def channel_sources(spec: NetworkSpec) -> dict[str, ChannelSources]:
     sources = {}
     for op in spec.plan.ops:
         read, *others = (written[name] for name in op.inputs)
-        if op.kernel.op in _KEEPS_CHANNELS:
+        if op.kernel.op in KEEPS_CHANNELS:
             counts = read
         elif op.kernel.op is Op.CONCAT:
             counts = ChannelCount(
@@ -198,7 +198,7 @@ def _prepared(key: _ByIdentity) -> Lowering:
 
 def _output_groups(spec: NetworkSpec) -> dict[str, str]:
     """The pruning group of the output channels of each operator that does not keep its input's, where it has one."""
-    kept = {op.name for op in spec.plan.ops if op.kernel.op in _KEEPS_CHANNELS}
+    kept = {op.name for op in spec.plan.ops if op.kernel.op in KEEPS_CHANNELS}
     groups: dict[str, str] = {}
     for group in spec.groups:
         for member in group.members:

@@ -16,9 +16,11 @@ from fastapi.concurrency import run_in_threadpool
 
 from device_agent import __version__
 from server import handlers, openapi, status
+from server.accounts import endpoints as accounts
 from server.accounts.tokens import SecretHasher
 from server.artifacts import endpoints as artifacts
 from server.artifacts.store import ArtifactStore
+from server.catalog import datasets
 from server.catalog import endpoints as catalog
 from server.context import Context
 from server.dashboard import views as dashboard
@@ -63,6 +65,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         exchange,
         artifacts,
         catalog,
+        datasets,
+        accounts,
     ):
         app.include_router(module.router)
     app.include_router(dashboard.router)

@@ -90,6 +90,11 @@ class KernelRow(Base):
     spec: Mapped[dict[str, Any]] = mapped_column(JSON)
     created_at: Mapped[float] = mapped_column(Double, default=now_s())
 
+    __table_args__ = (
+        # What curves over channels and densities are looked up by.
+        Index("ix_kernel_shape", "op", "kernel_h", "stride", "input_h", "in_channels", "out_channels"),
+    )
+
 
 class SetupRow(Base):
     """A way of measuring that was ever asked for, or that imported figures came from."""
@@ -245,7 +250,7 @@ class MeasurementRow(Base):
     series_id: Mapped[str] = mapped_column(Id, ForeignKey("latency_series.id"), index=True)
     import_id: Mapped[str | None] = mapped_column(Id, ForeignKey("latency_import.id"))
     import_key: Mapped[str | None] = mapped_column(Id, unique=True)
-    device_id: Mapped[str] = mapped_column(Id, ForeignKey("device.id"), index=True)
+    device_id: Mapped[str] = mapped_column(Id, ForeignKey("device.id"))
     profile_id: Mapped[str] = mapped_column(Id)
     kernel_id: Mapped[str | None] = mapped_column(Id, ForeignKey("kernel.id"), index=True)
     artifact_sha256: Mapped[str | None] = mapped_column(String(64))
@@ -273,6 +278,11 @@ class MeasurementRow(Base):
     memory_bytes: Mapped[int | None] = mapped_column(BigInt)
     duration_s: Mapped[float] = mapped_column(Double)
     created_at: Mapped[float] = mapped_column(Double, default=now_s())
+
+    __table_args__ = (
+        # Result keys are in the order of time: the latest of a device are the end of its part.
+        Index("ix_measurement_device_latest", "device_id", "result_key"),
+    )
 
 
 class MeasurementRawRow(Base):
@@ -513,10 +523,13 @@ class DatasetRow(Base):
     id: Mapped[str] = mapped_column(Id, primary_key=True)
     name: Mapped[str] = mapped_column(String(200))
     train_sha256: Mapped[str] = mapped_column(String(64), ForeignKey("artifact.sha256"))
-    test_sha256: Mapped[str] = mapped_column(String(64), ForeignKey("artifact.sha256"))
+    #: None where searches split the test set off the training set.
+    test_sha256: Mapped[str | None] = mapped_column(String(64), ForeignKey("artifact.sha256"))
+    #: Hash of the three above: databases see no two missing test sets as equal.
+    key: Mapped[str] = mapped_column(Id, unique=True)
     class_names: Mapped[list[str]] = mapped_column(JSON)
     num_train: Mapped[int] = mapped_column(Integer)
     num_test: Mapped[int] = mapped_column(Integer)
+    #: `DataContents` of "train" and "test", as JSON.
+    contents: Mapped[dict[str, Any]] = mapped_column(JSON)
     created_at: Mapped[float] = mapped_column(Double, default=now_s())
-
-    __table_args__ = (UniqueConstraint("name", "train_sha256", "test_sha256"),)

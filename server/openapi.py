@@ -24,14 +24,17 @@ from device_agent.contracts import (
     ReportBatch,
 )
 from search.domain.config import SearchConfig
-from server.catalog.endpoints import DatasetRequest, DatasetView, ModelList, ModelRequest, ModelView
+from server.accounts.endpoints import NewToken, TokenRequest, TokenView
+from server.catalog.datasets import DatasetRequest, DatasetView
+from server.catalog.endpoints import ModelList, ModelRequest, ModelView
 from server.errors import Problem
 from server.fleet.devices import DeviceView, EnrolmentCode, EnrolmentCodeRequest
+from server.latency.compare import Comparison
 from server.latency.exchange.service import ImportAnswer, LatencyImport
-from server.latency.listing_endpoints import CardView, Comparison
+from server.latency.listing_endpoints import CardView
 from server.latency.model_endpoints import LatencyModelRequest, LatencyModelView, PredictionAnswer, PredictionQuery
 from server.latency.profit import ProfitMap
-from server.latency.schemas import KernelView, LatencyAnswer, LatencyQuery, LatencyView, MeasurementView
+from server.latency.schemas import KernelView, LatencyAnswer, LatencyQuery, LatencyView, MeasurementView, SeriesView
 from server.searches.schemas import CandidateView, EventView, SearchView
 from server.status import Health, Version
 
@@ -67,6 +70,7 @@ WIRE_CLASSES: tuple[type, ...] = (
     ModelList,
     ModelRequest,
     ModelView,
+    NewToken,
     PredictionAnswer,
     PredictionQuery,
     Problem,
@@ -77,6 +81,9 @@ WIRE_CLASSES: tuple[type, ...] = (
     ReportBatch,
     SearchConfig,
     SearchView,
+    SeriesView,
+    TokenRequest,
+    TokenView,
     Version,
 )
 

@@ -9,17 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from device_agent.contracts import ContractError
+from kerf.local import TOKEN_FILE, default_data_dir
 
 ENV_PREFIX = "KERF_"
 
 #: A check takes a device some seconds.
 MIN_DRIFT_INTERVAL_S = 60.0
-
-
-def default_data_dir() -> Path:
-    """`$XDG_DATA_HOME/kerf`, or `~/.local/share/kerf`."""
-    base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
-    return Path(base) / "kerf"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +36,8 @@ class Settings:
         poll_interval_s: How often waiting agents and event streams look for what other processes wrote.
         reap_interval_s: How often expired leases are collected.
         job_stale_s: A running search whose worker has not reported for so long is taken over.
+        datasets_dir: Folder on the worker below which searches may read data sets (`dataset.train: worker:PATH`);
+            none by default.
         drift_interval_s: How often the sentinel kernels of each series in use are measured again, while its device is
             idle, to see whether it drifted; 0 is never. Each time costs the device a few seconds.
         open_dashboard: Whether browsers on the server's own machine see the dashboard without signing in. `kerf up`
@@ -61,6 +58,7 @@ class Settings:
     poll_interval_s: float = 0.25
     reap_interval_s: float = 5.0
     job_stale_s: float = 60.0
+    datasets_dir: Path | None = None
     drift_interval_s: float = 0.0
     open_dashboard: bool = False
     log_json: bool = False
@@ -103,7 +101,7 @@ class Settings:
     @property
     def local_token_file(self) -> Path:
         """The user token that the embedded mode makes for this machine's user."""
-        return self.data_dir / "user.token"
+        return self.data_dir / TOKEN_FILE
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:
@@ -121,6 +119,6 @@ def _parse(name: str, text: str, kind: str) -> Any:
     try:
         if kind == "bool":
             return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[text.lower()]
-        return {"Path": Path, "str": str, "int": int, "float": float}[kind](text)
+        return {"Path": Path, "Path | None": Path, "str": str, "int": int, "float": float}[kind](text)
     except (KeyError, ValueError):
         raise ContractError(f"{name}={text!r} is no {kind}: correct or unset the variable") from None

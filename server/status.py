@@ -6,16 +6,14 @@ import shutil
 from dataclasses import dataclass
 from typing import Annotated
 
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from fastapi import APIRouter, Depends, Response
 from sqlalchemy import text
 
 from device_agent import __version__
 from device_agent.contracts import WIRE_VERSION
 from server.context import Context, ContextDep
-from server.database import alembic_config
 from server.errors import Unavailable
+from server.schema import newest_schema, schema_of
 from server.wire import PROBLEMS, ContractResponse, answer
 
 router = APIRouter(tags=["status"], responses={503: PROBLEMS[503]})
@@ -46,7 +44,7 @@ async def healthz() -> Response:
 
 def ready(context: ContextDep) -> Context:
     """Raises `Unavailable` unless the database answers, has the newest schema, and the disk has room."""
-    found, expected = _schema(context), _expected_schema()
+    found, expected = _schema(context), newest_schema()
     if found != expected:
         raise Unavailable(
             f"the database has schema {found}, the code needs {expected}: run `kerf db upgrade`", code="not_ready"
@@ -71,8 +69,4 @@ def version(context: ContextDep) -> Response:
 def _schema(context: Context) -> str | None:
     with context.database.read() as session:
         session.execute(text("SELECT 1"))
-        return MigrationContext.configure(session.connection()).get_current_revision()
-
-
-def _expected_schema() -> str | None:
-    return ScriptDirectory.from_config(alembic_config()).get_current_head()
+        return schema_of(session.connection())

@@ -105,6 +105,9 @@ class Bench:
                 name="cifar10-jpeg",
                 train=str(data_dir / "cifar10-jpeg-train.zip"),
                 test=str(data_dir / "cifar10-jpeg-test.zip"),
+                # With these the checkpoint was trained.
+                mean=(0.485, 0.456, 0.406),
+                std=(0.229, 0.224, 0.225),
             ),
             input_shape=INPUT_SHAPE,
             calibration_images=_CALIBRATION_IMAGES,

@@ -14,6 +14,7 @@ from pathlib import Path
 from device_agent.clock import Clock
 from device_agent.contracts.measurement import Conditions, ThermalMode
 from device_agent.contracts.verdict import CONTENDED_SHARE, TOO_HOT_CELSIUS, foreign_share
+from device_agent.measuring.sysfs import first_number
 from device_agent.measuring.thermal import throttling_starts_celsius
 
 #: Above this a device is throttled or about to be: a measurement would show the heat, not the kernel.
@@ -123,13 +124,30 @@ class Check:
     remedy: str | None = None
 
 
-def checks(before: Conditions, after: Conditions, limits: Limits, affinity: tuple[int, ...]) -> tuple[Check, ...]:
-    """What is good and bad about measuring on this device, from conditions before and after a moment of rest."""
+def boost_enabled(root: Path = Path("/")) -> bool | None:
+    """Whether the processor may run above its nominal frequency for a while (turbo); None where the system does not
+    tell. Linux: Documentation/admin-guide/pm/intel_pstate.rst and cpufreq.rst.
+    """
+    cpu = root / "sys/devices/system/cpu"
+    no_turbo = first_number(cpu / "intel_pstate/no_turbo")
+    if no_turbo is not None:
+        return no_turbo == 0
+    boost = first_number(cpu / "cpufreq/boost")
+    return None if boost is None else boost != 0
+
+
+def checks(
+    before: Conditions, after: Conditions, limits: Limits, affinity: tuple[int, ...], boost: bool | None = None
+) -> tuple[Check, ...]:
+    """What is good and bad about measuring on this device, from conditions before and after a moment of rest, and from
+    whether its processor boosts.
+    """
     return (
         _temperature(after, limits),
         _throttling(before, after),
         _battery(after),
         _governor(after),
+        _boost(boost),
         Check(
             name="pinning",
             ok=bool(affinity),
@@ -196,6 +214,18 @@ def _governor(now: Conditions) -> Check:
         ok=ok,
         found=now.governor,
         remedy=None if ok else "set one that keeps the frequency, at one that the device keeps when warm",
+    )
+
+
+def _boost(enabled: bool | None) -> Check:
+    return Check(
+        name="boost",
+        ok=None if enabled is None else not enabled,
+        found=f"turbo is {_word(enabled, 'on', 'off')}",
+        remedy="turn it off while measuring: echo 1 > /sys/devices/system/cpu/intel_pstate/no_turbo, or "
+        "echo 0 > /sys/devices/system/cpu/cpufreq/boost"
+        if enabled
+        else None,
     )
 
 

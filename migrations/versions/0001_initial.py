@@ -90,6 +90,11 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("kernel", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_kernel_op"), ["op"], unique=False)
+        batch_op.create_index(
+            "ix_kernel_shape",
+            ["op", "kernel_h", "stride", "input_h", "in_channels", "out_channels"],
+            unique=False,
+        )
 
     op.create_table(
         "measuring_setup",
@@ -102,17 +107,17 @@ def upgrade() -> None:
         sa.Column("id", sa.String(length=80), nullable=False),
         sa.Column("name", sa.String(length=200), nullable=False),
         sa.Column("train_sha256", sa.String(length=64), nullable=False),
-        sa.Column("test_sha256", sa.String(length=64), nullable=False),
+        sa.Column("test_sha256", sa.String(length=64), nullable=True),
+        sa.Column("key", sa.String(length=80), nullable=False),
         sa.Column("class_names", sa.JSON(), nullable=False),
         sa.Column("num_train", sa.Integer(), nullable=False),
         sa.Column("num_test", sa.Integer(), nullable=False),
+        sa.Column("contents", sa.JSON(), nullable=False),
         sa.Column("created_at", sa.Double(), nullable=False),
         sa.ForeignKeyConstraint(["test_sha256"], ["artifact.sha256"], name=op.f("fk_dataset_test_sha256_artifact")),
         sa.ForeignKeyConstraint(["train_sha256"], ["artifact.sha256"], name=op.f("fk_dataset_train_sha256_artifact")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_dataset")),
-        sa.UniqueConstraint(
-            "name", "train_sha256", "test_sha256", name=op.f("uq_dataset_name_train_sha256_test_sha256")
-        ),
+        sa.UniqueConstraint("key", name=op.f("uq_dataset_key")),
     )
     op.create_table(
         "measurement_task",
@@ -526,7 +531,7 @@ def upgrade() -> None:
         sa.UniqueConstraint("import_key", name=op.f("uq_measurement_import_key")),
     )
     with op.batch_alter_table("measurement", schema=None) as batch_op:
-        batch_op.create_index(batch_op.f("ix_measurement_device_id"), ["device_id"], unique=False)
+        batch_op.create_index("ix_measurement_device_latest", ["device_id", "result_key"], unique=False)
         batch_op.create_index(batch_op.f("ix_measurement_kernel_id"), ["kernel_id"], unique=False)
         batch_op.create_index(batch_op.f("ix_measurement_series_id"), ["series_id"], unique=False)
         batch_op.create_index(batch_op.f("ix_measurement_task_id"), ["task_id"], unique=False)
@@ -642,7 +647,7 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_measurement_task_id"))
         batch_op.drop_index(batch_op.f("ix_measurement_series_id"))
         batch_op.drop_index(batch_op.f("ix_measurement_kernel_id"))
-        batch_op.drop_index(batch_op.f("ix_measurement_device_id"))
+        batch_op.drop_index("ix_measurement_device_latest")
 
     op.drop_table("measurement")
     with op.batch_alter_table("latency_import", schema=None) as batch_op:
@@ -708,6 +713,7 @@ def downgrade() -> None:
     op.drop_table("dataset")
     op.drop_table("measuring_setup")
     with op.batch_alter_table("kernel", schema=None) as batch_op:
+        batch_op.drop_index("ix_kernel_shape")
         batch_op.drop_index(batch_op.f("ix_kernel_op"))
 
     op.drop_table("kernel")

@@ -21,7 +21,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from device_agent.contracts import PruningScheme
@@ -39,6 +38,7 @@ from search.models.zoo import initialise_weights
 from search.pruning.apply import PrunedModel
 from search.pruning.channels import remove_channels
 from search.pruning.depth import remove_blocks
+from search.tasks.base import task_of
 from search.training.schedule import LearningRate
 
 CNS_EPOCHS = 10
@@ -143,7 +143,7 @@ class SupernetEstimator:
     def _loss(self, decisions: Decisions, images: Tensor, labels: Tensor, *, with_masks: bool) -> Tensor:
         self._network.select(decisions, with_masks=with_masks)
         x = network_input(images, self._data.normalise, decisions.resolution)
-        return F.cross_entropy(logits_of(self._network.form, x), labels)
+        return task_of(self._data.split.train).training_loss(logits_of(self._network.form, x), labels)
 
     def _judged(self, decisions: Decisions) -> AccuracyEstimate:
         """Accuracy and loss with the batch norm of this candidate."""

@@ -9,11 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from search.data.dataset import DataError, ImageData
+from search.data.dataset import DataError, ImageData, UInt8Array
+
+#: At a time, when statistics of pixels are computed.
+_STATISTICS_IMAGES = 512
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +41,25 @@ class Normalisation:
             )
 
 
+def channel_statistics(images: UInt8Array) -> Normalisation:
+    """Mean and standard deviation of each channel over all pixels of uint8 images (n, h, w, c).
+
+    Raises `DataError` where a channel is the same everywhere.
+    """
+    sums = np.zeros((2, images.shape[3]))
+    for start in range(0, len(images), _STATISTICS_IMAGES):
+        pixels = images[start : start + _STATISTICS_IMAGES].reshape(-1, images.shape[3]) / 255.0
+        sums += (pixels.sum(axis=0), (pixels**2).sum(axis=0))
+    mean, square = sums / (images.size / images.shape[3])
+    std = np.sqrt(np.maximum(0.0, square - mean**2))
+    if not (std > 1e-6).all():
+        raise DataError(
+            f"channel {int(std.argmin())} of the images has one value everywhere: check the images, or set "
+            "dataset.mean and dataset.std"
+        )
+    return Normalisation(mean=tuple(map(float, mean)), std=tuple(map(float, std)))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Augmentation:
     """Random horizontal flips, and random crops of the image with `crop_padding` black pixels around it."""
@@ -53,7 +76,7 @@ NO_AUGMENTATION = Augmentation(flip=False, crop_padding=0)
 
 
 def as_tensors(data: ImageData) -> tuple[Tensor, Tensor]:
-    """Images as uint8 (n, h, w, c) and labels as int64 (n,), both without a copy."""
+    """Images as uint8 (n, h, w, c) and labels as int64 (n,), or targets (n, ...), both without a copy."""
     return torch.from_numpy(data.images), torch.from_numpy(data.labels)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cache
 from importlib.resources import files
@@ -38,6 +38,18 @@ class ExcludedChoices:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationFigures:
+    """How far a search was after a generation. `hypervolume` is that of (error, predicted latency) below (1, latency of
+    the dense network in the native executor), as a part of that rectangle; None where either was not known.
+    """
+
+    generation: int
+    evaluations: int
+    front: int
+    hypervolume: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SearchSummary:
     """How the front was found. `settings` is the resolved config; `seconds` is wall time in each stage."""
 
@@ -54,6 +66,21 @@ class SearchSummary:
     measuring: MeasuringEffort | None = None
     #: None where the search leaves nothing out (`space.weights.exclude_unprofitable`).
     excluded_choices: ExcludedChoices | None = None
+    #: The front as it grew; with active measuring, each by the latency model of its time. Empty in older results.
+    history: tuple[GenerationFigures, ...] = ()
+    #: What the worker ran on: package -> version. Empty in older results.
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeriesSummary:
+    """Measurements of one provenance that a search used on one device, and how many of them have each verdict."""
+
+    id: str
+    runtime: str
+    runtime_version: str
+    agent_version: str
+    verdicts: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,6 +101,8 @@ class DeviceSummary:
     kernels_reused: int
     #: As in `SearchSummary`, of this device alone.
     measuring: MeasuringEffort | None = None
+    #: Where the search's measurements on this device stand in the latency database. Empty in older results.
+    series: tuple[SeriesSummary, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +163,28 @@ class Standing(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LayerFigures:
+    """One operator of a candidate as it runs, in execution order. `scheme` is written as in a config, "" for operators
+    without weights; `macs` are those left at `density`. `latency_ms` is the operator's part of the predicted latency on
+    each device, in the search's order; the whole network has a constant beside their sum.
+    """
+
+    name: str
+    op: str
+    in_channels: int
+    out_channels: int
+    kernel_h: int
+    kernel_w: int
+    stride: int
+    input_h: int
+    input_w: int
+    scheme: str
+    density: float
+    macs: int
+    latency_ms: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FrontPoint:
     """One candidate of the front.
 
@@ -166,12 +217,35 @@ class FrontPoint:
     #: Weights and biases in the packed file, as far as shapes and pruning decide; None in results of earlier versions.
     model_bytes: int | None = None
     devices: tuple[DeviceFigures, ...] = ()
-    #: Binomial, on the test images.
+    #: Binomial, on the test images; of another metric in [0, 1], whose variance can only be smaller, at least 95 %.
     accuracy_ci95: tuple[float, float] | None = None
     #: How it stands to the other candidates in measured latency and test accuracy, and which of them noise does not
     #: tell apart from it (see `search.standing`).
     standing: Standing | None = None
     tied_with: tuple[str, ...] = ()
+    #: Empty in older results, and for what was measured untrained.
+    layers: tuple[LayerFigures, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataSummary:
+    """What the networks of a search were trained and judged on, and what using one takes: the classes in the order of
+    its outputs, and mean and standard deviation of each channel, of pixels in [0, 1].
+    """
+
+    #: What all figures called accuracy are: "accuracy", or the metric of a task of one's own, in [0, 1].
+    metric: str
+    #: Empty where there are no classes.
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    num_train: int
+    num_holdout: int
+    num_test: int
+
+
+#: What figures are called where a result does not say it.
+ACCURACY = "accuracy"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,7 +259,14 @@ class SearchResult:
     devices: tuple[DeviceSummary, ...] = ()
     #: The rest of the front, where `measuring.whole_front` asked for it: measured whole, but not trained or exported.
     measured_untrained: tuple[FrontPoint, ...] = ()
+    #: None in results that were written before it was kept.
+    data: DataSummary | None = None
     version: int = RESULT_VERSION
+
+    @property
+    def metric(self) -> str:
+        """What its figures of accuracy are."""
+        return ACCURACY if self.data is None else self.data.metric
 
 
 @cache

@@ -66,6 +66,16 @@ class SchemeChoice:
         choice.with_density(1.0 if scheme is not PruningScheme.PATTERN else choice.pattern_entries / 9)
         return choice
 
+    @classmethod
+    def of(cls, pruning: WeightPruning) -> SchemeChoice:
+        """The scheme of a pruning, whatever its density."""
+        return cls(
+            scheme=pruning.scheme,
+            block_filters=pruning.block_filters,
+            block_channels=pruning.block_channels,
+            pattern_entries=pruning.pattern_entries,
+        )
+
     def __str__(self) -> str:
         if self.scheme in (PruningScheme.DENSE, PruningScheme.UNSTRUCTURED):
             return self.scheme.value

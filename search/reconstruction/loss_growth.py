@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from device_agent.contracts import ContractError
 from search.data.batches import Normalisation, as_tensors, network_input
 from search.data.dataset import ImageData
 from search.domain.network import NetworkSpec
@@ -33,6 +34,7 @@ from search.pareto import FloatArray
 from search.pruning.fuse import FusedModules, fused_modules
 from search.reconstruction.layer_errors import IndexArray
 from search.reconstruction.moments import BATCH_SIZE, evaluated_with
+from search.tasks.base import CLASSIFICATION, task_of
 
 #: Of changes that are held at once, and of gradients by single weights.
 _CHANGE_BYTES = 512 * 2**20
@@ -74,6 +76,10 @@ def loss_growths(
         changes: What is asked for, by operators of the plan.
         on_batch: Called with the layers that are done before each batch; what it raises ends the work.
     """
+    if (task := task_of(images)) is not CLASSIFICATION:
+        raise ContractError(
+            f"the task {task.name!r} has no classes to draw labels from: use another method than 'exact'"
+        )
     modules = fused_modules(model, spec.plan.input_shape)
     found: dict[str, list[FloatArray]] = {name: [] for name in changes}
     for held in _by_memory(changes):

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from device_agent.contracts import canonical_json
@@ -27,6 +26,7 @@ from search.distillation import DistillationTeacher, distillation_loss
 from search.errors import SearchError
 from search.evaluation import EVALUATION_BATCH, AccuracyEstimate, evaluate, logits_of, recalibrate_batch_norm
 from search.pruning.apply import PrunedModel
+from search.tasks.base import CLASSIFICATION, task_of
 from search.training.checkpoint import RunCheckpoint, read_checkpoint, write_checkpoint
 from search.training.regulariser import Regulariser
 from search.training.schedule import LearningRate
@@ -130,6 +130,9 @@ class SgdRun:
         model = copy.deepcopy(pruned.model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._pruned = replace(pruned, model=model)
         self._data = data
+        self._task = task_of(data.split.train)
+        if teacher is not None and self._task is not CLASSIFICATION:
+            raise ValueError(f"the task {self._task.name!r} has no classes to distil: set training.distillation to 0")
         self._settings = settings
         self._seed = seed
         self._teacher = teacher if settings.distillation > 0 else None
@@ -205,7 +208,7 @@ class SgdRun:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         logits = logits_of(model, network_input(images, self._data.normalise, self._pruned.resolution))
-        loss = F.cross_entropy(logits, labels, label_smoothing=settings.label_smoothing)
+        loss = self._task.training_loss(logits, labels, settings.label_smoothing)
         if self._teacher is not None:
             target = self._teacher.logits(images, (self._seed, self._batch_size, self._step))
             loss = (1 - settings.distillation) * loss + settings.distillation * distillation_loss(logits, target)

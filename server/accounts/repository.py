@@ -72,6 +72,22 @@ def revoke_device_tokens(session: Session, device_id: str) -> None:
     )
 
 
+def list_tokens(session: Session, *, after: str | None, limit: int) -> Sequence[TokenRow]:
+    statement = select(TokenRow).order_by(TokenRow.id).limit(limit)
+    return session.scalars(statement if after is None else statement.where(TokenRow.id > after)).all()
+
+
+def revoke_token(session: Session, token_id: str) -> TokenRow | None:
+    """Make a token useless; one that is keeps its time. None where there is no such token."""
+    session.execute(
+        update(TokenRow)
+        .where(TokenRow.id == token_id, TokenRow.revoked_at.is_(None))
+        .values(revoked_at=now_s())
+        .execution_options(synchronize_session=False)
+    )
+    return session.get(TokenRow, token_id)
+
+
 def insert_code(session: Session, *, code_hash: str, max_uses: int, lifetime_s: float) -> tuple[str, float]:
     """Store an enrolment code; returns its identity and when it expires."""
     code_id = new_id("code")

@@ -28,6 +28,10 @@ class Scope(StrEnum):
     AGENT = "agent"
 
 
+#: What a user's token allows unless something else is asked for: reading, and running searches.
+DEFAULT_USER_SCOPES = (Scope.READ, Scope.SEARCHES_WRITE, Scope.ARTIFACTS_WRITE)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Principal:
     """Who makes a request. `device_id` is set for an agent."""
@@ -46,7 +50,7 @@ def mint_user_token(
     hasher: SecretHasher,
     *,
     name: str,
-    scopes: Iterable[Scope] = (Scope.READ, Scope.SEARCHES_WRITE, Scope.ARTIFACTS_WRITE),
+    scopes: Iterable[Scope] = DEFAULT_USER_SCOPES,
     lifetime_s: float | None = None,
 ) -> str:
     """Make a user's token. It cannot be shown again."""

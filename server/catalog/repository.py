@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from device_agent.contracts import content_id
 from server.ids import new_id
 from server.models import CheckpointedModelRow, DatasetRow
 from server.upsert import insert_missing
@@ -23,15 +25,26 @@ def add_dataset(
     *,
     name: str,
     train_sha256: str,
-    test_sha256: str,
+    test_sha256: str | None,
     class_names: Sequence[str],
     num_train: int,
     num_test: int,
+    contents: Mapping[str, Any],
 ) -> DatasetRow:
-    key = {"name": name, "train_sha256": train_sha256, "test_sha256": test_sha256}
-    facts = {"class_names": list(class_names), "num_train": num_train, "num_test": num_test}
-    insert_missing(session, DatasetRow, [{"id": new_id("dataset"), **key, **facts}])
-    return session.scalars(select(DatasetRow).filter_by(**key)).one()
+    key = _dataset_key(name, train_sha256, test_sha256)
+    row = {
+        "id": new_id("dataset"),
+        "key": key,
+        "name": name,
+        "train_sha256": train_sha256,
+        "test_sha256": test_sha256,
+        "class_names": list(class_names),
+        "num_train": num_train,
+        "num_test": num_test,
+        "contents": dict(contents),
+    }
+    insert_missing(session, DatasetRow, [row])
+    return session.scalars(select(DatasetRow).filter_by(key=key)).one()
 
 
 def list_models(session: Session, *, after: str | None, limit: int) -> Sequence[CheckpointedModelRow]:
@@ -44,6 +57,22 @@ def list_datasets(session: Session, *, after: str | None, limit: int) -> Sequenc
     return session.scalars(query if after is None else query.where(DatasetRow.id > after)).all()
 
 
-def find_dataset(session: Session, *, name: str, train_sha256: str, test_sha256: str) -> DatasetRow | None:
-    query = select(DatasetRow).filter_by(name=name, train_sha256=train_sha256, test_sha256=test_sha256)
-    return session.scalars(query).one_or_none()
+def find_dataset(session: Session, *, name: str, train_sha256: str, test_sha256: str | None) -> DatasetRow | None:
+    key = _dataset_key(name, train_sha256, test_sha256)
+    return session.scalars(select(DatasetRow).filter_by(key=key)).one_or_none()
+
+
+def datasets_called(session: Session, name: str) -> Sequence[DatasetRow]:
+    """The data sets with this id or name, oldest first."""
+    query = select(DatasetRow).where((DatasetRow.id == name) | (DatasetRow.name == name)).order_by(DatasetRow.id)
+    return session.scalars(query).all()
+
+
+def dataset_of(session: Session, train_sha256: str, test_sha256: str | None) -> DatasetRow | None:
+    """A data set of these files, under whatever name."""
+    query = select(DatasetRow).filter_by(train_sha256=train_sha256, test_sha256=test_sha256).order_by(DatasetRow.id)
+    return session.scalars(query.limit(1)).one_or_none()
+
+
+def _dataset_key(name: str, train_sha256: str, test_sha256: str | None) -> str:
+    return content_id("dataset", [name, train_sha256, test_sha256])

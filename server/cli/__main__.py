@@ -1,5 +1,5 @@
 """`python -m server.cli`: the same as the console script `kerf`."""
 
-from server.cli.main import main
+from server.cli import main
 
 main()

@@ -10,13 +10,18 @@ from typing import Any
 import yaml
 
 from device_agent.contracts import ContractError, encode
-from search.domain.config import Method, SearchConfig, parse_config
+from kerf import Client
+from search.data.dataset import DataError
+from search.domain.config import Method, SearchConfig, is_on_worker, parse_config
 from search.networks.file import read_network
-from server.client import KerfClient
+from server.cli.data_files import check_files_of, check_split, upload_data
+from server.cli.errors import ConfigFileError
 
+__all__ = ["ConfigFileError", "check_files", "load_config", "upload", "with_overrides"]
 
-class ConfigFileError(Exception):
-    """The config file, or a file that it names, cannot be used. The text says which, and what to do."""
+_DATA_ROLES = ("train", "test")
+#: Of each data set, before a search; `kerf datasets check` decodes all.
+_IMAGES_DECODED = 1000
 
 
 def load_config(path: Path) -> SearchConfig:
@@ -69,7 +74,7 @@ def with_overrides(
 def check_files(config: SearchConfig, data_dir: Path | None) -> Mapping[str, Path]:
     """The local files that the config names, by role ("checkpoint", "network", "train", "test").
 
-    Raises `ConfigFileError` where one is missing, is no sound network, or no data folder was given.
+    Raises `ConfigFileError` where one is missing, is no sound network or data set, or no data folder was given.
     """
     named = {
         "checkpoint": config.model.checkpoint,
@@ -77,14 +82,14 @@ def check_files(config: SearchConfig, data_dir: Path | None) -> Mapping[str, Pat
         "train": config.dataset.train,
         "test": config.dataset.test,
     }
-    wanted = {role: name for role, name in named.items() if name is not None}
+    wanted = {role: name for role, name in named.items() if name is not None and not is_on_worker(name)}
     if wanted and data_dir is None:
         raise ConfigFileError(f"the config names {', '.join(wanted.values())}: say with --data where they are")
     found = {}
     for role, name in wanted.items():
         assert data_dir is not None
         path = data_dir / name
-        if not path.is_file():
+        if not (path.is_file() or (role in _DATA_ROLES and path.is_dir())):
             raise ConfigFileError(f"{role}: there is no file {path}; check the name in the config and --data")
         if role == "network":
             try:
@@ -92,25 +97,39 @@ def check_files(config: SearchConfig, data_dir: Path | None) -> Mapping[str, Pat
             except ContractError as error:
                 raise ConfigFileError(f"network: {error}") from None
         found[role] = path
+    _check_data(config, found)
     return found
 
 
-def upload(config: SearchConfig, paths: Mapping[str, Path], client: KerfClient) -> dict[str, Any]:
+def _check_data(config: SearchConfig, paths: Mapping[str, Path]) -> None:
+    """Look at the data sets that lie here: all names and labels, some images, and whether classes are large enough."""
+    if "train" not in paths:
+        return
+    train, _ = check_files_of(paths["train"], paths.get("test"), max_decoded=_IMAGES_DECODED)
+    try:
+        check_split(train, config.dataset)
+    except DataError as error:
+        raise ConfigFileError(f"train: {error}") from None
+
+
+def upload(config: SearchConfig, paths: Mapping[str, Path], client: Client) -> dict[str, Any]:
     """Upload the named files and return the request body, in which their SHA-256 stand for them.
 
-    Raises `ClientError` where the server refuses one.
+    Raises `kerf.ApiError` where the server refuses one.
     """
-    digests = {role: client.upload_artifact(path) for role, path in paths.items()}
+    digests = {role: upload_data(client, path) for role, path in paths.items()}
     model, dataset = config.model, config.dataset
     if "checkpoint" in digests:
-        client.register_model(
-            {"architecture": model.architecture, "name": paths["checkpoint"].name, "sha256": digests["checkpoint"]}
+        assert model.architecture is not None
+        client.models.create(
+            architecture=model.architecture, name=paths["checkpoint"].name, sha256=digests["checkpoint"]
         )
         model = replace(model, checkpoint=digests["checkpoint"])
     if "network" in digests:
         model = replace(model, network=digests["network"])
-    if "train" in digests:
-        client.register_dataset({"name": dataset.name, "train": digests["train"], "test": digests["test"]})
-        dataset = replace(dataset, train=digests["train"], test=digests["test"])
+    files = {role: digests[role] for role in _DATA_ROLES if role in digests}
+    if "train" in files and ("test" in files or dataset.test is None):
+        client.datasets.create(name=dataset.name, **files)
+    dataset = replace(dataset, train=files.get("train", dataset.train), test=files.get("test", dataset.test))
     body: dict[str, Any] = encode(replace(config, model=model, dataset=dataset))
     return body

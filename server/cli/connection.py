@@ -7,9 +7,8 @@ from typing import Annotated
 
 import typer
 
-from server.cli.config_file import ConfigFileError
-from server.client import KerfClient
-from server.settings import Settings
+from kerf import Client
+from kerf.local import DEFAULT_SERVER
 
 ServerOption = Annotated[
     str | None, typer.Option("--server", envvar="KERF_SERVER", help="Address of a running server.", show_default=False)
@@ -22,19 +21,9 @@ StateOption = Annotated[
     typer.Option("--state", help="Folder of the local stack: database, artifacts, logs.", show_default=False),
 ]
 
-DEFAULT_SERVER = "http://127.0.0.1:8321"
+__all__ = ["DEFAULT_SERVER", "ServerOption", "StateOption", "TokenOption", "connect"]
 
 
-def connect(server: str | None, token: str | None) -> KerfClient:
-    """A client of the named server; without a token, the one that `kerf up` left in the default state folder.
-
-    Raises `ConfigFileError` where there is no token.
-    """
-    if token is None:
-        path = Settings.from_env().local_token_file
-        if not path.is_file():
-            raise ConfigFileError(
-                f"no token: give --token or KERF_TOKEN, or start a server here with `kerf up` ({path})"
-            )
-        token = path.read_text(encoding="utf-8").strip()
-    return KerfClient(server or DEFAULT_SERVER, token)
+def connect(server: str | None, token: str | None) -> Client:
+    """A client of the named server; see `kerf.Client`. Raises `kerf.NotConfigured` where there is no token."""
+    return Client(server, token)

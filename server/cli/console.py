@@ -16,10 +16,25 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 PIPE_WIDTH = 140
 
 
-def make_console() -> Console:
-    """A console on standard output, wide enough for our tables when that is no terminal."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=PIPE_WIDTH)
+def make_console(*, as_json: bool = False) -> Console:
+    """A console on standard output, wide enough for our tables when that is no terminal. Where JSON goes there, it is
+    on standard error.
+    """
+    console = Console(highlight=False, stderr=as_json)
+    return console if console.is_terminal else Console(highlight=False, width=PIPE_WIDTH, stderr=as_json)
+
+
+def print_json(value: Any) -> None:
+    """The JSON that `--json` asks for."""
+    typer.echo(json.dumps(value, indent=1))
+
+
+def tell(text: str, value: Any, *, as_json: bool) -> None:
+    """One line for people, or `value` as JSON."""
+    if as_json:
+        print_json(value)
+    else:
+        typer.echo(text)
 
 
 def print_items(
@@ -27,9 +42,24 @@ def print_items(
 ) -> None:
     """A list from the server: as JSON, or as a table with one function of the item for each column."""
     if as_json:
-        typer.echo(json.dumps(items, indent=1))
+        print_json(items)
         return
-    table = Table(*columns, box=None, header_style="bold")
+    table = Table(box=None, header_style="bold")
+    for place, title in enumerate(columns):
+        # What leads a row is what other commands are given: it must be possible to copy it.
+        table.add_column(title, no_wrap=place == 0)
     for item in items:
         table.add_row(*(text(item) for text in columns.values()))
+    make_console().print(table)
+
+
+def print_fields(item: Mapping[str, Any], fields: Mapping[str, str | None], *, as_json: bool) -> None:
+    """One thing from the server: as JSON, or a line for each field that says something."""
+    if as_json:
+        print_json(item)
+        return
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, text in fields.items():
+        if text:
+            table.add_row(name, text)
     make_console().print(table)

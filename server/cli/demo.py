@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from device_agent.contracts import MeasuringSetup
+from device_agent.contracts import MeasuringSetup, encode
 from search.domain.config import (
     AccuracyConfig,
     ChannelsConfig,
@@ -24,7 +24,7 @@ from search.domain.config import (
     WeightsConfig,
 )
 from search.domain.objective import Constraint, Metric
-from server.cli.console import make_console
+from server.cli.console import JsonOption, make_console, print_json
 from server.cli.local_stack import StackOptions, running_stack
 from server.cli.searches import run_search
 
@@ -74,9 +74,12 @@ def demo(
         "demo-out"
     ),
     quick: Annotated[bool, typer.Option("--quick", help="At most 90 s.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Run the whole flow on this machine: server, worker and agent, a small CNN on 8x8 digits, and its front."""
-    console = make_console()
+    console = make_console(as_json=as_json)
     with running_stack(StackOptions(state_dir=output / "state")) as stack, stack.client() as client:
         console.print(f"server and dashboard: {stack.url}")
-        run_search(client, demo_config(quick), {}, output, console)
+        result = run_search(client, demo_config(quick), {}, output, console)
+    if as_json:
+        print_json(encode(result))

@@ -47,19 +47,8 @@ def design_table(result: SearchResult) -> Table:
 def schemes_of(point: FrontPoint) -> str:
     """How many layers are pruned by which scheme, the most frequent first."""
     found = (decode(WeightPruning, pruning) for pruning in point.decisions.get("pruning", {}).values())
-    counts = Counter(_scheme(pruning) for pruning in found if pruning.scheme is not PruningScheme.DENSE)
+    counts = Counter(str(SchemeChoice.of(pruning)) for pruning in found if pruning.scheme is not PruningScheme.DENSE)
     return ", ".join(f"{count} {scheme}" for scheme, count in counts.most_common())
-
-
-def _scheme(pruning: WeightPruning) -> str:
-    return str(
-        SchemeChoice(
-            scheme=pruning.scheme,
-            block_filters=pruning.block_filters,
-            block_channels=pruning.block_channels,
-            pattern_entries=pruning.pattern_entries,
-        )
-    )
 
 
 def _sizes(macs: float | None, parameters: float | None, model_bytes: float | None) -> tuple[str, ...]:

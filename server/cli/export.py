@@ -15,11 +15,12 @@ from typing import Annotated
 import typer
 
 from device_agent.contracts import decode
+from kerf import Client
 from search.domain.result import SearchResult
 from search.export import PACKED_FILE
 from server.cli.config_file import ConfigFileError
 from server.cli.connection import ServerOption, TokenOption, connect
-from server.client import KerfClient
+from server.cli.console import JsonOption, tell
 
 
 class ExportError(Exception):
@@ -44,6 +45,7 @@ def export(
     tune: Annotated[bool, typer.Option(help="Time the tiles on this machine, or guess them.")] = True,
     server: ServerOption = None,
     token: TokenOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Write one network as a folder that runs without Kerf: C source, program image, TFLite, examples.
 
@@ -61,7 +63,11 @@ def export(
             with connect(server, token) as client:
                 _download(client, search, candidate_id, packed)
         _deploy(packed, output, tune)
-    typer.echo(f"written to {output}; README.txt there says how to compile and run it")
+    tell(
+        f"written to {output}; README.txt there says how to compile and run it",
+        {"output": str(output)},
+        as_json=as_json,
+    )
 
 
 def _packed_file(candidate: Path) -> Path:
@@ -71,8 +77,8 @@ def _packed_file(candidate: Path) -> Path:
     return path
 
 
-def _download(client: KerfClient, search: str, candidate_id: str, target: Path) -> None:
-    result = decode(SearchResult, client.search_part(search, "result"))
+def _download(client: Client, search: str, candidate_id: str, target: Path) -> None:
+    result = decode(SearchResult, client.searches.result(search))
     points = [point for point in result.front if point.candidate_id.startswith(candidate_id)]
     if len(points) != 1:
         known = ", ".join(point.candidate_id[:10] for point in result.front)
@@ -80,7 +86,7 @@ def _download(client: KerfClient, search: str, candidate_id: str, target: Path) 
     digest = points[0].files.get(PACKED_FILE)
     if digest is None:
         raise ConfigFileError(f"{candidate_id} has no {PACKED_FILE}: {points[0].failure or 'it was not exported'}")
-    client.download_artifact(digest, target)
+    client.artifacts.download(digest, target)
 
 
 def _deploy(packed: Path, output: Path, tune: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -14,7 +13,7 @@ import yaml
 from server.cli import latency_models
 from server.cli.config_file import ConfigFileError
 from server.cli.connection import ServerOption, TokenOption, connect
-from server.cli.console import JsonOption, make_console, print_items
+from server.cli.console import JsonOption, make_console, print_items, print_json, tell
 
 app = typer.Typer(help="Query, compare, predict, import and export latencies.", no_args_is_help=True)
 app.add_typer(latency_models.model_app, name="model")
@@ -53,14 +52,11 @@ def import_file(
     """Take latencies that others measured into the database, as source `imported`."""
     if not file.is_file():
         raise ConfigFileError(f"{file} is not there")
-    body: dict[str, Any] = {"device": device, "file_name": file.name}
-    if mapping is not None:
-        body["mapping"] = _read_mapping(mapping)
+    columns = None if mapping is None else _read_mapping(mapping)
     with connect(server, token) as client:
-        body["file_sha256"] = client.upload_artifact(file)
-        answer = client.import_latencies(body)
+        answer = client.latency.import_file(file, device=device, mapping=columns)
     if as_json:
-        typer.echo(json.dumps(answer, indent=1))
+        print_json(answer)
         return
     typer.echo(
         f"{file.name}: {answer['rows']} rows, {answer['added']} added, {answer['already_there']} there before, "
@@ -93,6 +89,7 @@ def export(
     max_density: DensityOption = None,
     server: ServerOption = None,
     token: TokenOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Write every kernel measurement that fits, with all of its provenance in each row."""
     wanted = _given(
@@ -107,8 +104,8 @@ def export(
         max_density=max_density,
     )
     with connect(server, token) as client:
-        size = client.export_latencies({**wanted, "format": form.value}, output)
-    typer.echo(f"{output}: {size} bytes")
+        size = client.latency.export(output, format=form.value, **wanted)
+    tell(f"{output}: {size} bytes", {"file": str(output), "bytes": size}, as_json=as_json)
 
 
 @app.command()
@@ -152,7 +149,7 @@ def query(
         max_density=max_density,
     )
     with connect(server, token) as client:
-        rows, more = client.latencies(wanted, limit)
+        rows = client.latency.list(limit=limit, **wanted)
     columns = {
         "kernel": lambda r: _kernel_words(r["kernel"]),
         "scheme": lambda r: _pruning_words(r["kernel"]["pruning"]),
@@ -165,7 +162,7 @@ def query(
         "series": lambda r: r["series"]["id"][:10],
     }
     print_items(rows, columns, as_json=as_json)
-    if more:
+    if rows.next is not None:
         typer.echo(f"there are more: these are the first {len(rows)} (--limit)", err=True)
 
 
@@ -179,7 +176,7 @@ def list_series(
 ) -> None:
     """List series: the keys under which figures may stand beside each other."""
     with connect(server, token) as client:
-        rows = client.latency_series(_given(device=device, runtime=runtime))
+        rows = client.latency.series(**_given(device=device, runtime=runtime))
     columns = {
         "series": lambda s: s["id"],
         "runtime": lambda s: f"{s['runtime']} {s['runtime_version']}",
@@ -195,6 +192,7 @@ def list_series(
     print_items(rows, columns, as_json=as_json)
 
 
+@latency_models.predictor_app.command()
 @app.command()
 def card(
     series: Annotated[str, typer.Argument(help="A series; see `kerf latency series`.")],
@@ -205,9 +203,9 @@ def card(
 ) -> None:
     """Show how far predictions from a series can be trusted, and whether its device has drifted."""
     with connect(server, token) as client:
-        found = client.latency_card(series)
+        found = client.latency.card(series)
     if as_json:
-        typer.echo(json.dumps(found, indent=1))
+        print_json(found)
         return
     _print_card(found, families)
 
@@ -263,9 +261,9 @@ def compare(
     """Compare the kernels that two series have in common: ratio second / first, with 95 % intervals."""
     wanted: dict[str, Any] = {"limit": limit, **_side("first", first), **_side("second", second)}
     with connect(server, token) as client:
-        found = client.compare_latencies(wanted)
+        found = client.latency.compare(**wanted)
     if as_json:
-        typer.echo(json.dumps(found, indent=1))
+        print_json(found)
         return
     _print_comparison(found)
 
@@ -281,9 +279,9 @@ def profit(
 ) -> None:
     """Show how much faster than dense each pruned kernel of one series really is, with 95 % intervals."""
     with connect(server, token) as client:
-        found = client.latency_profit(_given(device=device, runtime=runtime, series=series))
+        found = client.latency.profit(**_given(device=device, runtime=runtime, series=series))
     if as_json:
-        typer.echo(json.dumps(found, indent=1))
+        print_json(found)
         return
     columns = {
         "kernel": lambda r: _kernel_words(r["kernel"]),

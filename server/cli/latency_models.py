@@ -13,53 +13,68 @@ from device_agent.contracts import KernelSpec, Op, encode
 from search.domain.space import SchemeChoice
 from server.cli.config_file import ConfigFileError
 from server.cli.connection import ServerOption, TokenOption, connect
-from server.cli.console import JsonOption, make_console, print_items
+from server.cli.console import JsonOption, make_console, print_items, print_json, tell
+from server.cli.waiting import WaitOption, wait_until
 
 model_app = typer.Typer(help="The latency model of a series.", no_args_is_help=True)
+#: The same under the name that predictors of latency have elsewhere, with what belongs to them.
+predictor_app = typer.Typer(help="Latency predictors: the models of `kerf latency`.", no_args_is_help=True)
 
 SeriesArgument = Annotated[str, typer.Argument(help="A series; see `kerf latency series`.")]
 
 
+@predictor_app.command()
 @model_app.command()
 def show(
     series: SeriesArgument, server: ServerOption = None, token: TokenOption = None, as_json: JsonOption = False
 ) -> None:
     """Show whether a series has a model, how old it is, and what it starts from."""
     with connect(server, token) as client:
-        _tell(client.latency_model(series), as_json=as_json)
+        _tell(client.latency.model(series), as_json=as_json)
 
 
+@predictor_app.command()
 @model_app.command()
 def fit(
     series: SeriesArgument,
     start: Annotated[
         str | None, typer.Option("--from", help="Series of a similar device to start from.", show_default=False)
     ] = None,
+    wait: WaitOption = False,
     server: ServerOption = None,
     token: TokenOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Have a worker fit the model anew, from its own measurements, or starting from another series."""
+    """Have a worker fit the model anew, from its own measurements, or starting from another series.
+
+    A worker comes to it when it has no search; --wait until then.
+    """
     with connect(server, token) as client:
-        _tell(client.fit_latency_model(series, start), as_json=as_json)
+        model = client.latency.fit_model(series, from_series_id=start)
+        if wait:
+            model = wait_until(lambda: client.latency.model(series), lambda found: not found["is_stale"])
+        _tell(model, as_json=as_json)
 
 
+@predictor_app.command()
 @model_app.command()
 def export(
     series: SeriesArgument,
     output: Annotated[Path, typer.Option("--output", "-o", help="The file to write.")],
     server: ServerOption = None,
     token: TokenOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Write the model as versioned JSON."""
     with connect(server, token) as client:
-        data = client.export_latency_model(series)
+        data = client.latency.export_model(series)
     partial = output.with_suffix(output.suffix + ".part")
     partial.write_bytes(data)
     partial.replace(output)
-    typer.echo(f"{output}: {len(data)} bytes")
+    tell(f"{output}: {len(data)} bytes", {"file": str(output), "bytes": len(data)}, as_json=as_json)
 
 
+@predictor_app.command()
 def predict(
     series: SeriesArgument,
     kernels: Annotated[
@@ -99,9 +114,9 @@ def predict(
         )
         wanted = [encode(spec)]
     with connect(server, token) as client:
-        found = client.predict_latencies(series, wanted)
+        found = client.latency.predict(series, wanted)
     if as_json:
-        typer.echo(json.dumps(found, indent=1))
+        print_json(found)
         return
     columns = {
         "kernel": lambda r: r["kernel_id"],
@@ -121,7 +136,7 @@ def _origin(latency: Mapping[str, Any]) -> str:
 
 def _tell(model: Mapping[str, Any], *, as_json: bool) -> None:
     if as_json:
-        typer.echo(json.dumps(model, indent=1))
+        print_json(model)
         return
     console = make_console()
     key, start = model["series"], model["from_series"]

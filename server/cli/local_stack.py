@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kerf import Client
 from server.accounts.service import ensure_local_admin_token
-from server.client import KerfClient
 from server.database import Database, upgrade
 from server.settings import Settings
 
@@ -51,8 +51,8 @@ class LocalStack:
     commands: dict[str, list[str]] = field(default_factory=dict)
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
-    def client(self) -> KerfClient:
-        return KerfClient(self.url, self.token)
+    def client(self) -> Client:
+        return Client(self.url, self.token)
 
     def start(self, name: str) -> None:
         """Start the process `name` ("server", "worker" or "agent"), again after it ended. Its log is appended to."""
@@ -156,7 +156,7 @@ def _start_all(stack: LocalStack, options: StackOptions, port: int) -> None:
     stack.commands["worker"] = [*python, "server.cli", "worker"]
     stack.start("server")
     with stack.client() as client:
-        stack.wait_for("the server to answer", client.ready)
+        stack.wait_for("the server to answer", client.status.is_ready)
         stack.start("worker")
         if options.with_agent:
             agent = [
@@ -166,12 +166,16 @@ def _start_all(stack: LocalStack, options: StackOptions, port: int) -> None:
                 "--server",
                 stack.url,
                 "--code",
-                client.create_enrolment_code(),
+                client.devices.create_enrolment_code()["code"],
             ]
             agent += ["--name", "local", "--state-dir", str(options.state_dir / "agent")]
             stack.commands["agent"] = [*agent, "--simulated"] if options.simulated else agent
             stack.start("agent")
-            stack.wait_for("the agent to come online", lambda: any(d["state"] == "online" for d in client.devices()))
+            stack.wait_for("the agent to come online", lambda: _is_any_online(client))
+
+
+def _is_any_online(client: Client) -> bool:
+    return any(device["state"] == "online" for device in client.devices.list())
 
 
 def _end_with_parent() -> None:

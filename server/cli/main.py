@@ -1,41 +1,49 @@
-"""The `kerf` command: its verbs, and what each exit code means.
-
-Exit codes: 0 done; 2 bad input (a config, a file, an argument); 3 the search failed or was cancelled;
-4 the server or a local process is not available; 130 interrupted.
-"""
+"""The `kerf` command and its verbs."""
 
 from __future__ import annotations
 
 import sys
+from typing import Annotated
 
 import typer
 from rich.console import Console
+from sqlalchemy.exc import SQLAlchemyError
 
-from device_agent.contracts import ContractError
-from server.cli import demo, devices, export, latency, models, processes, searches, tokens
-from server.cli.config_file import ConfigFileError
-from server.cli.export import ExportError
-from server.cli.local_stack import StackError
-from server.cli.searches import SearchEnded
-from server.client import ClientError, ServerUnavailable
-
-EXIT_BAD_INPUT = 2
-EXIT_SEARCH_ENDED = 3
-EXIT_UNAVAILABLE = 4
-EXIT_INTERRUPTED = 130
+from device_agent import __version__
+from server.cli import (
+    database,
+    datasets,
+    demo,
+    devices,
+    doctor,
+    export,
+    latency,
+    latency_models,
+    models,
+    processes,
+    report,
+    searches,
+    tokens,
+)
+from server.cli.exit_codes import EXPECTED, MEANINGS, ExitCode, exit_code_of
 
 app = typer.Typer(
     help="Find pruned networks that are really faster on the device they will run on.",
+    epilog="Exit codes: " + "; ".join(f"{code.value} {meaning}" for code, meaning in MEANINGS.items()) + ".",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+searches.app.command("report")(report.report)
 app.add_typer(searches.app, name="search")
 app.add_typer(devices.app, name="devices")
 app.add_typer(latency.app, name="latency")
+app.add_typer(latency_models.predictor_app, name="predictor")
 app.add_typer(models.app, name="models")
-app.add_typer(processes.db_app, name="db")
+app.add_typer(datasets.app, name="datasets")
+app.add_typer(database.app, name="db")
 app.add_typer(tokens.app, name="tokens")
 app.command("export")(export.export)
+app.command("doctor")(doctor.doctor)
 app.command("demo")(demo.demo)
 app.command("up")(processes.up)
 app.command("server")(processes.server)
@@ -43,27 +51,37 @@ app.command("worker")(processes.worker)
 app.command("enrol-code")(devices.enrol_code)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"kerf {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options before the verb."""
+
+
 def main() -> None:
     """Run the command line; errors that a user can act on become one line and an exit code."""
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
     try:
         app()
-    except (ConfigFileError, ContractError, ExportError) as error:
-        console.print(f"[red]error:[/red] {_plain(error)}")
-        sys.exit(EXIT_BAD_INPUT)
-    except SearchEnded as error:
-        console.print(f"[red]error:[/red] {_plain(error)}")
-        sys.exit(EXIT_SEARCH_ENDED)
-    except (StackError, ServerUnavailable) as error:
-        console.print(f"[red]error:[/red] {_plain(error)}")
-        sys.exit(EXIT_UNAVAILABLE)
-    except ClientError as error:
-        console.print(f"[red]error:[/red] {_plain(error)}")
-        sys.exit(EXIT_BAD_INPUT if 400 <= error.status < 500 else EXIT_UNAVAILABLE)
+    except EXPECTED as error:
+        if text := _text(error):
+            # Square brackets are kept: rich would read them as markup.
+            console = Console(stderr=True, soft_wrap=True, highlight=False)
+            console.print(f"[red]error:[/red] {text.replace('[', chr(92) + '[')}")
+        sys.exit(exit_code_of(error))
     except KeyboardInterrupt:
-        sys.exit(EXIT_INTERRUPTED)
+        sys.exit(ExitCode.INTERRUPTED)
 
 
-def _plain(error: BaseException) -> str:
-    """The message with square brackets kept: rich would read them as markup."""
-    return str(error).replace("[", "\\[")
+def _text(error: BaseException) -> str:
+    if isinstance(error, SQLAlchemyError):
+        first = str(error).splitlines()[0]
+        return f"the database does not do it ({first}): `kerf db status` and `kerf doctor` say more"
+    return str(error)

@@ -1,8 +1,7 @@
-"""`kerf models ...`: networks of one's own, converted and looked at on this machine."""
+"""`kerf models ...`: networks of one's own, converted and looked at on this machine, and what a server has."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +10,8 @@ from rich.table import Table
 
 from device_agent.contracts import encode
 from server.cli.config_file import ConfigFileError
-from server.cli.console import JsonOption, make_console
+from server.cli.connection import ServerOption, TokenOption, connect
+from server.cli.console import JsonOption, make_console, print_json, tell
 
 if TYPE_CHECKING:
     from search.networks.convert import ConvertedNetwork
@@ -46,6 +46,7 @@ def convert(
     trust_file: Annotated[
         bool, typer.Option("--trust-file", help="Load a .pt2 file although loading one can run code that is in it.")
     ] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Turn a torch network into a .kerf file: data that cannot run code, for searches here and on servers.
 
@@ -57,10 +58,13 @@ def convert(
         raise ConfigFileError(f"--output {output} must end in {NETWORK_SUFFIX}")
     converted = _converted(source, example_shape, weights, name or output.stem, trust_file)
     write_network(converted.network, output)
+    count = len(converted.network.document.nodes)
+    if as_json:
+        print_json({"file": str(output), "nodes": count, "notes": list(converted.notes)})
+        return
     console = make_console()
     for note in converted.notes:
         console.print(f"note: {note}", markup=False)
-    count = len(converted.network.document.nodes)
     console.print(f"written to {output}: {count} nodes; `kerf models inspect {output}` says what can be pruned")
 
 
@@ -74,9 +78,47 @@ def inspect(
 
     found = inspect_network(read_network(file))
     if as_json:
-        typer.echo(json.dumps(encode(found), indent=1))
+        print_json(encode(found))
     else:
         _print(found)
+
+
+@app.command()
+def upload(
+    file: Annotated[Path, typer.Argument(help="A .kerf file.", show_default=False)],
+    server: ServerOption = None,
+    token: TokenOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Send a network to a server and print its SHA-256, which a config submitted over REST names as model.network."""
+    from search.networks.file import read_network
+
+    network = read_network(file)
+    with connect(server, token) as client:
+        digest = client.models.upload(file)
+    tell(digest, {"file": str(file), "name": network.document.name, "sha256": digest}, as_json=as_json)
+
+
+@app.command("ls")
+def list_models(server: ServerOption = None, token: TokenOption = None, as_json: JsonOption = False) -> None:
+    """List the zoo, and the checkpoints that were uploaded for it."""
+    with connect(server, token) as client:
+        found = client.models.list(limit=500)
+    if as_json:
+        print_json(found)
+        return
+    console = make_console()
+    zoo = Table("architecture", "input", "classes", "", box=None, header_style="bold")
+    for architecture in found["architectures"]:
+        shape = _extents(tuple(architecture["input_shape"]))
+        zoo.add_row(architecture["name"], shape, str(architecture["num_classes"]), architecture["description"])
+    console.print(zoo)
+    if found["items"]:
+        table = Table("checkpoint", "of", "name", "sha256", box=None, header_style="bold")
+        for item in found["items"]:
+            table.add_row(item["id"], item["architecture"], item["name"], item["sha256"][:12])
+        console.print()
+        console.print(table)
 
 
 def _converted(

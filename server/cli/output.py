@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from device_agent.contracts import decode
+from kerf import Client
 from search.domain.result import BaselineLatency, DeviceFigures, FrontPoint, SearchResult
 from server.cli.designs import design_table
-from server.client import KerfClient
 from server.dashboard.wording import STANDING_LABELS
 
 RESULT_FILE = "result.json"
@@ -23,7 +23,7 @@ RESULT_FILE = "result.json"
 _NAMED_TIES = 3
 
 
-def write_output(client: KerfClient, search_id: str, output: Path) -> SearchResult:
+def write_output(client: Client, search_id: str, output: Path) -> SearchResult:
     """Fetch the result and everything that belongs to it into `output`.
 
     result.json is written last: where it lies, the rest is complete.
@@ -31,19 +31,21 @@ def write_output(client: KerfClient, search_id: str, output: Path) -> SearchResu
     from search.plot import plot_front  # matplotlib takes a second to import; only this command needs it
 
     output.mkdir(parents=True, exist_ok=True)
-    raw = client.search_part(search_id, "result")
+    raw = client.searches.result(search_id)
     result = decode(SearchResult, raw)
-    _write_json(output / "front.json", client.search_part(search_id, "searched-front"))
-    _write_json(output / "latency-table.json", client.search_part(search_id, "latency-table"))
+    _write_json(output / "front.json", client.searches.searched_front(search_id))
+    _write_json(output / "latency-table.json", client.searches.latency_table(search_id))
     for device in result.devices[1:]:
-        _write_json(output / f"latency-table.{device.id}.json", client.latency_table(search_id, device.id))
-    config = client.search_part(search_id, "config")
+        _write_json(
+            output / f"latency-table.{device.id}.json", client.searches.latency_table(search_id, device=device.id)
+        )
+    config = client.searches.config(search_id)
     (output / "config.resolved.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     for point in result.front:
         folder = output / "candidates" / point.candidate_id
         folder.mkdir(parents=True, exist_ok=True)
         for name, digest in point.files.items():
-            client.download_artifact(digest, folder / name)
+            client.artifacts.download(digest, folder / name)
     (output / "front.png").write_bytes(plot_front(result))
     _write_json(output / RESULT_FILE, raw)
     return result
@@ -75,7 +77,7 @@ def print_front(result: SearchResult, console: Console) -> None:
     if several:
         over = str(result.search.settings.get("latency_over_devices", "max")).replace("_", " ")
         console.print(f"latency over the {len(devices)} devices: {over}")
-    table = _table(("candidate", "accuracy %", "estimate %"))
+    table = _table(("candidate", f"{result.metric} %", "estimate %"))
     for label, latency, speed_up in _dense(base.latency_ms):
         table.add_row(label, f"{100 * base.accuracy:.2f}", "", _number(latency), "", "", "", speed_up, "", "")
     for point in result.front:
@@ -88,7 +90,7 @@ def print_front(result: SearchResult, console: Console) -> None:
     console.print(table)
     if any(point.standing is not None for point in result.front):
         console.print()
-        console.print(_standing_table(result.front))
+        console.print(_standing_table(result.front, result.metric))
     if result.measured_untrained:
         console.print("\nthe rest of the front, measured untrained")
         rest = _table(("candidate", "estimate %"))
@@ -109,10 +111,10 @@ def print_front(result: SearchResult, console: Console) -> None:
         console.print(table)
 
 
-def _standing_table(front: Sequence[FrontPoint]) -> Table:
+def _standing_table(front: Sequence[FrontPoint], metric: str) -> Table:
     """How the candidates stand to each other in measured latency and test accuracy, with the intervals of both."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("candidate", "standing", "accuracy 95 % CI", "latency 95 % CI", "tied with"):
+    for title in ("candidate", "standing", f"{metric} 95 % CI", "latency 95 % CI", "tied with"):
         table.add_column(title, no_wrap=True, justify="right" if "CI" in title else "left")
     for point in front:
         accuracy, latency = point.accuracy_ci95, point.latency_ci95_ms

@@ -1,4 +1,4 @@
-"""`kerf up`, `kerf server`, `kerf worker` and `kerf db`: the processes of the service."""
+"""`kerf up`, `kerf server` and `kerf worker`: the processes of the service."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from kerf.local import default_data_dir
 from server.cli.connection import StateOption
 from server.cli.local_stack import StackOptions, running_stack
-from server.settings import Settings, default_data_dir
-
-db_app = typer.Typer(help="The database.", no_args_is_help=True)
+from server.settings import Settings
 
 #: uvicorn without a limit never ends while an event stream is open.
 GRACEFUL_TIMEOUT_S = 5
@@ -69,12 +68,3 @@ def worker() -> None:
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     signal.signal(signal.SIGINT, lambda *_: stop.set())
     run_worker(settings, stop)
-
-
-@db_app.command("upgrade")
-def db_upgrade() -> None:
-    """Bring the database to the newest schema."""
-    from server.database import upgrade
-
-    upgrade(Settings.from_env())
-    typer.echo("the database is at the newest schema")

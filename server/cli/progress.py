@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import contextlib
+from collections.abc import Callable, Iterator
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-STAGE_TITLES = {
-    "preparing": "prepare the network",
-    "profiling": "measure kernels",
-    "searching": "search",
-    "training": "train the front",
-    "exporting": "export",
-    "verifying": "verify on the device",
-}
+from kerf.progress import STAGE_TITLES
+from kerf.schemas import EventView
 
 
-def show_progress(events: Iterable[dict[str, Any]], console: Console) -> None:
-    """Draw one bar for each stage until the events end. In a pipe, one line for each stage and message instead."""
+@contextlib.contextmanager
+def shown_progress(console: Console) -> Iterator[Callable[[EventView], None]]:
+    """Draw one bar for each stage of the events that the function is called with. In a pipe, one line for each stage
+    and message instead.
+    """
     with Progress(
         TextColumn("{task.description:<22}"),
         BarColumn(bar_width=30),
@@ -31,15 +28,17 @@ def show_progress(events: Iterable[dict[str, Any]], console: Console) -> None:
     ) as progress:
         bars: dict[str, TaskID] = {}
         current: str | None = None
-        for event in events:
+
+        def show(event: EventView) -> None:
+            nonlocal current
             kind, data = event["kind"], event["data"]
             if kind == "stage":
                 if current in bars:
                     _finish(progress, bars[current])
-                current = data["stage"]
-                title = STAGE_TITLES.get(current, current)
-                if current not in bars:
-                    bars[current] = progress.add_task(title, total=None, note="")
+                stage = current = data["stage"]
+                title = STAGE_TITLES.get(stage, stage)
+                if stage not in bars:
+                    bars[stage] = progress.add_task(title, total=None, note="")
                 if not console.is_terminal:
                     console.print(title)
             elif kind == "progress" and data["stage"] in bars:
@@ -48,6 +47,8 @@ def show_progress(events: Iterable[dict[str, Any]], console: Console) -> None:
                 )
             elif kind == "message":
                 console.print(f"  {data['text']}")
+
+        yield show
         if current in bars:
             _finish(progress, bars[current])
 

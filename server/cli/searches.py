@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import json
-import uuid
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
+from device_agent.contracts import encode
+from kerf import Client
+from kerf.local import default_data_dir
+from kerf.schemas import SearchView
 from search.domain.config import SearchConfig
 from search.domain.result import SearchResult
 from server.cli.config_file import check_files, load_config, upload, with_overrides
 from server.cli.connection import ServerOption, StateOption, TokenOption, connect
-from server.cli.console import JsonOption, make_console, print_items
+from server.cli.console import JsonOption, make_console, print_fields, print_items, print_json, tell
 from server.cli.local_stack import StackOptions, running_stack
 from server.cli.output import print_front, write_output
-from server.cli.progress import show_progress
-from server.client import KerfClient
-from server.settings import default_data_dir
+from server.cli.progress import shown_progress
+from server.cli.waiting import WaitOption, wait_until
 
 app = typer.Typer(help="Submit and follow searches.", no_args_is_help=True)
 
@@ -28,10 +31,7 @@ DataOption = Annotated[
     Path | None, typer.Option("--data", help="Folder of the files that the config names.", show_default=False)
 ]
 OutputOption = Annotated[Path, typer.Option("--output", help="Folder for result.json and the exported files.")]
-
-
-class SearchEnded(Exception):
-    """A search ended without a result. The text is the server's reason."""
+SearchArgument = Annotated[str, typer.Argument(help="A search; see `kerf search ls`.", show_default=False)]
 
 
 @app.command()
@@ -52,6 +52,7 @@ def run(
         str | None, typer.Option(help="Take the latency table of this earlier search.", show_default=False)
     ] = None,
     simulated: Annotated[bool, typer.Option(help="Use a simulated device (for tests; every row says so).")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Run a search to its end and write its front.
 
@@ -61,21 +62,22 @@ def run(
         load_config(config), method=method, seed=seed, latency_from=latency_from, devices=device or ()
     )
     paths = check_files(chosen, data)
-    console = make_console()
+    console = make_console(as_json=as_json)
     if server is not None:
         with connect(server, token) as client:
-            run_search(client, chosen, paths, output, console)
-        return
-    options = StackOptions(state_dir=state or default_data_dir(), simulated=simulated)
-    with running_stack(options) as stack, stack.client() as client:
-        console.print(f"server and dashboard: {stack.url}")
-        run_search(client, chosen, paths, output, console)
+            result = run_search(client, chosen, paths, output, console)
+    else:
+        options = StackOptions(state_dir=state or default_data_dir(), simulated=simulated)
+        with running_stack(options) as stack, stack.client() as client:
+            console.print(f"server and dashboard: {stack.url}")
+            result = run_search(client, chosen, paths, output, console)
+    if as_json:
+        print_json(encode(result))
 
 
-def run_search(client: KerfClient, config: SearchConfig, paths: Any, output: Path, console: Console) -> SearchResult:
-    """Submit, follow and fetch one search. Raises `SearchEnded` where it does not complete."""
-    body = upload(config, paths, client)
-    search_id = client.submit_search(body, idempotency_key=str(uuid.uuid4()))["id"]
+def run_search(client: Client, config: SearchConfig, paths: Any, output: Path, console: Console) -> SearchResult:
+    """Submit, follow and fetch one search. Raises `kerf.SearchEnded` where it does not complete."""
+    search_id = client.searches.create(upload(config, paths, client))["id"]
     console.print(f"search {search_id}")
     follow(client, search_id, console)
     result = write_output(client, search_id, output)
@@ -84,40 +86,65 @@ def run_search(client: KerfClient, config: SearchConfig, paths: Any, output: Pat
     return result
 
 
-def follow(client: KerfClient, search_id: str, console: Console) -> None:
-    """Show progress until the search ends. Raises `SearchEnded` unless it completed."""
-    show_progress(client.events(search_id), console)
-    search = client.search(search_id)
-    if search["state"] != "completed":
-        raise SearchEnded(f"search {search_id} {search['state']}: {search.get('error') or 'no reason was given'}")
+def follow(client: Client, search_id: str, console: Console) -> SearchView:
+    """Show progress until the search ends. Raises `kerf.SearchEnded` unless it completed."""
+    with shown_progress(console) as show:
+        return client.searches.open(search_id).wait(progress=show).view
 
 
 @app.command()
-def validate(config: ConfigOption, data: DataOption = None) -> None:
-    """Check a config, and the files that it names if --data is given, without running anything."""
+def validate(config: ConfigOption, data: DataOption = None, as_json: JsonOption = False) -> None:
+    """Check a config, and the files that it names if --data is given, without running anything.
+
+    With --json, print the config with every default spelled out.
+    """
     chosen = load_config(config)
     if data is not None:
         check_files(chosen, data)
-    typer.echo(f"{config}: ok")
+    tell(f"{config}: ok", encode(chosen), as_json=as_json)
+
+
+@app.command()
+def schema(as_json: JsonOption = False) -> None:
+    """Print the JSON schema of a config, for editors and other programs. (It is JSON with and without --json.)"""
+    from server.searches.config_schema import config_schema  # pydantic takes a while to import
+
+    print_json(config_schema())
 
 
 @app.command()
 def submit(
-    config: ConfigOption, data: DataOption = None, server: ServerOption = None, token: TokenOption = None
+    config: ConfigOption,
+    data: DataOption = None,
+    wait: WaitOption = False,
+    server: ServerOption = None,
+    token: TokenOption = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Submit a search to a running server and print its id."""
+    """Submit a search to a running server and print its id. `kerf search export` fetches what it finds."""
     chosen = load_config(config)
     paths = check_files(chosen, data)
     with connect(server, token) as client:
-        typer.echo(client.submit_search(upload(chosen, paths, client), idempotency_key=str(uuid.uuid4()))["id"])
+        view = client.searches.create(upload(chosen, paths, client))
+        if not as_json:
+            typer.echo(view["id"])
+        if wait:
+            view = follow(client, view["id"], make_console(as_json=as_json))
+        if as_json:
+            print_json(view)
 
 
 @app.command("ls")
-def list_searches(server: ServerOption = None, token: TokenOption = None, as_json: JsonOption = False) -> None:
+def list_searches(
+    limit: Annotated[int, typer.Option(help="Searches at most.", min=1)] = 50,
+    server: ServerOption = None,
+    token: TokenOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """List searches, newest first."""
     with connect(server, token) as client:
-        searches = client.searches()
-    columns = {
+        searches = client.searches.list(limit=limit)
+    columns: Mapping[str, Callable[[Any], str]] = {
         "id": lambda s: s["id"],
         "name": lambda s: s["name"],
         "method": lambda s: s["config"]["method"]["name"],
@@ -128,46 +155,108 @@ def list_searches(server: ServerOption = None, token: TokenOption = None, as_jso
 
 
 @app.command()
-def status(search_id: str, server: ServerOption = None, token: TokenOption = None) -> None:
-    """Print one search as JSON."""
+def status(
+    search_id: SearchArgument, server: ServerOption = None, token: TokenOption = None, as_json: JsonOption = False
+) -> None:
+    """Show how one search stands."""
     with connect(server, token) as client:
-        typer.echo(json.dumps(client.search(search_id), indent=1))
+        _show(client.searches.get(search_id), as_json=as_json)
 
 
 @app.command()
-def watch(search_id: str, server: ServerOption = None, token: TokenOption = None) -> None:
-    """Follow a search until it ends."""
+def watch(
+    search_id: SearchArgument, server: ServerOption = None, token: TokenOption = None, as_json: JsonOption = False
+) -> None:
+    """Follow a search until it ends. With --json, print each event as a line."""
     with connect(server, token) as client:
-        follow(client, search_id, make_console())
+        if as_json:
+            client.searches.open(search_id).wait(progress=lambda event: typer.echo(json.dumps(event)))
+        else:
+            follow(client, search_id, make_console())
 
 
 @app.command()
 def export(
-    search_id: str, output: OutputOption = Path("out"), server: ServerOption = None, token: TokenOption = None
+    search_id: SearchArgument,
+    output: OutputOption = Path("out"),
+    server: ServerOption = None,
+    token: TokenOption = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Fetch the result and files of a completed search."""
+    """Fetch the result and files of a completed search. With --json, print the result too."""
     with connect(server, token) as client:
-        print_front(write_output(client, search_id, output), make_console())
+        result = write_output(client, search_id, output)
+    if as_json:
+        print_json(encode(result))
+    else:
+        print_front(result, make_console())
 
 
 @app.command()
-def cancel(search_id: str, server: ServerOption = None, token: TokenOption = None) -> None:
-    """Stop a search for good."""
-    _act(search_id, "cancel", server, token)
-
-
-@app.command()
-def pause(search_id: str, server: ServerOption = None, token: TokenOption = None) -> None:
-    """Let a search rest at its next checkpoint."""
-    _act(search_id, "pause", server, token)
-
-
-@app.command()
-def resume(search_id: str, server: ServerOption = None, token: TokenOption = None) -> None:
-    """Let a paused search go on."""
-    _act(search_id, "resume", server, token)
-
-
-def _act(search_id: str, verb: str, server: str | None, token: str | None) -> None:
+def cancel(
+    search_id: SearchArgument,
+    wait: WaitOption = False,
+    server: ServerOption = None,
+    token: TokenOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Stop a search for good. --wait until its worker has let it go."""
     with connect(server, token) as client:
-        typer.echo(client.search_action(search_id, verb)["state"])
+        _settle(client, client.searches.cancel(search_id), wait=wait, as_json=as_json)
+
+
+@app.command()
+def pause(
+    search_id: SearchArgument,
+    wait: WaitOption = False,
+    server: ServerOption = None,
+    token: TokenOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Let a search rest at its next checkpoint. --wait until it rests."""
+    with connect(server, token) as client:
+        _settle(client, client.searches.pause(search_id), wait=wait, as_json=as_json)
+
+
+@app.command()
+def resume(
+    search_id: SearchArgument,
+    wait: WaitOption = False,
+    server: ServerOption = None,
+    token: TokenOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Let a paused search go on. --wait until it has ended."""
+    with connect(server, token) as client:
+        view = client.searches.resume(search_id)
+        if wait:
+            view = follow(client, search_id, make_console(as_json=as_json))
+    tell(view["state"], view, as_json=as_json)
+
+
+def _settle(client: Client, view: SearchView, *, wait: bool, as_json: bool) -> None:
+    """Wait, if that is wanted, until the search is where it was told to go, and tell its state."""
+    if wait:
+        view = wait_until(
+            lambda: client.searches.get(view["id"]), lambda found: found["state"] not in ("pausing", "cancelling")
+        )
+    tell(view["state"], view, as_json=as_json)
+
+
+def _show(view: SearchView, *, as_json: bool) -> None:
+    progress = view["progress"]
+    done = f"{progress['done']} of {progress['total']}" if "done" in progress and "total" in progress else ""
+    efforts = (view["measuring"] or {}).values()
+    fields = {
+        "search": view["id"],
+        "name": view["name"],
+        "state": view["state"],
+        "stage": f"{view['stage']} {done} {progress.get('note', '')}".rstrip(),
+        "devices": ", ".join(view["device_ids"]),
+        "device minutes": f"{sum(effort['device_minutes'] for effort in efforts):.1f}" if efforts else None,
+        "created": view["created_at"],
+        "started": view["started_at"],
+        "finished": view["finished_at"],
+        "error": view["error"],
+    }
+    print_fields(view, fields, as_json=as_json)

@@ -1,26 +1,23 @@
-"""`kerf tokens create`: user tokens, made on the server's own machine."""
+"""`kerf tokens`: who may use the server. `create` works on the server's own machine, the others anywhere."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
 
 import typer
 
-from server.accounts.service import Scope, mint_user_token
+from server.accounts.service import DEFAULT_USER_SCOPES, Scope, mint_user_token
 from server.accounts.tokens import SecretHasher
 from server.cli.config_file import ConfigFileError
+from server.cli.connection import ServerOption, TokenOption, connect
+from server.cli.console import JsonOption, print_fields, print_items, tell
 from server.database import Database
 from server.settings import Settings
 
-app = typer.Typer(help="User tokens; run on the server's machine.", no_args_is_help=True)
+app = typer.Typer(help="User tokens.", no_args_is_help=True)
 
 SECONDS_PER_DAY = 86_400.0
-DEFAULT_SCOPES = (Scope.READ, Scope.SEARCHES_WRITE, Scope.ARTIFACTS_WRITE)
-
-
-@app.callback()
-def group() -> None:
-    """Keep `create` a subcommand: a group of one would swallow its name."""
 
 
 @app.command()
@@ -30,9 +27,10 @@ def create(
         list[Scope] | None, typer.Option(help="What it allows; may be repeated. Default: read and run searches.")
     ] = None,
     days: Annotated[float | None, typer.Option(help="It expires after so many days.", show_default=False)] = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Make a token and print it. It is stored hashed and cannot be shown again."""
-    scopes = tuple(scope or DEFAULT_SCOPES)
+    """Make a token and print it; on the server's machine. It is stored hashed and cannot be shown again."""
+    scopes = tuple(scope or DEFAULT_USER_SCOPES)
     if Scope.AGENT in scopes:
         raise ConfigFileError("the scope 'agent' belongs to devices: make a code with `kerf enrol-code`")
     if days is not None and not days > 0:
@@ -50,4 +48,46 @@ def create(
             )
     finally:
         database.dispose()
-    typer.echo(token)
+    tell(token, {"name": name, "scopes": list(scopes), "secret": token}, as_json=as_json)
+
+
+@app.command("ls")
+def list_tokens(server: ServerOption = None, token: TokenOption = None, as_json: JsonOption = False) -> None:
+    """List tokens, never their secrets; for admins."""
+    with connect(server, token) as client:
+        tokens = client.tokens.list(limit=10_000)
+    columns: Mapping[str, Callable[[Any], str]] = {
+        "id": lambda t: t["id"],
+        "name": lambda t: t["name"],
+        "scopes": lambda t: ", ".join(t["scopes"]),
+        "last used": lambda t: t["last_used_at"] or "",
+        "ends": lambda t: f"revoked {t['revoked_at']}" if t["revoked_at"] else t["expires_at"] or "",
+    }
+    print_items(tokens, columns, as_json=as_json)
+
+
+@app.command()
+def show(server: ServerOption = None, token: TokenOption = None, as_json: JsonOption = False) -> None:
+    """Show what the token that is in use allows, and until when."""
+    with connect(server, token) as client:
+        found = client.tokens.current()
+    fields = {
+        "token": found["id"],
+        "name": found["name"],
+        "scopes": ", ".join(found["scopes"]),
+        "expires": found["expires_at"] or "never",
+    }
+    print_fields(found, fields, as_json=as_json)
+
+
+@app.command()
+def revoke(
+    token_id: Annotated[str, typer.Argument(help="A token's id; see `kerf tokens ls`.", show_default=False)],
+    server: ServerOption = None,
+    token: TokenOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a token useless, for good; for admins."""
+    with connect(server, token) as client:
+        found = client.tokens.revoke(token_id)
+    tell(f"{found['id']} ({found['name']}) is revoked", found, as_json=as_json)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from sqlalchemy.orm import Session
 
 from search.latency.card import ErrorSummary
 from server.dashboard.formats import duration, short_id
-from server.dashboard.pages import CardPage, DeviceLink, DriftRow, ErrorRow, Scatter, ScatterPoint, Tick, Tile
+from server.dashboard.pages import CardPage, DeviceLink, DriftRow, ErrorRow, Tile
+from server.dashboard.pictures import Scatter
+from server.dashboard.scatter import ScatterValue, log_scatter
 from server.dashboard.series import series_views
 from server.dashboard.wording import StateLabel
 from server.latency.card import CardPoint, SeriesCard, stored_card
@@ -21,8 +22,6 @@ from server.states import DriftOutcome
 SHOWN_FAMILIES = 40
 SHOWN_CHECKS = 12
 
-#: The side of the picture's square, in its own units.
-_SIZE = 400.0
 _NS_PER_MS = 1e6
 
 _MEASURING = StateLabel(text="being measured", tone="busy")
@@ -103,30 +102,17 @@ def _error_row(what: str, errors: ErrorSummary | None) -> ErrorRow | None:
 
 
 def scatter_of(kernels: Sequence[CardPoint], networks: Sequence[CardPoint]) -> Scatter | None:
-    """Both axes are one, logarithmic, and in whole powers of ten: on the diagonal a prediction is right."""
+    """On the diagonal a prediction is right."""
     points = [(point, False) for point in kernels] + [(point, True) for point in networks]
-    times = [time for point, _ in points for time in (point.predicted_ms, point.measured_ms) if time > 0]
-    if not times:
-        return None
-    low, high = math.floor(math.log10(min(times))), math.ceil(math.log10(max(times)))
-    high = max(high, low + 1)
-
-    def place(time_ms: float) -> float:
-        return round(_SIZE * (math.log10(max(time_ms, 10.0**low)) - low) / (high - low), 1)
-
-    return Scatter(
-        size=_SIZE,
-        ticks=tuple(
-            Tick(place=place(10.0**power), label=duration(10.0**power * _NS_PER_MS)) for power in range(low, high + 1)
-        ),
-        points=tuple(
-            ScatterPoint(
-                x=place(point.measured_ms),
-                y=round(_SIZE - place(point.predicted_ms), 1),
+    return log_scatter(
+        [
+            ScatterValue(
+                x_ms=point.measured_ms,
+                y_ms=point.predicted_ms,
                 is_network=is_network,
                 title=f"{short_id(point.name) if is_network else point.name}: measured "
                 f"{duration(point.measured_ms * _NS_PER_MS)}, predicted {duration(point.predicted_ms * _NS_PER_MS)}",
             )
             for point, is_network in points
-        ),
+        ]
     )

@@ -23,6 +23,12 @@ def duration(value_ns: float | None) -> str:
     return f"{_three_digits(value_ns / factor)} {unit}"
 
 
+def axis_duration(largest_ns: float) -> Callable[[float], str]:
+    """How to write times along an axis up to `largest_ns`: all in its unit, and 0 without one."""
+    factor, unit = _ns_unit(largest_ns)
+    return lambda value_ns: f"{value_ns / factor:.4g} {unit}" if value_ns else "0"
+
+
 def interval(bounds_ns: tuple[float, float] | None) -> str:
     """Both ends in the unit of the larger: "6.18 to 6.25 ms". One digit more than `duration`, to tell them apart."""
     if bounds_ns is None:
@@ -147,6 +153,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "percent": percent,
     "percent_interval": percent_interval,
     "short_id": short_id,
+    "span": span,
     "times": times,
 }
 

@@ -11,6 +11,7 @@ from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
 from device_agent.contracts import Verdict, VerdictReason
+from search.domain.config import TOP1
 from search.domain.objective import LatencyOverDevices, Metric
 from search.domain.result import Standing
 from search.latency.fleet import over_devices
@@ -18,6 +19,7 @@ from search.standing import VerifiedFigures, compare_verified
 from server.dashboard.formats import LatencyUnit, latency_unit
 from server.dashboard.pages import DeviceFigures, DeviceLink, FileLink, FrontRow, SpeedUp
 from server.dashboard.wording import STANDING_LABELS, VERDICT_LABELS, StateLabel, reason_texts
+from server.errors import NotFound
 from server.models import CandidateRow, SearchRow
 from server.searches.queries import device_ids, get_search
 from server.searches.repository import RESULT, get_document, load_checkpoint
@@ -42,9 +44,7 @@ def baseline_of(session: Session, search: SearchRow) -> Baseline:
     """The unpruned network's figures, as far as the search has come: from its result, else from its checkpoints."""
     text = get_document(session, search.id, RESULT)
     if text is not None:
-        data = json.loads(text)["baseline"]
-        own = {found["device_id"]: _of_result(found) for found in data.get("devices", ())}
-        return replace(_of_result(data), accuracy=data["accuracy"], by_device=own if len(own) > 1 else {})
+        return result_baseline(json.loads(text)["baseline"])
     prepared = _checkpoint(session, search.id, JobStage.PREPARING)
     profile = _checkpoint(session, search.id, JobStage.PROFILING)
     first, *others = device_ids(search)
@@ -59,6 +59,12 @@ def baseline_of(session: Session, search: SearchRow) -> Baseline:
         ncnn_ms=_over([b.ncnn_ms for b in found], over),
         by_device=by_device if others else {},
     )
+
+
+def result_baseline(data: Mapping[str, Any]) -> Baseline:
+    """That of a result, from its JSON."""
+    own = {found["device_id"]: _of_result(found) for found in data.get("devices", ())}
+    return replace(_of_result(data), accuracy=data["accuracy"], by_device=own if len(own) > 1 else {})
 
 
 def _of_result(data: Mapping[str, Any]) -> Baseline:
@@ -79,6 +85,14 @@ def _of_profile(data: Mapping[str, Any]) -> Baseline:
 def _over(latencies: Sequence[float | None], over: LatencyOverDevices) -> float | None:
     known = [latency for latency in latencies if latency is not None]
     return float(over_devices(known, over)) if len(known) == len(latencies) else None
+
+
+def metric_of(session: Session, search: SearchRow) -> str:
+    """What the accuracy of a search is where its task is its user's own, as far as that is known; else ""."""
+    task = search.config.get("task", TOP1)
+    if task == TOP1:
+        return ""
+    return str(_checkpoint(session, search.id, JobStage.PREPARING).get("metric_name", f"the metric of the task {task}"))
 
 
 def _checkpoint(session: Session, search_id: str, stage: JobStage) -> dict[str, Any]:
@@ -102,6 +116,18 @@ def front_rows(
     )
     rows = _compared([_front_row(row, baseline, devices) for row in session.scalars(query)])
     return tuple(sorted(rows, key=lambda row: (row.predicted_latency_ms, row.candidate_id)))
+
+
+def candidate_row(
+    session: Session, search_id: str, candidate_id: str, baseline: Baseline, devices: Sequence[DeviceLink]
+) -> FrontRow:
+    """Any candidate with a latency, as `front_rows` has those of the front. Raises `NotFound`."""
+    row = session.get(CandidateRow, (search_id, candidate_id))
+    if row is None:
+        raise NotFound(f"Search {search_id} has no candidate {candidate_id!r}.")
+    if Metric.LATENCY_MS not in row.metrics:
+        raise NotFound(f"Candidate {candidate_id} could not be evaluated: it has no figures to show.")
+    return _front_row(row, baseline, devices)
 
 
 def _compared(rows: Sequence[FrontRow]) -> list[FrontRow]:
@@ -181,32 +207,61 @@ def _front_row(row: CandidateRow, baseline: Baseline, devices: Sequence[DeviceLi
     trained, exported, verified = (
         row.results.get(stage.value, {}) for stage in (JobStage.TRAINING, JobStage.EXPORTING, JobStage.VERIFYING)
     )
-    predicted = float(metrics[Metric.LATENCY_MS])
-    found = _Verified.of(verified)
-    return FrontRow(
+    return front_row(
         candidate_id=row.candidate_id,
         selected=row.selected,
-        predicted_latency_ms=predicted,
+        predicted_latency_ms=float(metrics[Metric.LATENCY_MS]),
+        accuracy_estimate=1.0 - float(metrics[Metric.ERROR]) if Metric.ERROR in metrics else None,
+        macs=int(metrics[Metric.MACS]) if Metric.MACS in metrics else None,
+        trained=trained,
+        verified=verified,
+        files=exported.get("files", {}),
+        devices=tuple(_on_device(row, device, baseline) for device in devices) if len(devices) > 1 else (),
+        baseline=baseline,
+        untrained=bool(verified.get("untrained")),
+    )
+
+
+def front_row(
+    *,
+    candidate_id: str,
+    selected: bool,
+    predicted_latency_ms: float,
+    accuracy_estimate: float | None,
+    macs: int | None,
+    trained: Mapping[str, Any],
+    verified: Mapping[str, Any],
+    files: Mapping[str, str],
+    devices: tuple[DeviceFigures, ...],
+    baseline: Baseline,
+    untrained: bool,
+) -> FrontRow:
+    """A row of what the stages found, as their JSON or a result has it; not yet compared with others."""
+    found = _Verified.of(verified)
+    return FrontRow(
+        candidate_id=candidate_id,
+        selected=selected,
+        predicted_latency_ms=predicted_latency_ms,
         measured_latency_ms=found.measured_latency_ms,
         latency_ci95_ms=found.latency_ci95_ms,
-        speed_up=_speed_up(baseline, predicted, found.measured_latency_ms),
-        accuracy_estimate=1.0 - float(metrics[Metric.ERROR]) if Metric.ERROR in metrics else None,
+        speed_up=_speed_up(baseline, predicted_latency_ms, found.measured_latency_ms),
+        accuracy_estimate=accuracy_estimate,
         accuracy=trained.get("accuracy"),
         accuracy_ci95=_pair(trained.get("accuracy_ci95")),
-        macs=int(metrics[Metric.MACS]) if Metric.MACS in metrics else None,
+        macs=macs,
         verdict=found.verdict,
         reasons=found.reasons,
         output_max_abs_error=found.output_max_abs_error,
         failure=found.failure,
-        files=_files(exported.get("files", {})),
-        devices=tuple(_on_device(row, device, baseline) for device in devices) if len(devices) > 1 else (),
-        untrained=bool(verified.get("untrained")),
+        files=_files(files),
+        devices=devices,
+        untrained=untrained,
     )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Verified:
-    """What VERIFYING stored, of one device or over several."""
+    """What VERIFYING stored, of one device or over several; results have the same keys."""
 
     measured_latency_ms: float | None
     latency_ci95_ms: tuple[float, float] | None
@@ -235,14 +290,22 @@ def _pair(interval: Sequence[float] | None) -> tuple[float, float] | None:
 def _on_device(row: CandidateRow, device: DeviceLink, baseline: Baseline) -> DeviceFigures:
     searched, verified = (row.results.get(stage.value, {}) for stage in (JobStage.SEARCHING, JobStage.VERIFYING))
     predicted = searched.get("latencies_ms", {}).get(device.device_id)
-    found = _Verified.of(verified.get("devices", {}).get(device.device_id, {}))
+    return device_figures(device, predicted, verified.get("devices", {}).get(device.device_id, {}), baseline)
+
+
+def device_figures(
+    device: DeviceLink, predicted_latency_ms: float | None, verified: Mapping[str, Any], baseline: Baseline
+) -> DeviceFigures:
+    """A candidate on one of several devices; `verified` as in `front_row`."""
+    found = _Verified.of(verified)
     own = baseline.by_device.get(device.device_id, Baseline())
+    measured = found.measured_latency_ms
     return DeviceFigures(
         device=device,
-        predicted_latency_ms=predicted,
-        measured_latency_ms=found.measured_latency_ms,
+        predicted_latency_ms=predicted_latency_ms,
+        measured_latency_ms=measured,
         latency_ci95_ms=found.latency_ci95_ms,
-        speed_up=None if predicted is None else _speed_up(own, predicted, found.measured_latency_ms),
+        speed_up=None if predicted_latency_ms is None else _speed_up(own, predicted_latency_ms, measured),
         verdict=found.verdict,
         reasons=found.reasons,
         output_max_abs_error=found.output_max_abs_error,
@@ -255,6 +318,7 @@ def _files(digests: Mapping[str, str]) -> tuple[FileLink, ...]:
 
 
 def _speed_up(baseline: Baseline, predicted_ms: float, measured_ms: float | None) -> SpeedUp | None:
+    """Against the unpruned network in TFLite; None where that is not known."""
     if baseline.tflite_ms is None:
         return None
     latency = predicted_ms if measured_ms is None else measured_ms

@@ -5,15 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from server.dashboard.formats import LatencyUnit
+from server.dashboard.pictures import LinePicture, Scatter
 from server.dashboard.wording import StateLabel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Viewer:
-    """Who looks. In the open local mode nobody signs in, and so nobody can sign out."""
+    """Who looks. In the open local mode nobody signs in, and so nobody can sign out.
+
+    `may_steer`: pause, resume and cancel searches; `may_enrol`: make codes with which devices enrol.
+    """
 
     name: str
     can_sign_out: bool
+    may_steer: bool
+    may_enrol: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,6 +190,19 @@ class FrontRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BudgetRow:
+    """The best candidate that is `speed_up` times faster than the unpruned network in TFLite, None where none is.
+
+    `is_open`: its measured interval ends beyond the budget.
+    """
+
+    speed_up: float
+    budget_ms: float
+    best: FrontRow | None
+    is_open: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EventView:
     text: str
     age_s: float
@@ -193,8 +212,9 @@ class EventView:
 class SearchPage:
     """`chosen` are the candidates that go through training and verification; `hidden` counts those not listed.
 
-    `objectives` names what the front is taken over, and `source` where its latencies come from. `over_devices` says in
-    words what one latency over several devices is; "" for a single one.
+    `metric` says what is called accuracy here, "" where it is that. `objectives` names what the front is taken over,
+    and `source` where its latencies come from. `over_devices` says in words what one latency over several devices is;
+    "" for a single one.
     """
 
     search_id: str
@@ -202,6 +222,7 @@ class SearchPage:
     architecture: str
     method: str
     seed: int
+    metric: str
     devices: tuple[DeviceLink, ...]
     over_devices: str
     source: str
@@ -221,6 +242,11 @@ class SearchPage:
     unit: LatencyUnit
     objectives: str
     events: tuple[EventView, ...]
+    budgets: tuple[BudgetRow, ...]
+    growth: LinePicture | None
+    #: What its state allows: of "pause", "resume" and "cancel".
+    actions: tuple[str, ...]
+    has_result: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -268,31 +294,6 @@ class ErrorRow:
     within_10_percent: float
     rmspe: float
     spearman: float | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScatterPoint:
-    """A place in the picture, and what it is."""
-
-    x: float
-    y: float
-    is_network: bool
-    title: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Tick:
-    place: float
-    label: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scatter:
-    """Predicted against measured latency, both on the same logarithmic axis: `size` is the side of the square."""
-
-    size: float
-    ticks: tuple[Tick, ...]
-    points: tuple[ScatterPoint, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -86,14 +86,7 @@ def profit_page(session: Session, series_id: str, now: float, *, scheme: str | N
 
 def scheme_name(kernel: KernelSpec) -> str:
     """The scheme with its block as configs write it, such as "group:4x1"."""
-    pruning = kernel.pruning
-    choice = SchemeChoice(
-        scheme=pruning.scheme,
-        block_filters=pruning.block_filters,
-        block_channels=pruning.block_channels,
-        pattern_entries=pruning.pattern_entries,
-    )
-    return str(choice)
+    return str(SchemeChoice.of(kernel.pruning))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

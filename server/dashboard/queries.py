@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from device_agent.contracts import KernelSpec, NetworkTask, VerdictReason, decode
@@ -37,7 +37,7 @@ def overview(session: Session, *, heartbeat_interval_s: float) -> OverviewPage:
         more_searches=len(searches) > SHOWN_SEARCHES,
         devices=tuple(sorted(views, key=lambda view: view.name.lower())),
         more_devices=len(devices) > SHOWN_DEVICES,
-        measurements=_measurements(session, now, limit=SHOWN_MEASUREMENTS),
+        measurements=measurement_views(session, now, limit=SHOWN_MEASUREMENTS),
     )
 
 
@@ -52,13 +52,30 @@ def device_page(session: Session, device_id: str, *, heartbeat_interval_s: float
         conditions=condition_facts(status.row),
         series=series_views(series[:SHOWN_SERIES], now),
         more_series=len(series) > SHOWN_SERIES,
-        measurements=_measurements(session, now, limit=SHOWN_DEVICE_MEASUREMENTS, device_id=device_id),
+        measurements=measurement_views(session, now, limit=SHOWN_DEVICE_MEASUREMENTS, device_id=device_id),
     )
 
 
-def _measurements(
-    session: Session, now: float, *, limit: int, device_id: str | None = None
+def measurement_views(
+    session: Session,
+    now: float,
+    *,
+    limit: int,
+    device_id: str | None = None,
+    series_id: str | None = None,
+    kernel_id: str | None = None,
 ) -> tuple[MeasurementView, ...]:
+    """The latest measurements that fit."""
+    query = latest_measurements_query(limit=limit, device_id=device_id, series_id=series_id, kernel_id=kernel_id)
+    return tuple(
+        _measurement_view(measurement, device_name, spec, task, now)
+        for measurement, device_name, spec, task in session.execute(query)
+    )
+
+
+def latest_measurements_query(
+    *, limit: int, device_id: str | None = None, series_id: str | None = None, kernel_id: str | None = None
+) -> Select[MeasurementRow, str, dict[str, Any], dict[str, Any]]:
     # Result keys are ordered by the time that the agent made them, and are the one index in the order of time.
     query = (
         select(MeasurementRow, DeviceRow.name, KernelRow.spec, TaskRow.task)
@@ -70,10 +87,11 @@ def _measurements(
     )
     if device_id is not None:
         query = query.where(MeasurementRow.device_id == device_id)
-    return tuple(
-        _measurement_view(measurement, device_name, spec, task, now)
-        for measurement, device_name, spec, task in session.execute(query)
-    )
+    if series_id is not None:
+        query = query.where(MeasurementRow.series_id == series_id)
+    if kernel_id is not None:
+        query = query.where(MeasurementRow.kernel_id == kernel_id)
+    return query
 
 
 def _measurement_view(

@@ -11,16 +11,20 @@ from sqlalchemy.orm import Session
 
 from device_agent.contracts import DeviceProfile, ReportStatus, Source, decode
 from search.domain.objective import LatencyOverDevices
-from search.domain.result import ExcludedChoices, MeasuringEffort
+from search.domain.result import ExcludedChoices, GenerationFigures, MeasuringEffort
 from server.dashboard import pages
+from server.dashboard.budgets import budget_rows
 from server.dashboard.formats import MISSING, LatencyUnit, count, latency, percent, span
-from server.dashboard.front import Baseline, baseline_of, front_rows, unit_of
+from server.dashboard.front import Baseline, baseline_of, front_rows, metric_of, unit_of
+from server.dashboard.lines import Value, line_picture
 from server.dashboard.pages import DeviceLink, EventView, FrontRow, Progress, SearchPage, StageView, Tile
+from server.dashboard.pictures import LinePicture
 from server.dashboard.wording import JOB_LABELS, STAGE_LABELS
 from server.models import CandidateRow, DeviceRow, EventRow, MeasurementRow, SearchRow, SearchTaskRow
 from server.searches.effort import measuring_efforts, total_effort
-from server.searches.queries import device_ids, get_search
-from server.searches.repository import EXCLUDED_CHOICES, get_document
+from server.searches.history import generation_history
+from server.searches.queries import STEERING, device_ids, find_document, get_search
+from server.searches.repository import EXCLUDED_CHOICES, RESULT, get_document
 from server.states import JobStage, JobState
 
 #: Rows of the front's table, and the latest events: what a reader looks through.
@@ -50,7 +54,7 @@ def search_rows(session: Session, now: float, *, limit: int) -> tuple[pages.Sear
             device_name=", ".join(names[device_id] for device_id in device_ids(row)),
             source=_source_of(device, measured),
             state=JOB_LABELS[row.state],
-            progress=_progress(row, with_stage=True),
+            progress=search_progress(row, with_stage=True),
             error=row.error or "",
             age_s=now - (row.started_at or row.created_at),
         )
@@ -80,17 +84,27 @@ def _source_of(device: DeviceRow, measured: Source | None) -> str:
     return (measured or decode(DeviceProfile, device.profile).source).value
 
 
-def search_page(session: Session, search_id: str, now: float) -> SearchPage:
-    """One search. Raises `NotFound`."""
-    row = get_search(session, search_id)
+def search_source(session: Session, search_id: str) -> str:
+    """Where the latencies of a search come from."""
     device, measured = session.execute(
         select(DeviceRow, _measured_source())
         .join(SearchRow, SearchRow.device_id == DeviceRow.id)
         .where(SearchRow.id == search_id)
     ).one()
+    return _source_of(device, measured)
+
+
+def search_devices(session: Session, row: SearchRow) -> tuple[DeviceLink, ...]:
+    """The devices of a search, in the order of its config."""
     names = _device_names(session, device_ids(row))
-    devices = tuple(DeviceLink(device_id=device_id, name=names[device_id]) for device_id in device_ids(row))
-    baseline = baseline_of(session, row)
+    return tuple(DeviceLink(device_id=device_id, name=names[device_id]) for device_id in device_ids(row))
+
+
+def search_page(session: Session, search_id: str, now: float) -> SearchPage:
+    """One search. Raises `NotFound`."""
+    row = get_search(session, search_id)
+    source, devices = search_source(session, search_id), search_devices(session, row)
+    baseline, metric = baseline_of(session, row), metric_of(session, row)
     front = front_rows(session, search_id, baseline, devices)
     unit = unit_of(baseline, front)
     chosen = tuple(point for point in front if point.selected)
@@ -104,17 +118,18 @@ def search_page(session: Session, search_id: str, now: float) -> SearchPage:
         architecture=_network_name(row),
         method=row.config["method"]["name"],
         seed=row.config["method"]["seed"],
+        metric=metric,
         devices=devices,
-        over_devices=_over_words(row, len(devices)),
-        source=_source_of(device, measured),
+        over_devices=over_words(row.config, len(devices)),
+        source=source,
         state=JOB_LABELS[row.state],
         is_over=row.state.is_terminal,
         error=row.error or "",
         age_s=now - (row.started_at or row.created_at),
         stages=_stages(session, row, now),
-        progress=_progress(row, with_stage=False),
+        progress=search_progress(row, with_stage=False),
         tiles=(
-            *_tiles(baseline, front, evaluated, unit),
+            *figure_tiles(baseline, front, evaluated, unit, metric),
             effort_tile(measuring_efforts(session, search_id).values()),
             *_excluded_tiles(session, search_id),
         ),
@@ -125,9 +140,18 @@ def search_page(session: Session, search_id: str, now: float) -> SearchPage:
         has_untrained=any(point.untrained for point in front),
         baseline_tflite_ms=baseline.tflite_ms,
         unit=unit,
-        objectives=" and ".join(_objective_words(item["metric"]) for item in row.config["objectives"]),
+        objectives=" and ".join(metric_words(item["metric"]) for item in row.config["objectives"]),
         events=_events(session, search_id, now),
+        budgets=budget_rows(front, baseline.tflite_ms),
+        growth=growth_picture(generation_history(session, search_id)),
+        actions=_actions(row.state),
+        has_result=find_document(session, search_id, RESULT) is not None,
     )
+
+
+def _actions(state: JobState) -> tuple[str, ...]:
+    """What can be done with a search that is not on its way there already."""
+    return tuple(verb for verb, (targets, _) in STEERING.items() if targets.get(state, state) is not state)
 
 
 def _network_name(row: SearchRow) -> str:
@@ -136,7 +160,30 @@ def _network_name(row: SearchRow) -> str:
     return str(model["architecture"] or f"own network {model['network'][:10]}")
 
 
-def _progress(row: SearchRow, *, with_stage: bool) -> Progress:
+def growth_picture(history: Sequence[GenerationFigures]) -> LinePicture | None:
+    """Hypervolume over evaluations; None before it is known after two generations."""
+    known = [(found, found.hypervolume) for found in history if found.hypervolume is not None]
+    if len(known) < 2:
+        return None
+    points = [
+        Value(
+            x=found.evaluations,
+            y=volume,
+            title=f"generation {found.generation}: {volume:.4f} after {found.evaluations} designs, "
+            f"{found.front} on the front",
+        )
+        for found, volume in known
+    ]
+    return line_picture(
+        [("hypervolume", points)],
+        x_title="designs evaluated",
+        y_title="hypervolume",
+        x_label=lambda x: f"{x:g}",
+        y_label=lambda y: f"{y:g}",
+    )
+
+
+def search_progress(row: SearchRow, *, with_stage: bool) -> Progress:
     """How far the present stage is, in the words of the worker: {"done", "total", "note"}."""
     if row.state is JobState.COMPLETED:
         return Progress(text="all stages done" if with_stage else "")
@@ -184,10 +231,11 @@ def _stages(session: Session, row: SearchRow, now: float) -> tuple[StageView, ..
     return tuple(views)
 
 
-def _over_words(row: SearchRow, num_devices: int) -> str:
+def over_words(config: Mapping[str, Any], num_devices: int) -> str:
+    """What one latency over several devices is; "" for a single one."""
     if num_devices == 1:
         return ""
-    over = LatencyOverDevices(row.config.get("latency_over_devices", LatencyOverDevices.MAX))
+    over = LatencyOverDevices(config.get("latency_over_devices", LatencyOverDevices.MAX))
     return {
         LatencyOverDevices.MAX: "that of the slowest device",
         LatencyOverDevices.MEAN: "the mean over the devices",
@@ -195,13 +243,15 @@ def _over_words(row: SearchRow, num_devices: int) -> str:
     }[over]
 
 
-def _objective_words(metric: str) -> str:
+def metric_words(metric: str) -> str:
     return {"latency_ms": "latency", "macs": "MACs"}.get(metric, metric)
 
 
-def _tiles(baseline: Baseline, front: Sequence[FrontRow], evaluated: int, unit: LatencyUnit) -> tuple[Tile, ...]:
-    """The figures that a reader looks for first. Unknown ones say so."""
-    accuracy = "" if baseline.accuracy is None else f"{percent(baseline.accuracy)} test accuracy"
+def figure_tiles(
+    baseline: Baseline, front: Sequence[FrontRow], evaluated: int, unit: LatencyUnit, metric: str
+) -> tuple[Tile, ...]:
+    """The figures that a reader looks for first. Unknown ones say so. `metric` as in `SearchPage`."""
+    accuracy = "" if baseline.accuracy is None else f"{percent(baseline.accuracy)} test {metric or 'accuracy'}"
     tiles = [
         Tile(label="Unpruned, TFLite", value=latency(baseline.tflite_ms, unit), note=accuracy),
         Tile(label="Unpruned, native", value=latency(baseline.native_ms, unit)),
@@ -236,9 +286,12 @@ def _excluded_tiles(session: Session, search_id: str) -> tuple[Tile, ...]:
     stored = get_document(session, search_id, EXCLUDED_CHOICES)
     if stored is None:
         return ()
-    found = decode(ExcludedChoices, json.loads(stored))
+    return (excluded_tile(decode(ExcludedChoices, json.loads(stored))),)
+
+
+def excluded_tile(found: ExcludedChoices) -> Tile:
     note = f"of {count(found.pruned)} prunings of layers: a denser one takes no longer"
-    return (Tile(label="Not tried", value=count(found.excluded), note=note),)
+    return Tile(label="Not tried", value=count(found.excluded), note=note)
 
 
 def _events(session: Session, search_id: str, now: float) -> tuple[EventView, ...]:

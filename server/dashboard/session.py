@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
-from urllib.parse import quote
+from urllib.parse import quote, urlencode, urlsplit
 
 from fastapi import Depends, Request, Response
 from fastapi.responses import RedirectResponse
@@ -20,12 +20,19 @@ from server.accounts.service import Scope, authenticate
 from server.context import TOKEN_COOKIE, Context, ContextDep
 from server.dashboard.pages import Viewer
 from server.dashboard.templating import render
-from server.errors import NotFound, Unauthorized
+from server.errors import ApiError, Conflict, Forbidden, NotFound, Unauthorized
 
 LOGIN_PATH = "/login"
 
 #: Set by proxies: a request that came through one is not from this machine, whatever its address says.
 _PROXY_HEADERS = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via")
+
+
+_PROBLEM_TITLES: dict[type[ApiError], str] = {
+    NotFound: "Not found",
+    Forbidden: "Not allowed",
+    Conflict: "Not possible any more",
+}
 
 
 class SignInNeeded(Exception):
@@ -39,7 +46,8 @@ def get_viewer(request: Request, context: ContextDep) -> Viewer:
     if viewer is not None:
         return viewer
     if context.settings.open_dashboard and is_local(request):
-        return Viewer(name="this machine", can_sign_out=False)
+        # Whoever is on this machine may steer its searches; a code would let another machine in.
+        return Viewer(name="this machine", can_sign_out=False, may_steer=True, may_enrol=False)
     raise SignInNeeded
 
 
@@ -52,7 +60,14 @@ def viewer_of_token(context: Context, token: str) -> Viewer | None:
         principal = authenticate(context.database, context.hasher, token)
     except Unauthorized:
         return None
-    return Viewer(name=principal.name, can_sign_out=True) if principal.may(Scope.READ) else None
+    if not principal.may(Scope.READ):
+        return None
+    return Viewer(
+        name=principal.name,
+        can_sign_out=True,
+        may_steer=principal.may(Scope.SEARCHES_WRITE),
+        may_enrol=principal.may(Scope.ADMIN),
+    )
 
 
 def is_local(request: Request) -> bool:
@@ -64,12 +79,18 @@ def is_local(request: Request) -> bool:
     if any(header in request.headers for header in _PROXY_HEADERS):
         return False
     client = "" if request.client is None else request.client.host
-    return _is_loopback(client) and _is_loopback(request.url.hostname or "")
+    return is_loopback(client) and is_loopback(request.url.hostname or "")
 
 
 def is_same_site(request: Request) -> bool:
     """Whether a form was sent from one of our own pages. Browsers always say; other clients need no protection."""
     return request.headers.get("sec-fetch-site", "same-origin") in ("same-origin", "none")
+
+
+def is_own_form(request: Request) -> bool:
+    """Whether a browser says that a form is of our own pages: what it needs to change anything without a token."""
+    origin = request.headers.get("origin")
+    return is_same_site(request) and origin is not None and urlsplit(origin).netloc == request.headers.get("host")
 
 
 def local_path(target: str) -> str:
@@ -85,14 +106,23 @@ class DashboardRoute(APIRoute):
         handle = super().get_route_handler()
 
         async def handle_for_browser(request: Request) -> Response:
+            if request.method == "GET" and "" in request.query_params.values():
+                # Forms send their empty fields too: those filter nothing, and are no part of the address.
+                filled = [(name, value) for name, value in request.query_params.multi_items() if value]
+                return RedirectResponse(f"{request.url.path}?{urlencode(filled)}", status_code=303)
             try:
                 return await handle(request)
             except SignInNeeded:
                 return _ask_to_sign_in(request)
-            except NotFound as error:
-                detail = error.detail
+            except (NotFound, Forbidden, Conflict) as error:
                 return await run_in_threadpool(
-                    render, "problem.html", status_code=404, title="Not found", detail=detail, viewer=None, path=""
+                    render,
+                    "problem.html",
+                    status_code=error.status,
+                    title=_PROBLEM_TITLES[type(error)],
+                    detail=error.detail,
+                    viewer=None,
+                    path="",
                 )
 
         return handle_for_browser
@@ -106,7 +136,8 @@ def _ask_to_sign_in(request: Request) -> Response:
     return Response(status_code=401, headers={"HX-Redirect": LOGIN_PATH, "Cache-Control": "no-store"})
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address or name."""
     if host == "localhost":
         return True
     try:

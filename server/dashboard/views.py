@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from typing import Annotated
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, quote
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
@@ -12,20 +12,28 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from fastapi.staticfiles import StaticFiles
 from starlette.concurrency import run_in_threadpool
 
+from server.accounts.service import DEFAULT_CODE_LIFETIME_S, mint_enrolment_code
 from server.artifacts.repository import has_artifact
 from server.columns import database_time_s
 from server.context import TOKEN_COOKIE, Context, ContextDep
 from server.dashboard import queries
+from server.dashboard.candidates import candidate_page
 from server.dashboard.card import card_page
+from server.dashboard.compare import compare_page
+from server.dashboard.explorer import explorer_page, kernel_page
 from server.dashboard.front import chart_data
 from server.dashboard.live import changes, overview_version, search_version
-from server.dashboard.pages import DevicePage, OverviewPage, SearchPage
+from server.dashboard.pages import DevicePage, OverviewPage, SearchPage, Viewer
 from server.dashboard.profit import profit_page
+from server.dashboard.queue import queue_page
+from server.dashboard.queue_pages import QueuePage
 from server.dashboard.searches import search_page
 from server.dashboard.session import (
     LOGIN_PATH,
     DashboardRoute,
     ViewerDep,
+    is_loopback,
+    is_own_form,
     is_same_site,
     local_path,
     viewer_of_token,
@@ -33,7 +41,11 @@ from server.dashboard.session import (
 from server.dashboard.templating import STATIC_DIR, STATIC_URL, render
 from server.errors import Forbidden, NotFound, PayloadTooLarge
 from server.fleet.devices import MISSED_HEARTBEATS
-from server.searches.queries import get_search
+from server.latency.exchange.endpoints import export_answer
+from server.latency.exchange.tables import TableFormat
+from server.latency.listing_endpoints import FilterDep, list_place
+from server.searches.queries import STEERING, find_document, get_search, steer
+from server.searches.repository import RESULT
 
 router = APIRouter(route_class=DashboardRoute, include_in_schema=False)
 
@@ -48,13 +60,39 @@ LastEventId = Annotated[str | None, Header(alias="Last-Event-ID")]
 
 
 @router.get("/")
-def show_overview(request: Request, context: ContextDep, viewer: ViewerDep) -> Response:
-    return render("overview.html", page=_overview(context), viewer=viewer, path="/", base_url=_base_url(request))
+def show_overview(context: ContextDep, viewer: ViewerDep) -> Response:
+    return render("overview.html", page=_overview(context), viewer=viewer, path="/")
 
 
 @router.get("/fragments/overview")
-def overview_fragment(request: Request, context: ContextDep, viewer: ViewerDep) -> Response:
-    return render("_overview.html", page=_overview(context), base_url=_base_url(request))
+def overview_fragment(context: ContextDep, viewer: ViewerDep) -> Response:
+    return render("_overview.html", page=_overview(context))
+
+
+@router.get("/queue")
+def show_queue(context: ContextDep, viewer: ViewerDep) -> Response:
+    return render("queue.html", page=_queue(context), viewer=viewer, path="/queue")
+
+
+@router.get("/fragments/queue")
+def queue_fragment(context: ContextDep, viewer: ViewerDep) -> Response:
+    return render("_queue.html", page=_queue(context))
+
+
+@router.get("/enrol")
+def show_enrolment(request: Request, viewer: ViewerDep) -> Response:
+    return _enrolment(request, viewer, code="")
+
+
+@router.post("/enrol")
+def make_code(request: Request, context: ContextDep, viewer: ViewerDep) -> Response:
+    """Make a code for one device. It is shown in the answer and nowhere else."""
+    _require_own_form(request, viewer)
+    if not viewer.may_enrol:
+        raise Forbidden("making codes takes a token with the scope 'admin': use `kerf enrol-code`")
+    with context.database.write() as session:
+        code, _ = mint_enrolment_code(session, context.hasher)
+    return _enrolment(request, viewer, code=code)
 
 
 @router.get("/searches/{search_id}")
@@ -64,7 +102,40 @@ def show_search(search_id: str, context: ContextDep, viewer: ViewerDep) -> Respo
 
 @router.get("/fragments/searches/{search_id}")
 def search_fragment(search_id: str, context: ContextDep, viewer: ViewerDep) -> Response:
-    return render("_search.html", page=_search(context, search_id))
+    return render("_search.html", page=_search(context, search_id), viewer=viewer)
+
+
+@router.post("/searches/{search_id}/{verb}")
+def steer_search(search_id: str, verb: str, request: Request, context: ContextDep, viewer: ViewerDep) -> Response:
+    """Pause, resume or cancel a search, and go back to its page."""
+    _require_own_form(request, viewer)
+    if not viewer.may_steer:
+        raise Forbidden("your token may only read: sign in with one that has the scope 'searches:write'")
+    if verb not in STEERING:
+        raise NotFound(f"A search cannot be told to {verb!r}.")
+    targets, words = STEERING[verb]
+    with context.database.write() as session:
+        steer(session, search_id, targets, words)
+    return RedirectResponse(f"/searches/{quote(search_id)}", status_code=303)
+
+
+@router.get("/searches/{search_id}/result.json")
+def download_result(search_id: str, context: ContextDep, viewer: ViewerDep) -> Response:
+    """The result of a completed search as a file, byte for byte as REST has it."""
+    with context.database.read() as session:
+        get_search(session, search_id)
+        found = find_document(session, search_id, RESULT)
+    if found is None:
+        raise NotFound(f"Search {search_id} has no result yet.")
+    headers = {"Content-Disposition": 'attachment; filename="result.json"', "Cache-Control": "no-store"}
+    return Response(found[1].encode(), media_type="application/json", headers=headers)
+
+
+@router.get("/searches/{search_id}/candidates/{candidate_id}")
+def show_candidate(search_id: str, candidate_id: str, context: ContextDep, viewer: ViewerDep) -> Response:
+    with context.database.read() as session:
+        page = candidate_page(session, search_id, candidate_id)
+    return render("candidate.html", page=page, viewer=viewer, path="")
 
 
 @router.get("/searches/{search_id}/front.json")
@@ -102,6 +173,35 @@ def show_profit(
     with context.database.read() as session:
         found = profit_page(session, series_id, database_time_s(session), scheme=scheme, page=page)
     return render("profit.html", page=found, viewer=viewer, path="")
+
+
+@router.get("/explorer")
+def show_explorer(context: ContextDep, viewer: ViewerDep, wanted: FilterDep, cursor: str | None = None) -> Response:
+    with context.database.read() as session:
+        page = explorer_page(session, wanted, after=list_place(cursor), now=database_time_s(session))
+    return render("explorer.html", page=page, viewer=viewer, path="/explorer")
+
+
+@router.get("/explorer/latencies.{form}")
+def download_latencies(form: TableFormat, context: ContextDep, viewer: ViewerDep, wanted: FilterDep) -> Response:
+    """Every measurement behind the filters, as REST exports it."""
+    return export_answer(context, wanted, form)
+
+
+@router.get("/compare")
+def show_comparison(
+    context: ContextDep, viewer: ViewerDep, first: str | None = None, second: str | None = None
+) -> Response:
+    with context.database.read() as session:
+        page = compare_page(session, first, second)
+    return render("compare.html", page=page, viewer=viewer, path="/compare")
+
+
+@router.get("/series/{series_id}/kernels/{kernel_id}")
+def show_kernel(series_id: str, kernel_id: str, context: ContextDep, viewer: ViewerDep) -> Response:
+    with context.database.read() as session:
+        page = kernel_page(session, series_id, kernel_id, database_time_s(session))
+    return render("kernel.html", page=page, viewer=viewer, path="")
 
 
 @router.get("/live", response_class=EventSourceResponse)
@@ -187,6 +287,24 @@ def _overview(context: Context) -> OverviewPage:
         return queries.overview(session, heartbeat_interval_s=context.settings.heartbeat_interval_s)
 
 
+def _queue(context: Context) -> QueuePage:
+    with context.database.read() as session:
+        now = database_time_s(session)
+        return queue_page(session, now, heartbeat_interval_s=context.settings.heartbeat_interval_s)
+
+
+def _enrolment(request: Request, viewer: Viewer, *, code: str) -> Response:
+    return render(
+        "enrol.html",
+        viewer=viewer,
+        path="",
+        base_url=_base_url(request),
+        is_local_address=is_loopback(request.url.hostname or ""),
+        code=code,
+        lifetime_s=DEFAULT_CODE_LIFETIME_S,
+    )
+
+
 def _search(context: Context, search_id: str) -> SearchPage:
     with context.database.read() as session:
         return search_page(session, search_id, database_time_s(session))
@@ -199,6 +317,12 @@ def _device(context: Context, device_id: str) -> DevicePage:
 
 def _require_same_site(request: Request) -> None:
     if not is_same_site(request):
+        raise Forbidden("this form was sent from another site: open the page itself and try again")
+
+
+def _require_own_form(request: Request, viewer: Viewer) -> None:
+    """What is changed without a token must come from a browser that looks at our own page."""
+    if not (is_same_site(request) if viewer.can_sign_out else is_own_form(request)):
         raise Forbidden("this form was sent from another site: open the page itself and try again")
 
 

@@ -69,7 +69,8 @@ REASON_TEXTS = {
     VerdictReason.NOT_VERIFIED: "imported without samples: not verified",
 }
 
-_OP_NAMES = {
+#: Operators in a word or two.
+OP_NAMES = {
     Op.CONV2D: "conv",
     Op.DEPTHWISE_CONV2D: "depthwise conv",
     Op.FULLY_CONNECTED: "fully connected",
@@ -82,7 +83,7 @@ _OP_NAMES = {
     Op.CONCAT: "concatenation",
 }
 
-_SCHEME_NAMES = {
+SCHEME_NAMES = {
     PruningScheme.DENSE: "dense",
     PruningScheme.UNSTRUCTURED: "unstructured",
     PruningScheme.GROUP: "group",
@@ -113,15 +114,15 @@ def shape_words(spec: KernelSpec) -> str:
 def scheme_words(pruning: WeightPruning) -> str:
     """A scheme with its block, without the density."""
     if pruning.scheme is PruningScheme.PATTERN:
-        return f"{_SCHEME_NAMES[pruning.scheme]} of {pruning.pattern_entries}"
+        return f"{SCHEME_NAMES[pruning.scheme]} of {pruning.pattern_entries}"
     if pruning.scheme in (PruningScheme.DENSE, PruningScheme.UNSTRUCTURED):
-        return _SCHEME_NAMES[pruning.scheme]
-    return f"{_SCHEME_NAMES[pruning.scheme]} {pruning.block_filters}×{pruning.block_channels}"
+        return SCHEME_NAMES[pruning.scheme]
+    return f"{SCHEME_NAMES[pruning.scheme]} {pruning.block_filters}×{pruning.block_channels}"
 
 
 def _shape_words(spec: KernelSpec) -> tuple[str, tuple[str, ...], tuple[str, ...]]:
     """Operator and channels; height, width and stride; and what is fused."""
-    name = _OP_NAMES[spec.op]
+    name = OP_NAMES[spec.op]
     if (spec.kernel_h, spec.kernel_w) != (1, 1) or spec.op in (Op.CONV2D, Op.DEPTHWISE_CONV2D):
         name += f" {spec.kernel_h}×{spec.kernel_w}"
     if spec.in_channels == spec.out_channels:

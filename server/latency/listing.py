@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, select, tuple_
+from sqlalchemy import ColumnElement, Select, select, tuple_
 from sqlalchemy.orm import Session
 
 from device_agent.contracts import Source, Verdict
@@ -63,13 +63,28 @@ class LatencyFilter:
 
 #: The place of a row in the listing.
 Place = tuple[str, str, str]
+#: Between the parts of a place in a cursor: in no identity and no mode.
+PLACE_SEPARATOR = "|"
+
 ListedLatency = tuple[LatencyRow, SeriesRow, KernelRow, str]
+
+
+def place_key(row: LatencyRow) -> str:
+    """The place of a row as a cursor holds it."""
+    return PLACE_SEPARATOR.join((row.kernel_id, row.series_id, row.mode))
 
 
 def list_latencies(
     session: Session, wanted: LatencyFilter, *, after: Place | None, limit: int
 ) -> Sequence[ListedLatency]:
     """Figures with their series, kernel and device name, in the order of (kernel, series, mode)."""
+    query = listing_query(wanted, after=after, limit=limit)
+    return [(row[0], row[1], row[2], row[3]) for row in session.execute(query)]
+
+
+def listing_query(
+    wanted: LatencyFilter, *, after: Place | None, limit: int
+) -> Select[LatencyRow, SeriesRow, KernelRow, str]:
     place = (LatencyRow.kernel_id, LatencyRow.series_id, LatencyRow.mode)
     query = (
         select(LatencyRow, SeriesRow, KernelRow, DeviceRow.name)
@@ -82,9 +97,15 @@ def list_latencies(
     )
     if wanted.verdict is not None:
         query = query.where(LatencyRow.verdict == wanted.verdict)
+    if wanted.series_id is not None:
+        # Of the roll-up itself: its primary key then has the rows in their order.
+        query = query.where(LatencyRow.series_id == wanted.series_id)
     if after is not None:
         query = query.where(tuple_(*place) > tuple_(*after))
-    return [(row[0], row[1], row[2], row[3]) for row in session.execute(query)]
+        if wanted.series_id is not None:
+            # What follows of the kernel, for a database that uses no index for a comparison of rows.
+            query = query.where(LatencyRow.kernel_id >= after[0])
+    return query
 
 
 def find_device(session: Session, name: str) -> DeviceRow:

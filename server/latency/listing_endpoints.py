@@ -8,15 +8,22 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Query, Response
 
 from device_agent.contracts import KernelSpec, Op, PruningScheme, Source, Verdict, decode
-from search.latency.comparison import Figure, Ratio, RatioSummary, ratio_of, summarise_ratios
 from server.context import ContextDep, Reader
-from server.errors import BadRequest, Unprocessable
+from server.errors import BadRequest
 from server.latency.card import SeriesCard, stored_card
+from server.latency.compare import Comparison, compare_series
 from server.latency.drift import DriftView, drift_view
-from server.latency.listing import LatencyFilter, Place, find_device, list_latencies, medians, one_series
+from server.latency.listing import (
+    PLACE_SEPARATOR,
+    LatencyFilter,
+    Place,
+    find_device,
+    list_latencies,
+    one_series,
+    place_key,
+)
 from server.latency.schemas import LatencyView, SeriesView, latency, series_view
-from server.latency.series import differing_parts, get_series, key_of, list_series
-from server.models import KernelRow, LatencyRow
+from server.latency.series import get_series, list_series
 from server.wire import (
     DEFAULT_PAGE,
     PROBLEMS,
@@ -33,42 +40,6 @@ router = APIRouter(prefix="/v1", tags=["latency"], responses=PROBLEMS)
 
 Extent = Annotated[int | None, Query(ge=1, le=65536)]
 Density = Annotated[float | None, Query(ge=0.0, le=1.0)]
-
-#: Between the parts of a place in the cursor: in no identity and no mode.
-_SEPARATOR = "|"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ComparedKernel:
-    """A kernel under both keys; `ratio` is second / first."""
-
-    kernel_id: str
-    kernel: KernelSpec
-    first_ns: float
-    second_ns: float
-    first_verdict: Verdict
-    second_verdict: Verdict
-    ratio: float
-    ratio_ci95: tuple[float, float] | None
-    differs: bool | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
-    """Two series over the kernels that both have. `differing_parts` says in which parts of the key they differ.
-
-    `kernels` are at most `limit`, those farthest from 1 first; `summary` is over all of them. A kernel that one side
-    measured in several modes is in neither, and counted as `ambiguous`.
-    """
-
-    first: SeriesView
-    second: SeriesView
-    differing_parts: tuple[str, ...]
-    only_first: int
-    only_second: int
-    ambiguous: int
-    summary: RatioSummary | None
-    kernels: tuple[ComparedKernel, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,8 +110,8 @@ def get_latencies(
 ) -> Response:
     """The latest usable figure of each kernel in each series. Figures of different keys are different rows."""
     with context.database.read() as session:
-        rows = list_latencies(session, wanted, after=_place(cursor), limit=limit + 1)
-    part = page(rows, limit, key=lambda row: _SEPARATOR.join((row[0].kernel_id, row[0].series_id, row[0].mode)))
+        rows = list_latencies(session, wanted, after=list_place(cursor), limit=limit + 1)
+    part = page(rows, limit, key=lambda row: place_key(row[0]))
     views = tuple(
         LatencyView(
             kernel=decode(KernelSpec, kernel.spec), latency=latency(row), series=series_view(series), device_name=name
@@ -203,51 +174,15 @@ def compare_latencies(
     with context.database.read() as session:
         first = one_series(session, "first", series=first_series, device=first_device, runtime=first_runtime)
         second = one_series(session, "second", series=second_series, device=second_device, runtime=second_runtime)
-        if first.id == second.id:
-            raise Unprocessable(f"both sides are series {first.id}: name two")
-        ours, theirs = medians(session, first.id), medians(session, second.id)
-        common = sorted(ours.keys() & theirs.keys())
-        pairs = [(kernel, ours[kernel], theirs[kernel]) for kernel in common]
-        compared = [(kernel, a, b, ratio_of(_figure(a), _figure(b))) for kernel, a, b in pairs if a and b]
-        compared.sort(key=lambda item: (-max(item[3].ratio, 1.0 / item[3].ratio), item[0]))
-        shown = [_compared(kernel, session.get_one(KernelRow, kernel), a, b, r) for kernel, a, b, r in compared[:limit]]
-    return ContractResponse(
-        Comparison(
-            first=series_view(first),
-            second=series_view(second),
-            differing_parts=differing_parts(key_of(first), key_of(second)),
-            only_first=len(ours) - len(common),
-            only_second=len(theirs) - len(common),
-            ambiguous=len(common) - len(compared),
-            summary=summarise_ratios([item[3] for item in compared]) if compared else None,
-            kernels=tuple(shown),
-        )
-    )
+        return ContractResponse(compare_series(session, first, second, limit=limit))
 
 
-def _figure(row: LatencyRow) -> Figure:
-    return Figure.of(row.median_ns, row.ci95_low_ns, row.ci95_high_ns)
-
-
-def _compared(identity: str, kernel: KernelRow, first: LatencyRow, second: LatencyRow, ratio: Ratio) -> ComparedKernel:
-    return ComparedKernel(
-        kernel_id=identity,
-        kernel=decode(KernelSpec, kernel.spec),
-        first_ns=first.median_ns,
-        second_ns=second.median_ns,
-        first_verdict=first.verdict,
-        second_verdict=second.verdict,
-        ratio=ratio.ratio,
-        ratio_ci95=ratio.ci95,
-        differs=ratio.differs,
-    )
-
-
-def _place(cursor: str | None) -> Place | None:
+def list_place(cursor: str | None) -> Place | None:
+    """The place behind a cursor of the list of latencies. Raises `BadRequest` for one that is none."""
     key = decode_cursor(cursor)
     if key is None:
         return None
-    parts = key.split(_SEPARATOR)
+    parts = key.split(PLACE_SEPARATOR)
     if len(parts) != 3:
         raise BadRequest(f"cursor {cursor!r} is not one of this list: leave it out to begin at the start")
     return (parts[0], parts[1], parts[2])

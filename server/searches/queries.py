@@ -105,6 +105,14 @@ CANCEL: Mapping[JobState, JobState] = {
 }
 
 
+#: What a user can do with a search: the states it leads to, and what was done in words.
+STEERING: Mapping[str, tuple[Mapping[JobState, JobState], str]] = {
+    "pause": (PAUSE, "paused"),
+    "resume": (RESUME, "resumed"),
+    "cancel": (CANCEL, "cancelled"),
+}
+
+
 def list_candidates(session: Session, search_id: str, *, after: str | None, limit: int) -> Sequence[CandidateRow]:
     """Candidates in the order of their identity."""
     query = (

@@ -44,6 +44,8 @@ LATENCY_CARD = "latency-card"
 RESULT = "result"
 #: The front as the search found it, before training: equal seeds and latency tables give equal text.
 SEARCHED_FRONT = "searched-front"
+#: The operators of each candidate of that front, with their part of the predicted latency (`search.layers`).
+FRONT_LAYERS = "front-layers"
 #: The estimated errors of pruned layers (`search.reconstruction`), for methods that use them.
 LAYER_ERRORS = "layer-errors"
 #: Figures of the best candidates on all held-out images.

@@ -21,12 +21,13 @@ from device_agent.contracts import (
 )
 from search.domain.config import SearchConfig, parse_config
 from search.networks.file import read_network
-from server.artifacts.repository import has_artifact
+from server.catalog.naming import refused
 from server.context import Context
 from server.errors import NotFound, Unprocessable
 from server.latency.repository import IMPORTED_DEVICE
 from server.models import DeviceRow, SearchRow
 from server.searches import queries
+from server.searches.data import check_artifact, usable_dataset
 from server.searches.repository import LATENCY_TABLE, device_document
 from server.wire import unprocessable
 
@@ -54,6 +55,7 @@ def create_search(
                 # Returned even where the config would be refused by now: a device may have gone meanwhile.
                 return queries.get_search(session, earlier), False
     _check_network(context, config.model.network)
+    config = replace(config, dataset=usable_dataset(context, config.dataset))
     with context.database.write() as session:
         _check_artifacts(context, session, config)
         devices = _choose_devices(session, config)
@@ -82,18 +84,11 @@ def _check_artifacts(context: Context, session: Session, config: SearchConfig) -
     named = {
         "config.model.checkpoint": config.model.checkpoint,
         "config.model.network": config.model.network,
-        "config.dataset.train": config.dataset.train,
-        "config.dataset.test": config.dataset.test,
     }
     for field, sha256 in named.items():
         if sha256 is None:
             continue
-        try:
-            is_stored = context.store.has(sha256) and has_artifact(session, sha256)
-        except Unprocessable as error:
-            raise _refused(field, f"{error.detail}. For files on your machine use `kerf search run --data`") from None
-        if not is_stored:
-            raise _refused(field, f"no artifact {sha256} is stored: upload it to /v1/artifacts/sha256/{sha256} first")
+        check_artifact(context, session, field, sha256)
 
 
 def _check_network(context: Context, sha256: str | None) -> None:
@@ -103,7 +98,7 @@ def _check_network(context: Context, sha256: str | None) -> None:
             read_network(context.store.path(sha256))
     except ContractError as error:
         text = str(error).replace(str(context.store.path(sha256 or "")), "the artifact")
-        raise _refused("config.model.network", text) from None
+        raise refused("config.model.network", text) from None
     except Unprocessable:
         return  # It is no SHA-256.
 
@@ -119,13 +114,13 @@ def _choose_devices(session: Session, config: SearchConfig) -> tuple[DeviceRow, 
     for i, device in enumerate(found):
         if device in found[:i]:
             first = config.devices[found.index(device)]
-            raise _refused(
+            raise refused(
                 "config.devices", f"{first!r} and {config.devices[i]!r} are one device: name each device once"
             )
     sources = {device.name: decode(DeviceProfile, device.profile).source for device in found}
     if len(set(sources.values())) > 1:
         told = ", ".join(f"{name!r} is {source.value}" for name, source in sources.items())
-        raise _refused("config.devices", f"{told}: one search never joins them in one figure; name devices of one kind")
+        raise refused("config.devices", f"{told}: one search never joins them in one figure; name devices of one kind")
     return found
 
 
@@ -133,15 +128,15 @@ def _named_device(session: Session, name: str, runtime: str, field: str) -> Devi
     found = session.scalars(select(DeviceRow).where((DeviceRow.id == name) | (DeviceRow.name == name))).all()
     if not found:
         known = ", ".join(session.scalars(select(DeviceRow.name).order_by(DeviceRow.id).limit(20))) or "none"
-        raise _refused(field, f"there is no device {name!r}; enrolled are: {known}")
+        raise refused(field, f"there is no device {name!r}; enrolled are: {known}")
     device = found[0]
     if device.agent_key_hash is None:
-        raise _refused(field, f"device {device.name!r} {IMPORTED_DEVICE}")
+        raise refused(field, f"device {device.name!r} {IMPORTED_DEVICE}")
     if not device.enabled:
-        raise _refused(field, f"device {device.name!r} is disabled: enable it, or name another one")
+        raise refused(field, f"device {device.name!r} is disabled: enable it, or name another one")
     reason = _why_unusable(device, runtime)
     if reason is not None:
-        raise _refused("config.measuring.networks.runtime", f"device {device.name!r} {reason}")
+        raise refused("config.measuring.networks.runtime", f"device {device.name!r} {reason}")
     return device
 
 
@@ -151,13 +146,13 @@ def _only_device(session: Session, runtime: str) -> DeviceRow:
     suitable = [device for device in enabled if _why_unusable(device, runtime) is None]
     if not suitable:
         reasons = "".join(f"; device {device.name!r} {_why_unusable(device, runtime)}" for device in enabled[:3])
-        raise _refused(
+        raise refused(
             "config.device",
             f"no enabled device has the runtime {runtime!r}: enrol one with `kerf enrol-code` and kerf-agent{reasons}",
         )
     if len(suitable) > 1:
         names = ", ".join(repr(d.name) for d in suitable[:20])
-        raise _refused("config.device", f"{len(suitable)} devices could do this ({names}): name one in 'device'")
+        raise refused("config.device", f"{len(suitable)} devices could do this ({names}): name one in 'device'")
     return suitable[0]
 
 
@@ -181,7 +176,7 @@ def _check_runtime(config: SearchConfig) -> None:
     """A search needs every kernel of its network timed, and not every runtime does that."""
     runtime = config.measuring.networks.runtime
     if runtime == TFLITE_SPARSE_RUNTIME:
-        raise _refused(
+        raise refused(
             "config.measuring.networks.runtime",
             f"the runtime {runtime!r} times sparse 1x1 convolutions and whole networks of them, and a search needs the "
             "time of every other kernel as well: name 'native' or 'tflite'",
@@ -196,19 +191,15 @@ def _check_latency_from(session: Session, config: SearchConfig, devices: Sequenc
     try:
         source = queries.get_search(session, config.latency_from)
     except NotFound as error:
-        raise _refused(field, error.detail) from None
+        raise refused(field, error.detail) from None
     measured_on = queries.device_ids(source)
     for device in devices:
         if device.id not in measured_on:
-            raise _refused(
+            raise refused(
                 field,
                 f"search {source.id} measured on device {', '.join(measured_on)}, not on {device.name!r} "
                 f"({device.id}): name a search on all devices of this one, or leave latency_from out",
             )
         name = device_document(LATENCY_TABLE, device.id, measured_on)
         if queries.find_document(session, source.id, name) is None:
-            raise _refused(field, f"search {source.id} is {source.state.value} and has no latency table yet")
-
-
-def _refused(field: str, message: str) -> Unprocessable:
-    return Unprocessable(f"{field}: {message}", errors=[{"field": field, "message": message}])
+            raise refused(field, f"search {source.id} is {source.state.value} and has no latency table yet")

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import platform
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import jsonschema
 
 from device_agent.contracts import DeviceProfile, Verdict, decode, encode
+from search.data.loading import LoadedData
 from search.domain.objective import Metric
 from search.domain.result import (
     Baseline,
     BaselineLatency,
+    DataSummary,
     DeviceBaseline,
     DeviceFigures,
     DeviceSummary,
@@ -22,19 +26,27 @@ from search.domain.result import (
     MeasuringEffort,
     SearchResult,
     SearchSummary,
+    SeriesSummary,
     result_schema,
 )
 from search.domain.space import Decisions
 from search.known_figures import plan_figures
+from search.layers import layer_figures
 from search.lowering import lower
 from search.standing import VerifiedFigures, compare_verified
+from search.tasks.base import task_of
 from server.searches.effort import measuring_efforts, total_effort
+from server.searches.history import generation_history
+from server.searches.provenance import measured_series
 from server.searches.repository import EXCLUDED_CHOICES, RESULT, CandidateRecord, get_document, load_candidates
 from server.states import JobStage
 from server.worker.latencies import DenseLatency, DeviceLatencies, Profile
 from server.worker.run import SearchRun
 from server.worker.stages.preparing import Prepared
 from server.worker.stages.searching import Front
+
+#: Of the libraries that decide what a search computes.
+_LIBRARIES = ("kerf", "torch", "numpy", "scipy")
 
 
 def store_result(
@@ -46,8 +58,13 @@ def store_result(
     with run.database.read() as session:
         efforts = measuring_efforts(session, run.search_id)
         excluded = get_document(session, run.search_id, EXCLUDED_CHOICES)
+        series = measured_series(session, run.search_id)
+        history = generation_history(session, run.search_id)
     nothing = total_effort(())
-    summaries = tuple(_device(d, *devices[d.device_id], efforts.get(d.device_id, nothing)) for d in profile.devices)
+    summaries = tuple(
+        _device(d, *devices[d.device_id], efforts.get(d.device_id, nothing), series.get(d.device_id, ()))
+        for d in profile.devices
+    )
     with run.database.read() as session:
         rest = load_candidates(session, run.search_id, on_front=True, selected=False)
     result = SearchResult(
@@ -62,6 +79,8 @@ def store_result(
             latency_from=config.latency_from,
             measuring=total_effort(efforts.values()),
             excluded_choices=None if excluded is None else decode(ExcludedChoices, json.loads(excluded)),
+            history=history,
+            versions={"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},
         ),
         device=summaries[0],
         devices=summaries,
@@ -77,13 +96,28 @@ def store_result(
         ),
         front=tuple(compared(_points(prepared, profile, front.selected))),
         measured_untrained=tuple(
-            _points(prepared, profile, [c for c in rest if JobStage.VERIFYING.value in c.results])
+            dataclasses.replace(point, layers=())
+            for point in _points(prepared, profile, [c for c in rest if JobStage.VERIFYING.value in c.results])
         ),
+        data=_data(prepared.data),
     )
     data = encode(result)
     jsonschema.validate(data, result_schema())
     run.put_document(RESULT, json.dumps(data, sort_keys=True))
     return result
+
+
+def _data(data: LoadedData) -> DataSummary:
+    split = data.split
+    return DataSummary(
+        metric=task_of(split.train).metric_name,
+        class_names=split.train.class_names,
+        mean=data.normalise.mean,
+        std=data.normalise.std,
+        num_train=len(split.train),
+        num_holdout=len(split.holdout),
+        num_test=len(split.test),
+    )
 
 
 def compared(points: Sequence[FrontPoint]) -> list[FrontPoint]:
@@ -106,7 +140,13 @@ def compared(points: Sequence[FrontPoint]) -> list[FrontPoint]:
     ]
 
 
-def _device(found: DeviceLatencies, name: str, hardware: DeviceProfile, measuring: MeasuringEffort) -> DeviceSummary:
+def _device(
+    found: DeviceLatencies,
+    name: str,
+    hardware: DeviceProfile,
+    measuring: MeasuringEffort,
+    series: tuple[SeriesSummary, ...],
+) -> DeviceSummary:
     return DeviceSummary(
         id=found.device_id,
         name=name,
@@ -119,6 +159,7 @@ def _device(found: DeviceLatencies, name: str, hardware: DeviceProfile, measurin
         kernels=len(found.table.kernels),
         kernels_reused=found.summary.kernels_reused,
         measuring=measuring,
+        series=series,
     )
 
 
@@ -167,6 +208,7 @@ def _point(prepared: Prepared, profile: Profile, candidate: CandidateRecord) -> 
             )
             for device, predicted_ms in by_device.items()
         ),
+        layers=layer_figures(plan, list(profile.fleet.models.values())),
     )
 
 

@@ -88,7 +88,7 @@ def test_search_page_draws_the_front_and_follows_the_search(chromium: Browser, s
         rows = page.get_by_role("table", name="Selected candidates").get_by_role("row")
         assert rows.count() == len(chosen) + 1
         page.evaluate("window.sameDocument = true")
-        page.locator("summary").click()
+        page.get_by_text("The rest of the front").click()
 
         metrics = {"error": 0.5, "loss": 1.0, "latency_ms": 9.0, "macs": 1e6, "parameters": 1e4}
         record = CandidateRecord(candidate_id="c_new", genome=(1,), metrics=metrics, generation=11)
@@ -108,7 +108,7 @@ def test_search_page_draws_the_front_and_follows_the_search(chromium: Browser, s
         assert "the confidence interval is wider than asked" in row.inner_text()
         assert page.locator('[aria-current="step"]').inner_text().startswith("Verifying")
         assert page.evaluate("window.sameDocument") is True
-        assert page.locator("details").get_attribute("open") is not None
+        assert page.locator("details:has(table)").get_attribute("open") is not None
         with page.expect_download() as download:
             row.get_by_role("link", name="network.kerfnet").click()
         assert download.value.suggested_filename == "network.kerfnet"

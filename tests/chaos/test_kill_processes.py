@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import random
 import time
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ SEARCH_TIMEOUT_S = 400.0
 
 def finished(stack: LocalStack, search_id: str) -> bool:
     with stack.client() as client:
-        state = client.search(search_id)["state"]
+        state = client.searches.get(search_id)["state"]
     assert state not in ("failed", "cancelled")
     return bool(state == "completed")
 
@@ -38,7 +37,7 @@ def finished(stack: LocalStack, search_id: str) -> bool:
 def run_disturbed(stack: LocalStack, generator: random.Random, kills: tuple[str, ...]) -> str:
     """Submit the search, kill one process after the other at random moments, restart each, and wait for the end."""
     with stack.client() as client:
-        search_id = str(client.submit_search(encode(simulated_search("kill")), str(uuid.uuid4()))["id"])
+        search_id = str(client.searches.create(encode(simulated_search("kill")))["id"])
     deadline = time.monotonic() + SEARCH_TIMEOUT_S
     for name in kills:
         time.sleep(generator.uniform(0.2, 4.0))
@@ -47,7 +46,7 @@ def run_disturbed(stack: LocalStack, generator: random.Random, kills: tuple[str,
         stack.start(name)
         if name == "server":
             with stack.client() as client:
-                stack.wait_for("the server to answer again", client.ready)
+                stack.wait_for("the server to answer again", client.status.is_ready)
         if finished(stack, search_id):
             break
     while not finished(stack, search_id):
@@ -60,11 +59,11 @@ def run_disturbed(stack: LocalStack, generator: random.Random, kills: tuple[str,
 def outcome(stack: LocalStack, search_id: str) -> tuple[Any, list[Any]]:
     """The front as searched, and of the trained and verified front what does not depend on this run's identities."""
     with stack.client() as client:
-        result = client.search_part(search_id, "result")
+        result = client.searches.result(search_id)
         for point in result["front"]:
             for figures in point["devices"]:
                 del figures["device_id"]
-        return client.search_part(search_id, "searched-front"), result["front"]
+        return client.searches.searched_front(search_id), result["front"]
 
 
 def assert_counted_once(state_dir: Path) -> None:

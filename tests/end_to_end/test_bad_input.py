@@ -17,8 +17,8 @@ import yaml
 from PIL import Image
 from safetensors.numpy import save_file
 
+from server.cli.exit_codes import ExitCode
 from server.cli.local_stack import LocalStack
-from server.cli.main import EXIT_BAD_INPUT, EXIT_SEARCH_ENDED
 
 pytestmark = pytest.mark.xdist_group("stack")
 
@@ -48,7 +48,7 @@ def kerf(
 
 def stored(stack: LocalStack) -> tuple[int, int]:
     with stack.client() as client:
-        return len(client.searches(limit=500)), len(client.datasets())
+        return len(client.searches.list(limit=500)), len(client.datasets.list())
 
 
 def assert_refused(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
@@ -76,7 +76,7 @@ def test_a_config_is_refused_before_anything_starts(
     simulated_stack: LocalStack, tmp_path: Path, change: dict[str, Any], words: tuple[str, ...]
 ) -> None:
     before = stored(simulated_stack)
-    assert_refused(kerf(simulated_stack, DIGITS | change, tmp_path), EXIT_BAD_INPUT, *words)
+    assert_refused(kerf(simulated_stack, DIGITS | change, tmp_path), ExitCode.BAD_INPUT, *words)
     assert stored(simulated_stack) == before
     assert not (tmp_path / "out").exists()
 
@@ -113,7 +113,7 @@ def test_a_bad_data_set_is_refused_at_upload(
     image_zip(tmp_path / "test.zip", {"cat/0.png": png(), "dog/0.png": png()})
     config = DIGITS | {"dataset": {"name": "pets", "train": "train.zip", "test": "test.zip"}}
     before = stored(simulated_stack)
-    assert_refused(kerf(simulated_stack, config, tmp_path, data=tmp_path), EXIT_BAD_INPUT, *words)
+    assert_refused(kerf(simulated_stack, config, tmp_path, data=tmp_path), ExitCode.BAD_INPUT, *words)
     assert stored(simulated_stack) == before
 
 
@@ -121,7 +121,7 @@ def test_a_checkpoint_that_does_not_fit_names_the_tensors(simulated_stack: Local
     save_file({"conv1.weight": np.zeros((3, 1, 3, 3), dtype=np.float32)}, tmp_path / "wrong.safetensors")
     config = DIGITS | {"model": {"architecture": "small_cnn", "checkpoint": "wrong.safetensors"}}
     done = kerf(simulated_stack, config, tmp_path, data=tmp_path)
-    assert_refused(done, EXIT_SEARCH_ENDED, "conv1.weight", "does not fit", "architecture")
+    assert_refused(done, ExitCode.SEARCH_ENDED, "conv1.weight", "does not fit", "architecture")
     assert not (tmp_path / "out" / "result.json").exists()
 
 
@@ -131,5 +131,5 @@ def test_a_budget_that_nothing_meets_names_the_smallest_value(
 ) -> None:
     config = DIGITS | {"constraints": [{"metric": metric, "max": bound}]}
     done = kerf(simulated_stack, config, tmp_path)
-    assert_refused(done, EXIT_SEARCH_ENDED, f"{metric} <= ", "smallest", "Raise the bound")
+    assert_refused(done, ExitCode.SEARCH_ENDED, f"{metric} <= ", "smallest", "Raise the bound")
     assert not (tmp_path / "out" / "result.json").exists()

@@ -114,5 +114,7 @@ def test_three_dimensions_with_chains_of_fine_tuning(simulated_stack: LocalStack
     result = run(simulated_stack, config, tmp_path)
     check_files(result, tmp_path)
     with simulated_stack.client() as client:
-        messages = [e["data"].get("text", "") for e in client.events(result.search.id) if e["kind"] == "message"]
+        messages = [
+            e["data"].get("text", "") for e in client.searches.events(result.search.id) if e["kind"] == "message"
+        ]
     assert [m for m in messages if "continuous optimum" in m and "KKT residual" in m]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-import uuid
 
 import pytest
 
@@ -47,17 +46,17 @@ def mapping_search(method: Method) -> SearchConfig:
 def run(stack: LocalStack, config: SearchConfig, kill_at: tuple[str, ...] = ()) -> str:
     """Submit, kill the worker whenever an event with the next of the texts comes, and wait for the end."""
     with stack.client() as client:
-        search_id = str(client.submit_search(encode(config), str(uuid.uuid4()))["id"])
+        search_id = str(client.searches.create(encode(config))["id"])
         for text in kill_at:
-            for event in client.events(search_id):
+            for event in client.searches.events(search_id):
                 if text in str(event):
                     break
             stack.processes["worker"].kill()
             stack.processes["worker"].wait()
             stack.start("worker")
         deadline = time.monotonic() + TIMEOUT_S
-        while (state := client.search(search_id)["state"]) != "completed":
-            assert state not in ("failed", "cancelled"), client.search(search_id)
+        while (state := client.searches.get(search_id)["state"]) != "completed":
+            assert state not in ("failed", "cancelled"), client.searches.get(search_id)
             assert time.monotonic() < deadline, "the search did not end"
             time.sleep(0.1)
     return search_id
@@ -68,9 +67,9 @@ def test_rates_are_found_once_and_a_killed_search_ends_on_the_same_front(simulat
     whole = run(simulated_stack, config)
     killed = run(simulated_stack, config, kill_at=("pruning rates, epoch 1",))
     with simulated_stack.client() as client:
-        fronts = [client.search_part(search_id, "searched-front") for search_id in (whole, killed)]
-        points = client.search_part(killed, "result")["front"]
-        texts = [event for event in client.events(killed) if "pruning rates that keep" in str(event)]
+        fronts = [client.searches.searched_front(search_id) for search_id in (whole, killed)]
+        points = client.searches.result(killed)["front"]
+        texts = [event for event in client.searches.events(killed) if "pruning rates that keep" in str(event)]
     assert fronts[0] == fronts[1]
     assert len(texts) == 3  # one for each target, although the worker was killed meanwhile
     schemes = {p["scheme"] for point in fronts[0]["front"] for p in point["decisions"]["pruning"].values()}
@@ -83,7 +82,7 @@ def test_rates_are_found_once_and_a_killed_search_ends_on_the_same_front(simulat
 def test_a_policy_searches_and_its_files_verify(simulated_stack: LocalStack) -> None:
     killed = run(simulated_stack, mapping_search(Method.POLICY_GRADIENT), kill_at=("'generation'",))
     with simulated_stack.client() as client:
-        points = client.search_part(killed, "result")["front"]
+        points = client.searches.result(killed)["front"]
     assert points
     for point in points:
         assert point["failure"] is None

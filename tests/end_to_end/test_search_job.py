@@ -122,8 +122,8 @@ def card_points(stack: LocalStack, search_id: str) -> list[dict[str, Any]]:
     deadline = time.monotonic() + 600.0
     with stack.client() as client:
         while time.monotonic() < deadline:
-            for series in client.latency_series({"runtime": "simulated"}):
-                card = client.latency_card(series["id"])["card"]
+            for series in client.latency.series(runtime="simulated"):
+                card = client.latency.card(series["id"])["card"]
                 points = [p for p in (card or {}).get("network_points", ()) if p["search_id"] == search_id]
                 if points:
                     return points

@@ -6,7 +6,6 @@ import dataclasses
 import io
 import json
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,13 +16,13 @@ from rich.console import Console
 
 from device_agent.contracts import Verdict, encode
 from device_agent.runtimes.simulated import CORE_VARIABLE
+from kerf import ApiError, Client
 from search.domain.config import SearchConfig, SelectionConfig
 from search.domain.objective import Constraint, LatencyOverDevices, Metric
 from search.domain.result import SearchResult, result_schema
 from search.latency.fleet import over_devices
 from server.cli.local_stack import LocalStack, StackOptions, running_stack
 from server.cli.searches import run_search
-from server.client import ClientError, KerfClient
 from tests.end_to_end.stacks import simulated_search
 
 pytestmark = pytest.mark.xdist_group("stack")
@@ -40,7 +39,7 @@ def start_board(stack: LocalStack, state_dir: Path) -> None:
         local = stack.commands["agent"]
         agent = local[: local.index("--server")]
         with stack.client() as client:
-            code = client.create_enrolment_code()
+            code = client.devices.create_enrolment_code()["code"]
         agent += ["--server", stack.url, "--code", code, "--name", BOARD, "--state-dir", str(state_dir), "--simulated"]
         stack.commands[BOARD] = ["/usr/bin/env", f"{CORE_VARIABLE}=board", *agent]
     stack.start(BOARD)
@@ -53,8 +52,8 @@ def stop_board(stack: LocalStack) -> None:
         process.wait()
 
 
-def is_enrolled(client: KerfClient) -> bool:
-    return {d["name"] for d in client.devices()} == {PHONE, BOARD}
+def is_enrolled(client: Client) -> bool:
+    return {d["name"] for d in client.devices.list()} == {PHONE, BOARD}
 
 
 @pytest.fixture(scope="module")
@@ -99,16 +98,16 @@ def disturbed(fleet: LocalStack) -> tuple[str, list[str]]:
     """
     stop_board(fleet)
     with fleet.client() as client:
-        search_id = client.submit_search(encode(fleet_search("disturbed")), str(uuid.uuid4()))["id"]
+        search_id = client.searches.create(encode(fleet_search("disturbed")))["id"]
         wait_until_only_the_board_has_work(client, search_id)
         fleet.processes["worker"].kill()
         fleet.processes["worker"].wait()
         fleet.start("worker")
-        client.search_action(search_id, "pause")
+        client.searches.pause(search_id)
         wait_for(client, search_id, "paused")
-        client.search_action(search_id, "resume")
+        client.searches.resume(search_id)
         start_board(fleet, Path())
-        told = [event["data"]["text"] for event in client.events(search_id) if event["kind"] == "message"]
+        told = [event["data"]["text"] for event in client.searches.events(search_id) if event["kind"] == "message"]
         wait_for(client, search_id, "completed")
     return search_id, told
 
@@ -120,11 +119,11 @@ def test_a_disturbed_search_ends_as_an_undisturbed_one_with_the_same_tables(
     console = Console(file=io.StringIO(), width=200)
     with fleet.client() as client:
         result = run_search(client, fleet_search("again", latency_from=search_id), {}, tmp_path, console)
-        earlier = client.search_part(search_id, "result")
-        assert json.loads((tmp_path / "front.json").read_text()) == client.search_part(search_id, "searched-front")
-        tables = [client.latency_table(search_id, device.id) for device in result.devices]
-        with pytest.raises(ClientError, match="has no device"):
-            client.latency_table(search_id, "device_0")
+        earlier = client.searches.result(search_id)
+        assert json.loads((tmp_path / "front.json").read_text()) == client.searches.searched_front(search_id)
+        tables = [client.searches.latency_table(search_id, device=device.id) for device in result.devices]
+        with pytest.raises(ApiError, match="has no device"):
+            client.searches.latency_table(search_id, device="device_0")
     names = ("latency-table.json", f"latency-table.{result.devices[1].id}.json")
     assert [json.loads((tmp_path / name).read_text()) for name in names] == tables
     assert [table["device_id"] for table in tables] == [device.id for device in result.devices]
@@ -173,7 +172,7 @@ def test_a_bound_on_one_device_and_a_mean_over_both(
 ) -> None:
     search_id, _ = disturbed
     with fleet.client() as client:
-        front = client.search_part(search_id, "result")["front"]
+        front = client.searches.result(search_id)["front"]
         bound_ms = float(np.mean([point["devices"][1]["predicted_latency_ms"] for point in front]))
         config = fleet_search(
             "bounded",
@@ -189,23 +188,23 @@ def test_a_bound_on_one_device_and_a_mean_over_both(
         assert point.predicted_latency_ms == pytest.approx(float(over_devices(own, LatencyOverDevices.MEAN)))
 
 
-def wait_until_only_the_board_has_work(client: KerfClient, search_id: str) -> None:
+def wait_until_only_the_board_has_work(client: Client, search_id: str) -> None:
     deadline = time.monotonic() + TIMEOUT_S
     while True:
-        open_tasks = {d["name"]: d["pending_tasks"] + d["leased_tasks"] for d in client.devices()}
-        offline = {d["name"] for d in client.devices() if d["state"] == "offline"}
-        told = client.search(search_id)["progress"].get("note", "")
+        open_tasks = {d["name"]: d["pending_tasks"] + d["leased_tasks"] for d in client.devices.list()}
+        offline = {d["name"] for d in client.devices.list() if d["state"] == "offline"}
+        told = client.searches.get(search_id)["progress"].get("note", "")
         if open_tasks[BOARD] and not open_tasks[PHONE] and BOARD in offline and f"waits for '{BOARD}'" in told:
             return
-        found = client.search(search_id)
+        found = client.searches.get(search_id)
         assert found["state"] in ("pending", "running"), found
         assert time.monotonic() < deadline, (open_tasks, told)
         time.sleep(0.1)
 
 
-def wait_for(client: KerfClient, search_id: str, state: str) -> None:
+def wait_for(client: Client, search_id: str, state: str) -> None:
     deadline = time.monotonic() + TIMEOUT_S
-    while (found := client.search(search_id))["state"] != state:
+    while (found := client.searches.get(search_id))["state"] != state:
         assert found["state"] not in ("failed", "cancelled"), found
         assert time.monotonic() < deadline, found
         time.sleep(0.05)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import time
-import uuid
 from collections.abc import Container
 
 import pytest
 
 from device_agent.contracts import encode
+from kerf import ApiError, Client
 from server.cli.local_stack import LocalStack
-from server.client import ClientError, KerfClient
 from tests.end_to_end.stacks import simulated_search
 
 pytestmark = pytest.mark.xdist_group("stack")
@@ -20,24 +19,24 @@ pytestmark = pytest.mark.xdist_group("stack")
 TIMEOUT_S = 300.0
 
 
-def submit(client: KerfClient, generations: int) -> str:
+def submit(client: Client, generations: int) -> str:
     config = simulated_search("steered")
     config = dataclasses.replace(config, method=dataclasses.replace(config.method, generations=generations))
-    return str(client.submit_search(encode(config), str(uuid.uuid4()))["id"])
+    return str(client.searches.create(encode(config))["id"])
 
 
-def wait_for_state(client: KerfClient, search_id: str, states: Container[str]) -> None:
+def wait_for_state(client: Client, search_id: str, states: Container[str]) -> None:
     deadline = time.monotonic() + TIMEOUT_S
-    while client.search(search_id)["state"] not in states:
-        assert time.monotonic() < deadline, client.search(search_id)
+    while client.searches.get(search_id)["state"] not in states:
+        assert time.monotonic() < deadline, client.searches.get(search_id)
         time.sleep(0.05)
 
 
-def wait_for_generation(client: KerfClient, search_id: str) -> None:
-    for event in client.events(search_id):
+def wait_for_generation(client: Client, search_id: str) -> None:
+    for event in client.searches.events(search_id):
         if event["kind"] == "generation":
             return
-    raise AssertionError(f"the search ended before its first generation: {client.search(search_id)}")
+    raise AssertionError(f"the search ended before its first generation: {client.searches.get(search_id)}")
 
 
 def test_a_paused_search_goes_on_to_the_same_front(simulated_stack: LocalStack) -> None:
@@ -46,13 +45,13 @@ def test_a_paused_search_goes_on_to_the_same_front(simulated_stack: LocalStack) 
         wait_for_state(client, undisturbed, {"completed", "failed"})
         paused = submit(client, generations=40)
         wait_for_generation(client, paused)
-        client.search_action(paused, "pause")
+        client.searches.pause(paused)
         wait_for_state(client, paused, {"paused"})
-        assert client.search_action(paused, "pause")["state"] == "paused"
-        client.search_action(paused, "resume")
+        assert client.searches.pause(paused)["state"] == "paused"
+        client.searches.resume(paused)
         wait_for_state(client, paused, {"completed", "failed"})
-        assert client.search(paused)["state"] == "completed"
-        fronts = [client.search_part(search_id, "searched-front") for search_id in (undisturbed, paused)]
+        assert client.searches.get(paused)["state"] == "completed"
+        fronts = [client.searches.searched_front(search_id) for search_id in (undisturbed, paused)]
     assert fronts[0] == fronts[1]
 
 
@@ -61,9 +60,9 @@ def test_a_cancelled_search_ends_and_frees_the_worker(simulated_stack: LocalStac
         cancelled = submit(client, generations=1000)
         wait_for_generation(client, cancelled)
         following = submit(client, generations=1)
-        client.search_action(cancelled, "cancel")
+        client.searches.cancel(cancelled)
         wait_for_state(client, cancelled, {"cancelled"})
         wait_for_state(client, following, {"completed", "failed"})
-        assert client.search(following)["state"] == "completed"
-        with pytest.raises(ClientError, match="cancelled"):
-            client.search_action(cancelled, "resume")
+        assert client.searches.get(following)["state"] == "completed"
+        with pytest.raises(ApiError, match="cancelled"):
+            client.searches.resume(cancelled)

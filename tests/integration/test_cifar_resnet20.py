@@ -14,7 +14,7 @@ from device_agent.formats.packed import read_packed
 from device_agent.native.executor import NativeNetwork
 from search.data.batches import Normalisation, as_tensors, network_input
 from search.data.dataset import ImageData
-from search.data.image_zip import load_image_zip
+from search.data.reading import read_data
 from search.domain.config import SpaceConfig, WeightsConfig
 from search.domain.space import Decisions
 from search.evaluation import evaluate
@@ -41,7 +41,7 @@ def model() -> nn.Module:
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> ImageData:
     cache: Path = tmp_path_factory.mktemp("cache")
-    return load_image_zip(shared_data("cifar10-jpeg-test.zip"), image_shape=SHAPE, cache_dir=cache)
+    return read_data(shared_data("cifar10-jpeg-test.zip"), image_shape=SHAPE, cache_dir=cache)
 
 
 def test_the_published_accuracy_is_reproduced(model: nn.Module, images: ImageData) -> None:

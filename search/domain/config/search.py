@@ -12,8 +12,11 @@ from device_agent.contracts import ContractError, MeasuringSetup, decode
 from search.domain.config.method import AccuracyConfig, Estimator, MappingConfig, Method, MethodConfig
 from search.domain.config.model_and_data import DatasetConfig, ModelConfig
 from search.domain.config.space import SpaceConfig
-from search.domain.config.training import SelectionConfig, TrainingConfig
+from search.domain.config.training import Regime, SelectionConfig, TrainingConfig
 from search.domain.objective import Constraint, LatencyOverDevices, Metric, Objective
+
+#: The task that is built in: classes, cross-entropy and top-1 accuracy.
+TOP1 = "top1"
 
 
 class MeasuringStrategy(StrEnum):
@@ -84,6 +87,8 @@ class SearchConfig:
     `latency_over_devices` makes of their latencies, and a constraint may name one of them.
 
     `latency_from` names an earlier search whose latency table is taken as it is, so that no kernel is measured.
+
+    `task` says what the network learns: `top1`, or the name of one that a package on the worker announces.
     """
 
     name: str
@@ -102,6 +107,7 @@ class SearchConfig:
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     mapping: MappingConfig | None = None
+    task: str = TOP1
 
     def __post_init__(self) -> None:
         if not self.name or len(self.name) > 200:
@@ -137,6 +143,8 @@ class SearchConfig:
         if self.method.name is Method.RULE_MAPPING and self.space.weights is None:
             raise ContractError("the method rule_mapping chooses how weights are pruned: give space.weights")
         self._check_devices()
+        if self.task != TOP1:
+            self._check_own_task()
         if self.measuring.strategy is MeasuringStrategy.ACTIVE:
             self._check_active()
 
@@ -181,6 +189,22 @@ class SearchConfig:
                 raise ContractError(
                     f"a constraint is on device {constraint.device!r}, but {known}: name it as it is named there"
                 )
+
+    def _check_own_task(self) -> None:
+        """Refuse what only classification has."""
+        if not 1 <= len(self.task) <= 200 or not self.task.isprintable():
+            raise ContractError(f"task {self.task!r} must be the name of a task, of 1 to 200 characters")
+        problems = []
+        if self.model.network is None:
+            problems.append("the networks of the zoo are classifiers: give model.network")
+        if Method.EXACT in (self.method.name, self.method.seed_with):
+            problems.append("the method 'exact' draws labels from classes: use another one")
+        if self.training.regime is Regime.JCW:
+            problems.append("training.regime 'jcw' smooths labels of classes: use 'finetune'")
+        elif self.training.distillation > 0:
+            problems.append("training.distillation compares probabilities of classes: set it to 0")
+        if problems:
+            raise ContractError(f"the task {self.task!r} does not go with this config: {'; '.join(problems)}")
 
     def _check_active(self) -> None:
         """Refuse what choosing measurements between generations does not go with."""

@@ -7,10 +7,11 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Response
 from fastapi.responses import StreamingResponse
 
-from server.context import ArtifactWriter, ContextDep, Reader
+from server.context import ArtifactWriter, Context, ContextDep, Reader
 from server.latency.exchange.export import MEDIA_TYPES, exported
 from server.latency.exchange.service import ImportAnswer, LatencyImport, import_file
 from server.latency.exchange.tables import TableFormat
+from server.latency.listing import LatencyFilter
 from server.latency.listing_endpoints import FilterDep
 from server.wire import PROBLEMS, ContractResponse, answer, body_of, body_schema
 
@@ -36,6 +37,11 @@ def export_latencies(
     context: ContextDep, principal: Reader, wanted: FilterDep, format: TableFormat = TableFormat.CSV
 ) -> Response:
     """Every kernel measurement that fits, with its whole provenance in each row. /v1/latency:import takes it back."""
-    rows = exported(context.database, wanted, format)
-    headers = {"Content-Disposition": f'attachment; filename="latencies.{format.value}"', "Cache-Control": "no-store"}
-    return StreamingResponse(rows, media_type=MEDIA_TYPES[format], headers=headers)
+    return export_answer(context, wanted, format)
+
+
+def export_answer(context: Context, wanted: LatencyFilter, form: TableFormat) -> Response:
+    """An export as a download. Raises `Unprocessable` for a form that cannot be written here."""
+    rows = exported(context.database, wanted, form)
+    headers = {"Content-Disposition": f'attachment; filename="latencies.{form.value}"', "Cache-Control": "no-store"}
+    return StreamingResponse(rows, media_type=MEDIA_TYPES[form], headers=headers)

@@ -2,36 +2,43 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
+from device_agent.contracts import ContractError
 from search.algorithms.repair import least_violating
-from search.data.loading import LoadedData, load_data
+from search.data.batches import as_tensors
+from search.data.dataset import ImageData
+from search.data.loading import LoadedData
 from search.domain.architectures import ARCHITECTURES
-from search.domain.config import DatasetConfig
 from search.domain.network import NetworkSpec
 from search.domain.objective import Constraint
 from search.domain.space import Decisions, Genome, SearchSpace
-from search.evaluation import evaluate
+from search.evaluation import evaluate, logits_of
 from search.known_figures import PLAN_METRICS, bounds_problem, plan_figures
 from search.lowering import lower
 from search.models.checkpoint import load_checkpoint, save_checkpoint
 from search.models.zoo import build_model
-from search.networks.build import build_classifier
-from search.networks.file import read_network
+from search.networks.build import build_classifier, build_network
+from search.networks.file import Network, read_network
 from search.pruning.resolution import check_resolutions
 from search.pruning.trace import trace_network
 from search.space_builder import build_space, check_budget
+from search.tasks.base import CLASSIFICATION, task_of
+from search.tasks.own import OwnTask, TaskError, load_task
 from search.training.finetuning import train_from_scratch
 from search.training.sgd import EpochReport, Watcher
 from server.states import JobStage
+from server.worker.data import load_search_data
 from server.worker.run import SearchRun
 
 STAGE = JobStage.PREPARING
+
+#: On which a task of one's own is tried before anything else is done.
+_IMAGES_TRIED = 8
 
 #: Below this many multiply-accumulates a step takes about 10 ms on one core, and waiting for other threads in every
 #: operator costs more than they help: small_cnn at batch 64 (0.1 G) trained 3.5 times faster on one thread than on two.
@@ -58,15 +65,16 @@ def prepare(run: SearchRun) -> Prepared:
     found = run.load(STAGE)
     if found is None:
         run.enter(STAGE)
-    base = _base_network(run)
+    task = load_task(config.task)
+    if task is not None and task.follows_geometry and config.space.resolution is not None:
+        raise TaskError(
+            f"the targets of the task {task.name!r} say where things are in an image, and would be wrong for a resized "
+            "one: leave space.resolution out"
+        )
+    base = _base_network(run, task)
     input_shape = base.input_shape
-    data = load_data(
-        _with_paths(run),
-        input_shape=input_shape,
-        calibration_images=config.accuracy.calibration_images,
-        cache_dir=run.settings.data_dir / "cache",
-    )
-    model = base.build(data.split.train.num_classes)
+    data, digests = load_search_data(run, input_shape, None if found is None else found[1], task)
+    model = base.build(data.split.train)
     spec = trace_network(model, input_shape, base.name)
     torch.set_num_threads(_num_threads(spec, config.training.batch_size))
     if found is not None:
@@ -80,21 +88,22 @@ def prepare(run: SearchRun) -> Prepared:
     if found is None:
         check_resolutions(model, spec, space)
         _check_budget_before_measuring(run, spec, space)
-        _tell(run, spec, space, baseline_accuracy)
-        run.save(STAGE, 0, {"model_sha256": digest, "baseline_accuracy": baseline_accuracy})
+        _tell(run, spec, space, f"{prepared_metric(data)}{100 * baseline_accuracy:.2f}")
+        prepared = {"model_sha256": digest, "baseline_accuracy": baseline_accuracy, "worker_data": digests}
+        run.save(STAGE, 0, prepared | {"metric_name": task_of(data.split.train).metric_name})
     return Prepared(model=model, spec=spec, space=space, data=data, baseline_accuracy=baseline_accuracy)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _BaseNetwork:
-    """The network of a search before it is built; `build` takes the number of classes."""
+    """The network of a search before it is built; `build` takes the images that it will be trained on."""
 
     name: str
     input_shape: tuple[int, int, int]
-    build: Callable[[int], nn.Module]
+    build: Callable[[ImageData], nn.Module]
 
 
-def _base_network(run: SearchRun) -> _BaseNetwork:
+def _base_network(run: SearchRun, task: OwnTask | None) -> _BaseNetwork:
     """The zoo's architecture, or the user's own network. Raises `ContractError` where that is not sound."""
     name, own = run.config.model.architecture, run.config.model.network
     if own is not None:
@@ -103,29 +112,38 @@ def _base_network(run: SearchRun) -> _BaseNetwork:
         return _BaseNetwork(
             name=document.name,
             input_shape=document.input.shape,
-            build=lambda num_classes: build_classifier(network, num_classes).model,
+            build=lambda train: _own_model(network, train, task),
         )
     assert name is not None
     shape = ARCHITECTURES[name].input_shape
     return _BaseNetwork(
         name=name,
         input_shape=shape,
-        build=lambda num_classes: build_model(name, num_classes=num_classes, input_shape=shape),
+        build=lambda train: build_model(name, num_classes=train.num_classes, input_shape=shape),
     )
+
+
+def _own_model(network: Network, train: ImageData, task: OwnTask | None) -> nn.Module:
+    """A user's network, whose outputs the task was seen to take."""
+    if task is None:
+        return build_classifier(network, train.num_classes).model
+    if len(network.document.outputs) != 1:
+        raise ContractError(
+            f"the network {network.document.name!r} has {len(network.document.outputs)} outputs: convert one with "
+            "a single output"
+        )
+    model = build_network(network).model
+    images, targets = as_tensors(train.evenly(_IMAGES_TRIED))
+    # Brightness does not matter here: what is tried is whether shapes and types fit.
+    with torch.no_grad():
+        outputs = logits_of(model, images.permute(0, 3, 1, 2).float() / 255.0)
+    task.check(outputs, targets)
+    return model
 
 
 def _num_threads(spec: NetworkSpec, batch_size: int) -> int:
     """Threads that torch should use for this network: all there are, or one where a step is too short to share."""
     return 1 if spec.plan.macs * batch_size < MIN_SHARED_MACS else _ALL_THREADS
-
-
-def _with_paths(run: SearchRun) -> DatasetConfig:
-    """The data set's config with files in place of the digests of its zips."""
-    config = run.config.dataset
-    if config.train is None or config.test is None:
-        return config
-    train, test = run.artifact_path(config.train), run.artifact_path(config.test)
-    return dataclasses.replace(config, train=str(train), test=str(test))
 
 
 def _weights(run: SearchRun, model: nn.Module, data: LoadedData) -> str:
@@ -173,10 +191,16 @@ def _check_budget_before_measuring(run: SearchRun, spec: NetworkSpec, space: Sea
         least_violating(bounds_problem(spec, space, known))
 
 
-def _tell(run: SearchRun, spec: NetworkSpec, space: SearchSpace, baseline_accuracy: float) -> None:
+def prepared_metric(data: LoadedData) -> str:
+    """What stands before a percentage on the test set: nothing where it is accuracy, as everybody expects."""
+    task = task_of(data.split.train)
+    return "" if task is CLASSIFICATION else f"{task.metric_name} "
+
+
+def _tell(run: SearchRun, spec: NetworkSpec, space: SearchSpace, baseline: str) -> None:
     dense = lower(spec, Decisions())
     run.message(
         f"{spec.architecture}: {dense.macs / 1e6:.1f} M MACs, {dense.parameters / 1e3:.1f} k parameters, "
-        f"{100 * baseline_accuracy:.2f} % on the test set; {len(spec.groups)} pruning groups proved, "
+        f"{baseline} % on the test set; {len(spec.groups)} pruning groups proved, "
         f"{len(spec.refused)} kept dense; {len(spec.blocks)} blocks can be removed; {len(space.variables)} variables"
     )

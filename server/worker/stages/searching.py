@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy.orm import Session
 
-from device_agent.contracts import canonical_json, encode
+from device_agent.contracts import canonical_json, dumps, encode
 from search.algorithms.base import ReportingSearcher, Searcher
 from search.algorithms.registry import make_searcher
 from search.domain.candidate import EvaluatedCandidate, candidate_id
@@ -19,12 +19,15 @@ from search.domain.objective import Metric
 from search.domain.space import SearchSpace
 from search.known_figures import NetworkFigures
 from search.latency.table import dump_table
+from search.layers import layer_figures
 from search.loop import SearchState, front_of, run_search, state_from_json, state_to_json
+from search.lowering import lower
 from search.pareto import hypervolume
 from search.problem import SearchProblem
 from search.rescoring import told_anew, with_figures
 from search.selection import select
 from server.searches.repository import (
+    FRONT_LAYERS,
     LATENCY_CARD,
     LATENCY_TABLE,
     SEARCHED_FRONT,
@@ -101,6 +104,7 @@ def search(run: SearchRun, prepared: Prepared, profile: Profile) -> Profile:
         for line in searcher.report():
             run.message(line)
     selected = select(front, config.selection, profile.dense.tflite_ms)
+    layers = front_layers(prepared, profile, front)
     with run.database.write() as session:
         if judged != state.archive:
             records = [_record(item, state.generation) for item in judged]
@@ -110,6 +114,7 @@ def search(run: SearchRun, prepared: Prepared, profile: Profile) -> Profile:
         mark_front(session, run.claim, [_id(c) for c in front])
         mark_selected(session, run.claim, [_id(c) for c in selected])
         put_document(session, run.claim, SEARCHED_FRONT, searched_front(prepared.space, front))
+        put_document(session, run.claim, FRONT_LAYERS, layers)
     return profile
 
 
@@ -170,6 +175,13 @@ def searched_front(space: SearchSpace, front: Sequence[EvaluatedCandidate]) -> s
         for item in front
     ]
     return canonical_json({"front": points, "version": 1})
+
+
+def front_layers(prepared: Prepared, profile: Profile, front: Sequence[EvaluatedCandidate]) -> str:
+    """The operators of each candidate of the front, as JSON by its identity."""
+    models = list(profile.fleet.models.values())
+    plans = {_id(item): lower(prepared.spec, prepared.space.decode(item.candidate.genome)) for item in front}
+    return dumps({identity: layer_figures(plan, models) for identity, plan in plans.items()})
 
 
 class _Recorder:

@@ -14,7 +14,7 @@ from search.training.sgd import EpochReport, Watcher
 from server.searches.repository import CandidateRecord, set_candidate_result
 from server.states import JobStage
 from server.worker.run import SearchFailed, SearchRun
-from server.worker.stages.preparing import Prepared
+from server.worker.stages.preparing import Prepared, prepared_metric
 from server.worker.stages.searching import Front
 
 STAGE = JobStage.TRAINING
@@ -75,7 +75,8 @@ def _train_one(
     digest = run.put_artifact(path.read_bytes())
     path.unlink()
     watcher.remove_checkpoints()
-    run.message(f"candidate {short_id}: {100 * tested.accuracy:.2f} % on the test set")
+    metric = prepared_metric(prepared.data)
+    run.message(f"candidate {short_id}: {metric}{100 * tested.accuracy:.2f} % on the test set")
     return {
         "weights_sha256": digest,
         "accuracy": tested.accuracy,

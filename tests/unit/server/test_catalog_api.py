@@ -62,7 +62,7 @@ class TestDatasets:
             (image_zip({**pictures("cat"), "dog/": b""}), "'dog' has no images"),
             (image_zip({**pictures("cat"), "../../evil/x.png": PNG.getvalue()}), "leads out of the archive"),
             (image_zip({**pictures("cat"), "cat/notes.txt": b"hello"}), "is no image"),
-            (image_zip({"cat/0.png": b"not a png"}), "cannot be decoded"),
+            (image_zip({"cat/0.png": b"not a png", "dog/0.png": PNG.getvalue()}), "cannot be decoded"),
             (image_zip({}), "one folder of images for each class"),
         ],
     )

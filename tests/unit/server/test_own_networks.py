@@ -235,14 +235,14 @@ def test_a_server_refuses_what_is_no_network_when_it_is_submitted(sqlite_lab: Se
 def test_the_command_line_uploads_a_network(own: OwnNetwork) -> None:
     config = own_search(own.path.name)
     client = mock.Mock()
-    client.upload_artifact.side_effect = lambda path: hashlib.sha256(path.read_bytes()).hexdigest()
+    client.artifacts.upload.side_effect = lambda path: hashlib.sha256(path.read_bytes()).hexdigest()
 
     paths = check_files(config, own.path.parent)
     body = upload(config, paths, client)
 
     assert paths == {"network": own.path}
     assert body["model"]["network"] == hashlib.sha256(own.path.read_bytes()).hexdigest()
-    assert not client.register_model.called
+    assert not client.models.create.called
     assert decode(SearchConfig, body) == dataclasses.replace(
         config, model=ModelConfig(network=body["model"]["network"])
     )

@@ -55,7 +55,16 @@ class TestSubmit:
             (search_config(method={"population": 1}), "config.method", "at least 4"),
             (search_config(constraints=[{"metric": "macs", "max": -1}]), "config.constraints[0]", "must be positive"),
             (search_config(constraints=[{"metric": "speed", "max": 1}]), "config.constraints[0].metric", "latency_ms"),
-            (search_config(dataset={"name": "mine"}), "config.dataset", "needs 'train' and 'test'"),
+            (search_config(dataset={"name": "custom"}), "config.dataset", "needs 'train'"),
+            (search_config(dataset={"name": "digts"}), "config.dataset.name", "no data set 'digts' was uploaded"),
+            (search_config(dataset={"train": "worker:../x"}), "config.dataset", "without '..'"),
+            (
+                search_config(dataset={"train": DIGEST, "test": DIGEST, "test_fraction": 0.2}),
+                "config.dataset",
+                "beside",
+            ),
+            (search_config(dataset={"name": "digits", "train": DIGEST}), "config.dataset", "keep one of the two"),
+            (search_config(dataset={"name": "digits", "mean": [0.1]}), "config.dataset", "belong together"),
             (
                 search_config(dataset={"train": "a.zip", "test": DIGEST}),
                 "config.dataset.train",

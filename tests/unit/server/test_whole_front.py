@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from importlib.metadata import version
 from typing import Any
 
 import pytest
+from sqlalchemy import func, select
 
 from search.domain.config import SearchConfig
 from search.errors import LatencyModelError
 from server.latency import card
+from server.models import MeasurementRow, SearchTaskRow
+from server.searches.repository import FRONT_LAYERS
 from server.states import JobStage
 from tests.unit.server.server_lab import ServerLab
 from tests.unit.server.worker_lab import Kill, WorkerLab, quick_search
@@ -86,3 +90,38 @@ def test_the_rest_of_the_front_on_two_devices(sqlite_lab: ServerLab) -> None:
     points = worker.get(f"/v1/searches/{search_id}/result")["measured_untrained"]
     assert [len(point["devices"]) for point in points] == [2] * len(points)
     assert "NaN" not in json.dumps(points)
+    assert [point["layers"] for point in points] == [[] for _ in rest_of(worker, search_id)]
+    the_result_tells_layers_growth_and_provenance(worker, search_id)
+
+
+def the_result_tells_layers_growth_and_provenance(worker: WorkerLab, search_id: str) -> None:
+    result = worker.get(f"/v1/searches/{search_id}/result")
+    stored = json.loads(worker.document(search_id, FRONT_LAYERS))
+    front = {c["candidate_id"] for c in worker.get(f"/v1/searches/{search_id}/front")["items"]}
+    assert set(stored) == front
+    for point in result["front"]:
+        assert point["layers"] == stored[point["candidate_id"]]
+        assert sum(layer["macs"] for layer in point["layers"]) == point["macs"]
+        for place, own in enumerate(point["devices"]):
+            parts = sum(layer["latency_ms"][place] for layer in point["layers"])
+            # The rest is the constant of the whole network.
+            assert 0.5 * own["predicted_latency_ms"] < parts <= own["predicted_latency_ms"] * (1 + 1e-9)
+        kept = {layer["name"]: layer["density"] for layer in point["layers"]}
+        pruned = {name: pruning["density"] for name, pruning in point["decisions"]["pruning"].items()}
+        assert pruned
+        assert {name: kept[name] for name in pruned} == pruned
+    history = result["search"]["history"]
+    assert [found["generation"] for found in history] == [1, 2]
+    assert history[-1]["evaluations"] == result["search"]["evaluations"]
+    assert history[-1]["hypervolume"] >= history[0]["hypervolume"] > 0
+    assert result["search"]["versions"]["torch"] == version("torch")
+    with worker.lab.database.read() as session:
+        used = session.execute(
+            select(func.count())
+            .select_from(MeasurementRow)
+            .join(SearchTaskRow, SearchTaskRow.task_id == MeasurementRow.task_id)
+            .where(SearchTaskRow.search_id == search_id)
+        ).scalar_one()
+    told = [series for device in result["devices"] for series in device["series"]]
+    assert sum(sum(series["verdicts"].values()) for series in told) == used
+    assert len({series["id"] for series in told}) == len(told) >= 2

@@ -18,11 +18,11 @@ from device_agent.child import run_task
 from device_agent.contracts import DeviceProfile, KernelTask, Lease, encode
 from device_agent.runtimes.simulated import CORE_VARIABLE, SimulatedRuntime
 from search.domain.config import SearchConfig, SelectionConfig
-from search.errors import SearchError
 from server.artifacts.store import ArtifactStore
 from server.searches import repository
 from server.searches.repository import get_document
 from server.states import JobStage
+from server.worker.loop import _USER_ERRORS
 from server.worker.pipeline import run_stages
 from server.worker.run import SearchRun
 from tests.end_to_end.stacks import simulated_search
@@ -88,7 +88,7 @@ class WorkerLab:
             run_stages(run)
         except Stopped:
             assert kill is not None
-        except SearchError as error:
+        except _USER_ERRORS as error:
             with self.lab.database.write() as session:
                 repository.fail_job(session, claim, run.named(str(error)))
             raise

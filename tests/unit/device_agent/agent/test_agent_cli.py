@@ -137,3 +137,6 @@ def test_preflight_says_what_it_found(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert run("preflight", "--seconds", "0") == cli.EXIT_ERROR
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1].split() == ["bad", "quota", "0.5", "CPUs:", "raise", "it"]
+    assert run("preflight", "--seconds", "0", "--json") == cli.EXIT_ERROR
+    quota = json.loads(capsys.readouterr().out)[-1]
+    assert quota == {"name": "quota", "ok": False, "found": "0.5 CPUs", "remedy": "raise it"}

@@ -10,7 +10,15 @@ import pytest
 
 from device_agent.contracts import Conditions, ThermalMode
 from device_agent.measuring.conditions import ConditionsReader
-from device_agent.measuring.preflight import CoolingGate, Limits, checks, is_cold, limits_of, why_not_ready
+from device_agent.measuring.preflight import (
+    CoolingGate,
+    Limits,
+    boost_enabled,
+    checks,
+    is_cold,
+    limits_of,
+    why_not_ready,
+)
 from tests.unit.device_agent.agent.running_agent import ManualClock
 
 TREES = Path(__file__).parents[3] / "fixtures" / "sysfs"
@@ -101,8 +109,26 @@ def test_what_is_bad_has_a_remedy() -> None:
         governor="ondemand",
         cpu_quota=0.5,
     )
-    found = checks(before, after, LIMITS, ())
+    found = checks(before, after, LIMITS, (), boost=True)
     bad = {check.name for check in found if check.ok is False}
-    assert bad == {"temperature", "throttling", "battery", "governor", "pinning", "quota", "other load"}
+    assert bad == {"temperature", "throttling", "battery", "governor", "boost", "pinning", "quota", "other load"}
     assert all(check.remedy for check in found if check.ok is False)
     assert "80%" in next(check.found for check in found if check.name == "other load")
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "boosts"),
+    [
+        ("intel_pstate/no_turbo", "0\n", True),
+        ("intel_pstate/no_turbo", "1\n", False),
+        ("cpufreq/boost", "1\n", True),
+        ("cpufreq/boost", "0\n", False),
+        ("cpufreq/boost", "", None),
+        ("none", "", None),
+    ],
+)
+def test_whether_the_processor_boosts(tmp_path: Path, file: str, text: str, boosts: bool | None) -> None:
+    path = tmp_path / "sys/devices/system/cpu" / file
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    assert boost_enabled(tmp_path) is boosts

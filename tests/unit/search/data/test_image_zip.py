@@ -1,32 +1,17 @@
 from __future__ import annotations
 
-import io
 import stat
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from search.data.dataset import DataError
-from search.data.image_zip import load_image_zip
+from search.data.reading import read_data
+from tests.unit.search.data.data_files import image_bytes, write_zip
 
 SHAPE = (3, 4, 6)
-
-
-def image_bytes(value: int, size: tuple[int, int] = (6, 4), kind: str = "PNG") -> bytes:
-    buffer = io.BytesIO()
-    Image.new("RGB", size, (value, 0, 255 - value)).save(buffer, kind)
-    return buffer.getvalue()
-
-
-def write_zip(path: Path, files: Mapping[str, bytes]) -> Path:
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    return path
 
 
 @pytest.fixture
@@ -42,7 +27,7 @@ def good(tmp_path: Path) -> Path:
 
 
 def test_reads_folders_as_classes_in_alphabetical_order(good: Path) -> None:
-    data = load_image_zip(good, image_shape=SHAPE)
+    data = read_data(good, image_shape=SHAPE)
 
     assert data.class_names == ("cat", "dog")
     assert data.labels.tolist() == [0, 1, 1]
@@ -51,23 +36,23 @@ def test_reads_folders_as_classes_in_alphabetical_order(good: Path) -> None:
 
 
 def test_resizes_and_turns_grey(good: Path) -> None:
-    data = load_image_zip(good, image_shape=(1, 8, 8))
+    data = read_data(good, image_shape=(1, 8, 8))
 
     assert data.images.shape == (3, 8, 8, 1)
     assert data.images[1].std() == 0
 
 
 def test_labels_follow_the_expected_class_names(good: Path) -> None:
-    data = load_image_zip(good, image_shape=SHAPE, class_names=("dog", "cat"))
+    data = read_data(good, image_shape=SHAPE, class_names=("dog", "cat"))
 
-    assert data.labels.tolist() == [0, 0, 1]
+    assert data.labels.tolist() == [1, 0, 0]
 
 
 def test_cache_gives_the_same_data_without_decoding(good: Path, tmp_path: Path) -> None:
     progress: list[tuple[int, int]] = []
-    first = load_image_zip(good, image_shape=SHAPE, cache_dir=tmp_path / "cache")
+    first = read_data(good, image_shape=SHAPE, cache_dir=tmp_path / "cache")
     cached = list((tmp_path / "cache").iterdir())
-    second = load_image_zip(good, image_shape=SHAPE, class_names=("dog", "cat"), cache_dir=tmp_path / "cache")
+    second = read_data(good, image_shape=SHAPE, class_names=("dog", "cat"), cache_dir=tmp_path / "cache")
 
     assert len(cached) == 1
     assert progress == []
@@ -93,7 +78,7 @@ def test_names_what_is_wrong(tmp_path: Path, files: dict[str, bytes], message: s
     path = write_zip(tmp_path / "bad.zip", files)
 
     with pytest.raises(DataError, match=message):
-        load_image_zip(path, image_shape=SHAPE, cache_dir=tmp_path / "cache")
+        read_data(path, image_shape=SHAPE, cache_dir=tmp_path / "cache")
 
     assert not (tmp_path / "cache").exists()
 
@@ -107,7 +92,7 @@ def test_refuses_damaged_files(tmp_path: Path, good: Path) -> None:
 
     for name in ("cut.zip", "flipped.zip", "absent.zip"):
         with pytest.raises(DataError, match=name):
-            load_image_zip(tmp_path / name, image_shape=SHAPE)
+            read_data(tmp_path / name, image_shape=SHAPE)
 
 
 def test_refuses_symbolic_links(tmp_path: Path) -> None:
@@ -117,14 +102,14 @@ def test_refuses_symbolic_links(tmp_path: Path) -> None:
         archive.writestr(link, "/etc/passwd")
 
     with pytest.raises(DataError, match="symbolic link"):
-        load_image_zip(tmp_path / "link.zip", image_shape=SHAPE)
+        read_data(tmp_path / "link.zip", image_shape=SHAPE)
 
 
 def test_classes_must_be_those_of_the_training_set(good: Path) -> None:
     with pytest.raises(DataError, match=r"missing \['bird'\], unexpected \['dog'\]"):
-        load_image_zip(good, image_shape=SHAPE, class_names=("bird", "cat"))
+        read_data(good, image_shape=SHAPE, class_names=("bird", "cat"))
 
 
 def test_network_must_take_grey_or_colour(good: Path) -> None:
     with pytest.raises(DataError, match="1 or 3 channels"):
-        load_image_zip(good, image_shape=(4, 8, 8))
+        read_data(good, image_shape=(4, 8, 8))

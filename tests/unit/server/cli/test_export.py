@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -83,7 +84,7 @@ class FakeClient:
     """The two calls that an export makes of a server."""
 
     result: dict[str, Any]
-    artifacts: dict[str, Path] = field(default_factory=dict)
+    files: dict[str, Path] = field(default_factory=dict)
 
     def __enter__(self) -> FakeClient:
         return self
@@ -91,12 +92,20 @@ class FakeClient:
     def __exit__(self, *_: object) -> None:
         pass
 
-    def search_part(self, search_id: str, part: str) -> dict[str, Any]:
-        assert (search_id, part) == ("s1", "result")
+    def search_result(self, search_id: str) -> dict[str, Any]:
+        assert search_id == "s1"
         return self.result
 
-    def download_artifact(self, digest: str, target: Path) -> None:
-        shutil.copy(self.artifacts[digest], target)
+    def download(self, digest: str, target: Path) -> None:
+        shutil.copy(self.files[digest], target)
+
+    @property
+    def searches(self) -> SimpleNamespace:
+        return SimpleNamespace(result=self.search_result)
+
+    @property
+    def artifacts(self) -> SimpleNamespace:
+        return SimpleNamespace(download=self.download)
 
 
 def test_a_candidate_of_a_search_on_the_server_is_exported(

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import typer
 import yaml
@@ -17,10 +16,9 @@ from typer.testing import CliRunner
 
 from device_agent.contracts import KernelTask, PruningScheme, WeightPruning, decode, encode
 from device_agent.contracts.statistics import summarize
-from server.cli import latency, latency_models
+from server.cli import latency
 from server.cli.config_file import ConfigFileError
 from server.cli.main import app
-from server.client import KerfClient
 from server.latency.card import refresh_card
 from server.latency.exchange.mapping import FIELDS, ImportMapping
 from server.latency.kernel_models import refresh_model
@@ -34,30 +32,6 @@ MAPPING = {
     "columns": {"in_channels": "c", "out_channels": "c"},
     "constants": {"op": "conv2d", "runtime": "theirs", "runtime_version": "1", "threads": 1},
 }
-
-
-@pytest.fixture
-def server(sqlite_lab: ServerLab, monkeypatch: pytest.MonkeyPatch) -> ServerLab:
-    """The command line talks to the lab's app instead of a socket."""
-
-    def forward(request: httpx.Request) -> httpx.Response:
-        answer = sqlite_lab.client.request(
-            request.method, str(request.url), headers=dict(request.headers), content=request.read()
-        )
-        return httpx.Response(answer.status_code, headers=dict(answer.headers), content=answer.content)
-
-    def connect(server: str | None, token: str | None) -> KerfClient:
-        client = KerfClient("http://testserver", sqlite_lab.user)
-        headers = client._http.headers
-        client.close()
-        client._http = httpx.Client(
-            base_url="http://testserver", headers=headers, transport=httpx.MockTransport(forward)
-        )
-        return client
-
-    monkeypatch.setattr(latency, "connect", connect)
-    monkeypatch.setattr(latency_models, "connect", connect)
-    return sqlite_lab
 
 
 def run(*arguments: str | Path) -> str:

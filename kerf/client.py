@@ -1,0 +1,120 @@
+"""`Client` and `AsyncClient`: one server, as one user."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import httpx
+
+from kerf.backends import AsyncBackend, SyncBackend
+from kerf.local import server_address, user_token
+from kerf.resources.artifacts import Artifacts, AsyncArtifacts
+from kerf.resources.datasets import AsyncDatasets, Datasets
+from kerf.resources.devices import AsyncDevices, Devices
+from kerf.resources.latency import AsyncLatencyDatabase, LatencyDatabase
+from kerf.resources.models import AsyncModels, Models
+from kerf.resources.searches import AsyncSearches, Searches
+from kerf.resources.status import AsyncStatus, Status
+from kerf.resources.tokens import AsyncTokens, Tokens
+from kerf.retries import MAX_ATTEMPTS
+from kerf.session import Session
+
+#: No single answer takes longer than this but the streams, which send a sign of life more often.
+TIMEOUT_S = 30.0
+
+
+class _AnyClient:
+    """What both clients say of themselves."""
+
+    _http: httpx.Client | httpx.AsyncClient
+
+    @property
+    def server(self) -> str:
+        """The server's address."""
+        return str(self._http.base_url).rstrip("/")
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {self.server}>"
+
+
+class Client(_AnyClient):
+    """Talks to one server as one user. Close it, or use it as a context manager.
+
+    Without `server` and `token` the environment (`KERF_SERVER`, `KERF_TOKEN`) says them, or else it is the server that
+    `kerf up` runs on this machine. A request that fails on the way is repeated up to `max_attempts` times where that
+    is harmless. `transport` is one of httpx, for proxies and tests.
+    """
+
+    _http: httpx.Client
+
+    def __init__(
+        self,
+        server: str | None = None,
+        token: str | None = None,
+        *,
+        timeout_s: float = TIMEOUT_S,
+        max_attempts: int = MAX_ATTEMPTS,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self._http = httpx.Client(**_options(server, token, timeout_s), transport=transport)
+        session = Session(SyncBackend(self._http), max_attempts)
+        self.searches = Searches(session)
+        self.devices = Devices(session)
+        self.latency = LatencyDatabase(session)
+        self.models = Models(session)
+        self.datasets = Datasets(session)
+        self.artifacts = Artifacts(session)
+        self.tokens = Tokens(session)
+        self.status = Status(session)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+
+class AsyncClient(_AnyClient):
+    """`Client` for `await`: the same resources and methods, each of which is a coroutine."""
+
+    _http: httpx.AsyncClient
+
+    def __init__(
+        self,
+        server: str | None = None,
+        token: str | None = None,
+        *,
+        timeout_s: float = TIMEOUT_S,
+        max_attempts: int = MAX_ATTEMPTS,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._http = httpx.AsyncClient(**_options(server, token, timeout_s), transport=transport)
+        session = Session(AsyncBackend(self._http), max_attempts)
+        self.searches = AsyncSearches(session)
+        self.devices = AsyncDevices(session)
+        self.latency = AsyncLatencyDatabase(session)
+        self.models = AsyncModels(session)
+        self.datasets = AsyncDatasets(session)
+        self.artifacts = AsyncArtifacts(session)
+        self.tokens = AsyncTokens(session)
+        self.status = AsyncStatus(session)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        await self._http.aclose()
+
+
+def _options(server: str | None, token: str | None, timeout_s: float) -> dict[str, Any]:
+    return {
+        "base_url": server_address(server),
+        "headers": {"Authorization": f"Bearer {user_token(token)}"},
+        "timeout": timeout_s,
+    }

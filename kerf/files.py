@@ -1,0 +1,68 @@
+"""Files that are sent and received in parts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from kerf.errors import DamagedDownload
+
+_CHUNK_BYTES = 1 << 20
+
+
+def chunks(path: Path) -> Iterator[bytes]:
+    """The content of a file, part by part."""
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            yield chunk
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hex."""
+    digest = hashlib.sha256()
+    for chunk in chunks(path):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+class Download:
+    """Writes what arrives beside `target`, and moves it there when it is whole. `begin` starts anew.
+
+    `commit` raises `DamagedDownload` where a `sha256` was given and the content has another.
+    """
+
+    def __init__(self, target: Path, sha256: str | None = None) -> None:
+        self.size_bytes = 0
+        self._target = target
+        self._expected = sha256
+        self._partial = target.with_name(target.name + ".part")
+        self._digest = hashlib.sha256()
+        self._file: IO[bytes] | None = None
+
+    def begin(self) -> None:
+        self.abort()
+        self._digest, self.size_bytes = hashlib.sha256(), 0
+        self._file = self._partial.open("wb")
+
+    def write(self, chunk: bytes) -> None:
+        assert self._file is not None
+        self._digest.update(chunk)
+        self.size_bytes += self._file.write(chunk)
+
+    def commit(self) -> None:
+        assert self._file is not None
+        self._file.close()
+        self._file = None
+        if self._expected not in (None, self._digest.hexdigest()):
+            self.abort()
+            raise DamagedDownload(f"the artifact arrived damaged: {self._expected} does not match its content")
+        self._partial.replace(self._target)
+
+    def abort(self) -> None:
+        """Leave nothing half-written behind."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        self._partial.unlink(missing_ok=True)

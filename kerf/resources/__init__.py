@@ -1,0 +1,1 @@
+"""The resources of a client: the methods for each part of the REST interface."""

@@ -1,0 +1,1 @@
+"""What `kerf doctor` looks at."""
