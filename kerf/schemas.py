@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, TypeAlias, TypedDict
 
-Activation: TypeAlias = Literal["none", "relu", "relu6"]
+Activation: TypeAlias = Literal["none", "relu", "relu6", "sigmoid", "hardsigmoid", "hardswish", "silu"]
 DType: TypeAlias = Literal["float32"]
 DataFormat: TypeAlias = Literal["folder", "zip", "npz", "parquet"]
 DeviceState: TypeAlias = Literal["online", "offline", "disabled", "imported"]
@@ -32,6 +32,8 @@ Op: TypeAlias = Literal[
     "avg_pool",
     "global_avg_pool",
     "shortcut_pad",
+    "mul",
+    "concat",
 ]
 PruningScheme: TypeAlias = Literal["dense", "unstructured", "group", "block_punched", "pattern", "block"]
 ReportStatus: TypeAlias = Literal["accepted", "duplicate", "late"]
@@ -331,8 +333,10 @@ class KernelSpec(TypedDict):
     """One fused kernel for one image (batch 1), in the NCHW sense of shapes.
 
     `padding` is symmetric and in elements, as in torch. `residual` says that a tensor of the output's shape is added
-    before the activation. For SHORTCUT_PAD, `out_channels - in_channels` zero channels are added, `pad_channels_before`
-    of them in front. Raises `ContractError` on impossible shapes.
+    before the activation. ADD, MUL and CONCAT have two inputs (`input_shapes`). For SHORTCUT_PAD, `out_channels -
+    in_channels` zero channels are added, `pad_channels_before` of them in front.
+
+    Raises `ContractError` on impossible shapes.
     """
 
     activation: Activation
