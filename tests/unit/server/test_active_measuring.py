@@ -66,9 +66,18 @@ def table_of(worker: WorkerLab, search_id: str) -> LatencyTable:
     return load_table(worker.document(search_id, LATENCY_TABLE))
 
 
-def test_a_worker_that_dies_in_rounds_and_between_them_changes_nothing(
+def test_a_search_ends_where_the_runtime_changed_between_its_rounds(
     sqlite_lab: ServerLab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    worker = WorkerLab(sqlite_lab)
+    killed = worker.submit(active("active"))
+    worker.run(killed, Kill(note="round 1 of 2", steps=1))
+    monkeypatch.setattr(rounds, "version_of", lambda _: "2+upgraded")
+    with pytest.raises(SearchFailed, match=r"when the search began and is 2\+upgraded now"):
+        worker.run(killed)
+
+
+def test_a_worker_that_dies_in_rounds_and_between_them_changes_nothing(sqlite_lab: ServerLab) -> None:
     worker = WorkerLab(sqlite_lab)
     config = active("active")
     killed = worker.submit(config)
@@ -76,10 +85,6 @@ def test_a_worker_that_dies_in_rounds_and_between_them_changes_nothing(
     worker.run(killed, Kill(note="round 1 of 2", steps=1))
     assert rounds_stored(worker, killed) == (0, {})
     before = table_of(worker, killed)
-    with monkeypatch.context() as patched:
-        patched.setattr(rounds, "version_of", lambda _: "2+upgraded")
-        with pytest.raises(SearchFailed, match=r"when the search began and is 2\+upgraded now"):
-            worker.run(killed)
     # Stored, and the third generation has not begun.
     run = worker.run(killed, Kill(note="round 1 of 2", steps=1))
     assert rounds_stored(worker, killed) == (1, {})
