@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import types
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,7 +84,7 @@ class Prepared(Generic[T]):
         return self.request.read(response)
 
 
-class _Bindable(Generic[P, T]):
+class _Bindable(ABC, Generic[P, T]):
     """A descriptor: on a resource, a method; on the class, itself."""
 
     def __init__(self, written: Callable[..., Any]) -> None:
@@ -94,8 +95,9 @@ class _Bindable(Generic[P, T]):
         self.__doc__ = written.__doc__
         self._method = method
 
+    @abstractmethod
     def start(self, instance: Bound, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, T]:
-        raise NotImplementedError
+        """The coroutine that does the work of one call."""
 
     @overload
     def __get__(self, instance: None, owner: type) -> Self: ...

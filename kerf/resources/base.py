@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any, Generic, TypedDict, TypeVar
 
@@ -30,15 +31,15 @@ class Items(list[T]):
     next: str | None = None
 
 
-class Bound:
+class Bound(ABC):
     """A resource of one client."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
 
+    @abstractmethod
     def finish(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         """What a method returns whose work is `coroutine`."""
-        raise NotImplementedError
 
 
 class SyncBound(Bound):
