@@ -12,13 +12,13 @@ COPY migrations migrations
 ENV KERF_DATA_DIR=/data
 
 FROM base AS server
-RUN pip install --no-cache-dir '.[server]'
+RUN pip install --no-cache-dir '.[server,objects]'
 USER kerf
 EXPOSE 8321
 CMD ["kerf", "server", "--host", "0.0.0.0"]
 
 FROM base AS worker
-RUN pip install --no-cache-dir '.[server,search]'
+RUN pip install --no-cache-dir '.[server,search,objects]'
 USER kerf
 CMD ["kerf", "worker"]
 

@@ -19,7 +19,7 @@ from server import handlers, openapi, status
 from server.accounts import endpoints as accounts
 from server.accounts.tokens import SecretHasher
 from server.artifacts import endpoints as artifacts
-from server.artifacts.store import ArtifactStore
+from server.artifacts.store import open_store
 from server.catalog import datasets
 from server.catalog import endpoints as catalog
 from server.context import Context
@@ -88,8 +88,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     context = Context(
         settings=settings,
         database=database,
-        hasher=SecretHasher.from_file(settings.key_file),
-        store=ArtifactStore(settings.artifacts_dir),
+        hasher=SecretHasher.from_settings(settings),
+        store=open_store(settings),
         waiters=LeaseWaiters(),
         stopping=asyncio.Event(),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -16,6 +17,11 @@ ENV_PREFIX = "KERF_"
 #: A check takes a device some seconds.
 MIN_DRIFT_INTERVAL_S = 60.0
 
+_TOKEN_KEY = re.compile(r"(?:[0-9a-fA-F]{2}){32,}")
+
+#: Schemes of `artifacts_url`; `file` is a folder that several hosts mount.
+OBJECT_STORES = ("s3", "gs", "az", "file")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
@@ -24,6 +30,12 @@ class Settings:
     Attributes:
         data_dir: Where artifacts, the key of the tokens and (by default) the database are kept.
         database_url: `sqlite:///FILE` or `postgresql+psycopg://...`. Empty means `kerf.db` in `data_dir`.
+        artifacts_url: Object store for artifacts, such as `s3://bucket/prefix`, so that several hosts share them; the
+            credentials are in the variables of that store (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, ...). Empty is the
+            folder `artifacts` in `data_dir`.
+        artifacts_cache_bytes: With an object store, that folder is a cache of this size.
+        token_key: Hex digits of the secret under which tokens are hashed, 32 bytes or more: the same for all servers
+            and workers on one database. Empty is a file in `data_dir`, which is made on first use.
         host: Address to listen on. Other than loopback, anyone who reaches it can try tokens.
         port: TCP port to listen on; 0 takes a free one.
         max_artifact_bytes: Larger uploads are refused with 413.
@@ -47,6 +59,9 @@ class Settings:
 
     data_dir: Path = field(default_factory=default_data_dir)
     database_url: str = ""
+    artifacts_url: str = ""
+    artifacts_cache_bytes: int = 16 << 30
+    token_key: str = field(default="", repr=False)
     host: str = "127.0.0.1"
     port: int = 8321
     max_artifact_bytes: int = 4 << 30
@@ -78,6 +93,15 @@ class Settings:
             raise ContractError(f"port {self.port!r} is not in 0..65535")
         if not 0 <= self.lease_wait_s <= 60:
             raise ContractError(f"lease_wait_s {self.lease_wait_s!r} is not in 0..60")
+        if self.artifacts_url and self.artifacts_url.partition("://")[0] not in OBJECT_STORES:
+            raise ContractError(
+                f"artifacts_url {self.artifacts_url!r} has to begin with one of {', '.join(OBJECT_STORES)} and '://': "
+                "leave it empty for a folder in data_dir"
+            )
+        if self.token_key and not _TOKEN_KEY.fullmatch(self.token_key):
+            raise ContractError("token_key must be 64 hex digits or more: make one with `openssl rand -hex 32`")
+        if self.artifacts_cache_bytes < 0:
+            raise ContractError(f"artifacts_cache_bytes {self.artifacts_cache_bytes!r} must not be negative")
         if min(self.max_artifact_bytes, self.max_body_bytes) < 1:
             raise ContractError("max_artifact_bytes and max_body_bytes must be at least 1")
 

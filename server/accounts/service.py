@@ -113,7 +113,7 @@ def ensure_local_admin_token(database: Database, settings: Settings) -> str:
 
     Made anew where the file is missing or its token is not valid in this database.
     """
-    hasher = SecretHasher.from_file(settings.key_file)
+    hasher = SecretHasher.from_settings(settings)
     path = settings.local_token_file
     if path.exists():
         token = path.read_text(encoding="ascii").strip()

@@ -11,6 +11,8 @@ import zlib
 from enum import StrEnum
 from pathlib import Path
 
+from server.settings import Settings
+
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 #: 62^32 is more than 2^190: nobody guesses one.
 _RANDOM_CHARS = 32
@@ -56,6 +58,11 @@ class SecretHasher:
 
     def __init__(self, key: bytes) -> None:
         self._key = key
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> SecretHasher:
+        """With the key that the settings give, else with that of the file."""
+        return cls(bytes.fromhex(settings.token_key)) if settings.token_key else cls.from_file(settings.key_file)
 
     @classmethod
     def from_file(cls, path: Path) -> SecretHasher:

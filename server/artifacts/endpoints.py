@@ -10,7 +10,7 @@ from fastapi.responses import FileResponse
 
 from server.accounts.service import Principal
 from server.artifacts.repository import has_artifact, insert_artifact, is_for_device
-from server.artifacts.store import Upload
+from server.artifacts.store import Upload, check_digest
 from server.context import ArtifactReader, ArtifactWriter, Context, ContextDep
 from server.errors import NotFound
 from server.wire import PROBLEMS
@@ -58,13 +58,14 @@ def get_artifact(
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
     """The file with this SHA-256. Range, If-Range and If-None-Match are understood; the content never changes."""
-    path = context.store.path(digest)
+    check_digest(digest)
     with context.database.read() as session:
         known = has_artifact(session, digest)
         # An agent reads what its tasks need, and learns nothing about the rest.
         if known and principal.device_id is not None:
             known = is_for_device(session, digest, principal.device_id)
-    if not known or not path.is_file():
+    path = context.store.path(digest) if known else None
+    if path is None or not path.is_file():
         raise NotFound(f"there is no artifact {digest}: upload it with PUT")
     headers = {"ETag": f'"{digest}"', "Cache-Control": "private, max-age=31536000, immutable"}
     if if_none_match is not None and _matches(if_none_match, digest):
@@ -94,8 +95,10 @@ async def _receive(request: Request, upload: Upload) -> None:
 
 
 def _is_stored(context: Context, digest: str) -> bool:
+    check_digest(digest)
     with context.database.read() as session:
-        return context.store.has(digest) and has_artifact(session, digest)
+        is_known = has_artifact(session, digest)
+    return is_known and context.store.has(digest)
 
 
 def _register(context: Context, digest: str, size_bytes: int, principal: Principal) -> None:

@@ -1,4 +1,7 @@
-"""Files under their SHA-256 in a directory. A file is there whole or not at all, and never changes."""
+"""Files under their SHA-256 in a directory. A file is there whole or not at all, and never changes.
+
+`open_store` gives the store that the settings ask for: this one, or an object store with such a directory as its cache.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,16 @@ from typing import BinaryIO, Self
 from server.artifacts.repository import insert_artifact
 from server.database import Database
 from server.errors import PayloadTooLarge, Unprocessable
+from server.settings import Settings
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _CHUNK_BYTES = 1 << 20
+
+
+def check_digest(sha256: str) -> None:
+    """Raise `Unprocessable` for what is no SHA-256."""
+    if not _DIGEST.fullmatch(sha256):
+        raise Unprocessable(f"{sha256!r} is no SHA-256: write 64 lower-case hex digits")
 
 
 class ArtifactStore:
@@ -28,8 +38,7 @@ class ArtifactStore:
 
     def path(self, sha256: str) -> Path:
         """Where the file lies, or would. Raises `Unprocessable` for what is no SHA-256."""
-        if not _DIGEST.fullmatch(sha256):
-            raise Unprocessable(f"{sha256!r} is no SHA-256: write 64 lower-case hex digits")
+        check_digest(sha256)
         return self._root / sha256[:2] / sha256[2:4] / sha256
 
     def has(self, sha256: str) -> bool:
@@ -58,10 +67,35 @@ class ArtifactStore:
     @contextmanager
     def upload(self, max_bytes: int | None = None) -> Iterator[Upload]:
         """Receive a file piece by piece. Without `commit`, nothing stays."""
+        with self._incoming() as partial, Upload(self, partial, max_bytes) as upload:
+            yield upload
+
+    def place(self, partial: Path, sha256: str) -> None:
+        """Move a whole file, which is on the disk, to where `path` finds it."""
+        target = ArtifactStore.path(self, sha256)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial.replace(target)
+
+    @contextmanager
+    def _incoming(self) -> Iterator[Path]:
+        """A name for a file on its way in; what is still there at the end is removed."""
         incoming = self._root / "incoming"
         incoming.mkdir(parents=True, exist_ok=True)
-        with Upload(self, incoming / secrets.token_hex(16), max_bytes) as upload:
-            yield upload
+        partial = incoming / secrets.token_hex(16)
+        try:
+            yield partial
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def open_store(settings: Settings) -> ArtifactStore:
+    """The store of `artifacts_url`, or the folder in `data_dir`. Raises `ContractError` for a URL that is no use."""
+    if not settings.artifacts_url:
+        return ArtifactStore(settings.artifacts_dir)
+    from server.artifacts.objects import ObjectArtifactStore, connect
+
+    objects = connect(settings.artifacts_url)
+    return ObjectArtifactStore(objects, settings.artifacts_dir, settings.artifacts_cache_bytes)
 
 
 class Upload:
@@ -82,7 +116,6 @@ class Upload:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
-        self._partial.unlink(missing_ok=True)
 
     def write(self, data: bytes) -> None:
         """Add bytes. Raises `PayloadTooLarge` above the limit."""
@@ -101,9 +134,7 @@ class Upload:
             )
         self._file.flush()
         os.fsync(self._file.fileno())
-        target = self._store.path(digest)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        self._partial.replace(target)
+        self._store.place(self._partial, digest)
         return digest
 
 

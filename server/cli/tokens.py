@@ -41,7 +41,7 @@ def create(
         with database.write() as session:
             token = mint_user_token(
                 session,
-                SecretHasher.from_file(settings.key_file),
+                SecretHasher.from_settings(settings),
                 name=name,
                 scopes=scopes,
                 lifetime_s=None if days is None else days * SECONDS_PER_DAY,

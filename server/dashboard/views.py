@@ -14,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 
 from server.accounts.service import DEFAULT_CODE_LIFETIME_S, mint_enrolment_code
 from server.artifacts.repository import has_artifact
+from server.artifacts.store import check_digest
 from server.columns import database_time_s
 from server.context import TOKEN_COOKIE, Context, ContextDep
 from server.dashboard import queries
@@ -228,10 +229,11 @@ async def live_search(
 @router.get("/files/{sha256}/{name}")
 def download(sha256: str, name: str, context: ContextDep, viewer: ViewerDep) -> Response:
     """An artifact as a download; `name` is what the browser saves it as."""
-    path = context.store.path(sha256)
+    check_digest(sha256)
     with context.database.read() as session:
         is_known = has_artifact(session, sha256)
-    if not is_known or not path.is_file():
+    path = context.store.path(sha256) if is_known else None
+    if path is None or not path.is_file():
         raise NotFound(f"There is no stored file {sha256}.")
     headers = {"ETag": f'"{sha256}"', "Cache-Control": "private, max-age=31536000, immutable"}
     headers |= {"X-Content-Type-Options": "nosniff"}

@@ -16,9 +16,9 @@ from device_agent.contracts import ContractError
 from search.data.dataset import DataError
 from search.errors import SearchError
 from search.models.checkpoint import CheckpointError
-from server.artifacts.store import ArtifactStore
+from server.artifacts.store import ArtifactStore, open_store
 from server.database import Database
-from server.errors import ApiError
+from server.errors import ApiError, Unavailable
 from server.latency.card import refresh_card
 from server.latency.kernel_models import refresh_model
 from server.searches import repository
@@ -50,7 +50,7 @@ HEARTBEATS_PER_STALE_TIME = 4
 def run_worker(settings: Settings, stop: threading.Event) -> None:
     """Serve jobs until `stop` is set. The running job is put back with its state kept."""
     database = Database.from_settings(settings)
-    store = ArtifactStore(settings.artifacts_dir)
+    store = open_store(settings)
     # One worker a host and data folder holds this name, by the lock: after a crash it takes its job back at once.
     name = f"{socket.gethostname()}:{settings.data_dir}"
     with _sole_holder(settings) as is_sole:
@@ -130,12 +130,12 @@ def _serve(
             _settle(run)
         except ClaimLost as error:
             bound.warning("search_lost", reason=str(error))
+        except (OperationalError, Unavailable) as error:
+            # The database or object store is away, not the search wrong: its claim goes stale and is taken up again.
+            bound.warning("search_interrupted", error=str(getattr(error, "orig", error)))
         except _USER_ERRORS as error:
             bound.warning("search_failed", reason=str(error))
             _fail(run, run.named(str(error)))
-        except OperationalError as error:
-            # The database is away, not the search wrong: its claim goes stale and is taken up again.
-            bound.warning("search_interrupted", error=str(error.orig))
         except Exception as error:
             bound.exception("search_crashed")
             _fail(run, f"an error in Kerf itself, please report it: {type(error).__name__}: {error}")

@@ -24,7 +24,7 @@ from device_agent.contracts import (
     profile_id,
 )
 from server.artifacts.repository import has_artifact
-from server.artifacts.store import ArtifactStore
+from server.artifacts.store import ArtifactStore, check_digest
 from server.columns import now_s
 from server.database import Database
 from server.errors import Conflict, NotFound, PayloadTooLarge, Unprocessable
@@ -114,10 +114,11 @@ def import_file(database: Database, store: ArtifactStore, request: LatencyImport
     Raises `NotFound` without the file, `Conflict` where the device has an agent, `PayloadTooLarge`, and
     `Unprocessable`, which names every bad row.
     """
+    check_digest(request.file_sha256)
     with database.read() as session:
         is_known = has_artifact(session, request.file_sha256)
-    path = store.path(request.file_sha256)
-    if not is_known or not path.is_file():
+    path = store.path(request.file_sha256) if is_known else None
+    if path is None or not path.is_file():
         raise NotFound(f"no file {request.file_sha256} is stored: upload it to /v1/artifacts/sha256/… first")
     if path.stat().st_size > MAX_FILE_BYTES:
         raise PayloadTooLarge(f"the file has {path.stat().st_size} bytes, more than {MAX_FILE_BYTES}: split it")

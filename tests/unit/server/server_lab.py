@@ -124,7 +124,7 @@ class ServerLab:
         self.client = client
         self.settings = settings
         self.database = Database.from_settings(settings)
-        self.hasher = SecretHasher.from_file(settings.key_file)
+        self.hasher = SecretHasher.from_settings(settings)
         self.source = SqlLatencySource(self.database)
         self.user = self.user_token()
         self.admin = self.user_token(Scope.ADMIN)

@@ -28,7 +28,7 @@ def test_a_token_is_valid_for_what_it_says(settings: Settings) -> None:
     done = CliRunner().invoke(app, ["tokens", "create", "--name", "ada", "--scope", "read", "--days", "1"])
     assert done.exit_code == 0
     database = Database.from_settings(settings)
-    principal = authenticate(database, SecretHasher.from_file(settings.key_file), done.output.strip())
+    principal = authenticate(database, SecretHasher.from_settings(settings), done.output.strip())
     database.dispose()
     assert principal.name == "ada"
     assert principal.scopes == {Scope.READ}
