@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-.PHONY: setup demo test test-slow test-sanitizers check bench bench-kernels bench-search bench-latency wheels clean
+.PHONY: setup demo test test-slow test-sanitizers check bench bench-kernels bench-search bench-latency chaos wheels clean
 
 setup: $(VENV)/.installed
 
@@ -44,6 +44,10 @@ bench-search: setup
 # QUICK=1: 10 held-out networks of the stored measurements, seconds. `python -m bench.latency.dataset` measures anew.
 bench-latency: setup
 	$(BIN)/python -m bench.latency $(if $(QUICK),--quick) --json bench/results/latency.json
+
+# Faults on real processes, half an hour or more; QUICK=1: one search on SQLite, under 50 s.
+chaos: setup
+	$(BIN)/python -m tests.chaos $(if $(QUICK),--quick) --json bench/results/chaos.json
 
 bench: bench-kernels bench-search bench-latency
 

@@ -7,6 +7,7 @@ leases that it still counts as ours, so that a restarted agent measures them aga
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import random
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from typing import Protocol
 
 from device_agent import __version__
 from device_agent.artifacts import ArtifactCache
+from device_agent.begun import BegunTask
 from device_agent.client import ServerClient
 from device_agent.clock import Clock
 from device_agent.contracts import (
@@ -53,6 +55,10 @@ ARTIFACT_ATTEMPTS = 4
 ARTIFACT_OUTAGE_S = 120.0
 #: What a draining agent gives to handing leases back and emptying its spool; the spool survives it.
 DRAIN_BUDGET_S = 10.0
+#: How often a measurement that the full disk does not take is tried again. Its lease is renewed meanwhile.
+SPOOL_RETRY_S = 2.0
+
+_BROUGHT_DOWN = "the agent or its whole device went down while it ran this task"
 
 
 class TaskRunner(Protocol):
@@ -78,6 +84,7 @@ class Agent:
         heartbeat: Heartbeat,
         artifacts: ArtifactCache,
         runner: TaskRunner,
+        begun: BegunTask,
         stop: StopRequest,
         why_not_ready: Callable[[], str | None],
         max_leases: int,
@@ -92,6 +99,7 @@ class Agent:
         self._heartbeat = heartbeat
         self._artifacts = artifacts
         self._runner = runner
+        self._begun = begun
         self._stop = stop
         self._why_not_ready = why_not_ready
         self._request = LeaseRequest(max_leases=max_leases, wait_s=lease_wait_s)
@@ -106,6 +114,7 @@ class Agent:
     def run(self) -> None:
         """Work until a stop is asked for."""
         self._stop.on_abort(self._held.abort)
+        self._stop.on_abort(self._begun.end)
         self._heartbeat.start()
         try:
             self._loop()
@@ -187,9 +196,14 @@ class Agent:
         lease = held.lease
         if self._outbox.holds(lease.lease_id, lease.attempt):
             return
+        if held.end is None and self._begun.brought_down(lease):
+            self._spool(lease, MeasurementFailure(reason=FailureReason.CRASHED, detail=_BROUGHT_DOWN), 0.0)
+            return
         if held.end is None:
             started_at = self._clock.monotonic()
+            self._begun.begin(lease)
             result = self._measure(held)
+            self._begun.end()
             # A child that was interrupted fails; that says nothing about the task. A finished one counts in any case:
             # the server keeps even a late measurement.
             if not held.interrupt.is_set() or isinstance(result, Measurement):
@@ -215,7 +229,7 @@ class Agent:
             )
 
     def _fetch(self, held: HeldLease) -> Path:
-        """The file of a network task, with more attempts while somebody wants the result."""
+        """The file of a network task, with more attempts while somebody wants the result, also on a full disk."""
         task = held.lease.task
         assert not isinstance(task, KernelTask)
         backoff = Backoff(self._rng, BackoffPolicy(base_s=0.5, cap_s=10.0))
@@ -224,7 +238,11 @@ class Agent:
         while True:
             try:
                 return self._artifacts.path_of(task.artifact_sha256, task.artifact_bytes, self._client.artifact)
-            except (ArtifactError, TryAgainLater) as error:
+            except (ArtifactError, TryAgainLater, OSError) as error:
+                if isinstance(error, OSError):
+                    if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                        raise
+                    self._artifacts.clear()
                 log_event(logger, logging.WARNING, "artifact_not_fetched", **_names(held.lease), error=error)
                 num_broken += isinstance(error, ArtifactError)
                 pause_s = backoff.next_pause_s(error if isinstance(error, TryAgainLater) else None)
@@ -242,12 +260,8 @@ class Agent:
             attempt=lease.attempt,
             result=result,
         )
-        try:
-            self._outbox.add(report)
-        except OSError as error:
-            log_event(logger, logging.ERROR, "spool_not_written", **_names(lease), error=error)
-            self._artifacts.clear()  # Room that can be had again, for a measurement that cannot.
-            self._outbox.add(report)
+        if not self._added(report, lease):
+            return
         if isinstance(result, Measurement):
             log_event(
                 logger,
@@ -268,6 +282,24 @@ class Agent:
                 detail=result.detail,
                 elapsed_s=elapsed_s,
             )
+
+    def _added(self, report: TaskReport, lease: Lease | UnreadableLease) -> bool:
+        """Put a report on the disk, waiting for room on a full one. False: stopped before there was any, and the task
+        will be measured again.
+        """
+        while True:
+            try:
+                self._outbox.add(report)
+                return True
+            except OSError as error:
+                log_event(logger, logging.ERROR, "spool_not_written", **_names(lease), error=error)
+            self._artifacts.clear()  # Room that can be had again, for a measurement that cannot.
+            try:
+                self._outbox.add(report)
+                return True
+            except OSError:
+                if self._clock.wait(self._stop.drain, SPOOL_RETRY_S):
+                    return False
 
     def _give_up(self, held: HeldLease) -> None:
         log_event(logger, logging.INFO, "task_dropped", **_names(held.lease), end=held.end)

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from device_agent import __version__
 from device_agent.agent import Agent, TaskRunner
 from device_agent.artifacts import ArtifactCache
+from device_agent.begun import BegunTask
 from device_agent.child import probe_in_child
 from device_agent.client import ServerClient
 from device_agent.clock import Clock, SystemClock
@@ -173,6 +174,7 @@ def build_agent(
         heartbeat=heartbeat,
         artifacts=ArtifactCache(settings.state_dir / "artifacts", settings.artifact_cache_bytes),
         runner=runner,
+        begun=BegunTask(settings.state_dir / "task.begun"),
         stop=stop,
         why_not_ready=why_not_ready,
         max_leases=settings.max_leases,

@@ -12,6 +12,20 @@ DType: TypeAlias = Literal["float32"]
 DataFormat: TypeAlias = Literal["folder", "zip", "npz", "parquet"]
 DeviceState: TypeAlias = Literal["online", "offline", "disabled", "imported"]
 DriftOutcome: TypeAlias = Literal["agrees", "drifted", "inconclusive"]
+FailureReason: TypeAlias = Literal[
+    "unsupported",
+    "invalid_task",
+    "crashed",
+    "timed_out",
+    "resource_exhausted",
+    "device_not_ready",
+    "agent_shutdown",
+    "artifact_unavailable",
+    "lease_expired",
+    "agent_error",
+    "agent_outdated",
+    "quarantined",
+]
 JobStage: TypeAlias = Literal["preparing", "profiling", "searching", "training", "exporting", "verifying", "done"]
 JobState: TypeAlias = Literal[
     "pending",
@@ -106,6 +120,17 @@ class CardView(TypedDict):
     drift: DriftView
     is_stale: bool
     series: SeriesView
+
+
+class CasualtyView(TypedDict):
+    """A device on which all attempts failed: how many, and what the last one told."""
+
+    detail: str
+    device_id: str
+    device_name: str
+    failures: int
+    finished_at: str | None
+    reason: FailureReason
 
 
 class Change(TypedDict):
@@ -477,6 +502,13 @@ class NewToken(TypedDict):
     token: TokenView
 
 
+class Pardon(TypedDict):
+    """How many tasks no longer count against the subject."""
+
+    subject: str
+    tasks: int
+
+
 class PredictedLatency(TypedDict):
     """What a model says of a kernel. `predicted` is false where the series has the kernel measured: then the figure is
     that, and its uncertainty. `extrapolated` where the series has no kernel that runs the same kind of code: its
@@ -526,6 +558,21 @@ class Provenance(TypedDict):
     runtime_version: str
     source: Source
     threads: int
+
+
+class QuarantineView(TypedDict):
+    """A kernel or network (`subject`) that one version of a runtime does not survive. Where `is_everywhere`, no device
+    with that runtime is asked to measure it; else only those among its casualties are not.
+    """
+
+    artifact_sha256: str | None
+    casualties: list[CasualtyView]
+    is_everywhere: bool
+    kernel_id: str | None
+    runtime: str
+    runtime_sha256: str
+    runtime_version: str
+    subject: str
 
 
 class RatioSummary(TypedDict):

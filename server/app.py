@@ -26,7 +26,7 @@ from server.context import Context
 from server.dashboard import views as dashboard
 from server.database import Database
 from server.errors import BadRequest
-from server.fleet import devices, leases, service, watching
+from server.fleet import devices, leases, quarantine_endpoints, service, watching
 from server.fleet import endpoints as agents
 from server.fleet.waiting import LeaseWaiters
 from server.latency import endpoints as latency
@@ -58,6 +58,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         searches,
         events,
         devices,
+        quarantine_endpoints,
         agents,
         latency,
         listing,

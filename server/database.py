@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import sqlite3
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ import structlog
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, pool, text
+from sqlalchemy.exc import DBAPIError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session
 
 from device_agent.contracts import ContractError
@@ -28,6 +31,27 @@ READ_POOL_SIZE = 40
 BUSY_TIMEOUT_S = 10
 #: Any constant that is not used for another advisory lock.
 _MIGRATION_LOCK = 0x6B657266
+
+
+#: The disk is full, its quota used up, or a limit on files reached: room can be made again.
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+def is_away(error: BaseException) -> bool:
+    """Whether an error means that the database does not serve now, and may in a moment: it is locked, restarting,
+    without room, or its connection broke. Anything else would only happen again.
+    """
+    if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return True
+    return isinstance(error, OperationalError | PoolTimeout)
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether an error means that a file could not be written for lack of room, also where a library wrote it."""
+    if isinstance(error, OSError):
+        return error.errno in _NO_ROOM
+    # safetensors and torch write by themselves, and tell the system's error in words only.
+    return "No space left on device" in str(error) or "os error 28" in str(error)
 
 
 class Database:

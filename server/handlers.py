@@ -5,10 +5,11 @@ from __future__ import annotations
 import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from sqlalchemy.exc import DataError, IntegrityError, OperationalError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 
+from server.database import is_away, is_full
 from server.errors import ApiError
 from server.wire import ProblemResponse
 
@@ -16,6 +17,8 @@ log = structlog.get_logger(__name__)
 
 #: A locked or restarting database is back within seconds; agents add jitter of their own.
 RETRY_AFTER_S = 2
+#: Somebody has to make room on a full disk.
+DISK_RETRY_AFTER_S = 10
 
 _CODES = {400: "bad_request", 401: "unauthorized", 403: "forbidden", 404: "not_found", 405: "method_not_allowed"}
 
@@ -27,8 +30,10 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(DataError, _unstorable)
     app.add_exception_handler(OverflowError, _unstorable)
     app.add_exception_handler(OperationalError, _database_away)
+    app.add_exception_handler(DBAPIError, _database_error)
     app.add_exception_handler(PoolTimeout, _database_away)
     app.add_exception_handler(IntegrityError, _integrity_error)
+    app.add_exception_handler(OSError, _system_error)
     app.add_exception_handler(Exception, _internal)
 
 
@@ -83,6 +88,28 @@ def _database_away(request: Request, error: Exception) -> Response:
         "the database does not answer: try again in a moment",
         retryable=True,
         headers={"Retry-After": str(RETRY_AFTER_S)},
+    )
+
+
+def _database_error(request: Request, error: Exception) -> Response:
+    """A connection that broke has a class of its own in each driver."""
+    if is_away(error):
+        return _database_away(request, error)
+    log.error("request_failed", path=request.url.path, exc_info=error)
+    return _internal(request, error)
+
+
+def _system_error(request: Request, error: Exception) -> Response:
+    if not is_full(error):
+        log.error("request_failed", path=request.url.path, exc_info=error)
+        return _internal(request, error)
+    log.error("disk_full", path=request.url.path, error=str(error))
+    return ProblemResponse.of(
+        503,
+        "disk_full",
+        "the server's disk is full, so nothing can be stored: make room on it (KERF_DATA_DIR) and try again",
+        retryable=True,
+        headers={"Retry-After": str(DISK_RETRY_AFTER_S)},
     )
 
 

@@ -128,7 +128,7 @@ class TaskRow(Base):
     state: Mapped[TaskState] = mapped_column(enum_column(TaskState), default=TaskState.PENDING)
     priority: Mapped[int] = mapped_column(Integer, default=0)
     attempt: Mapped[int] = mapped_column(Integer, default=1)
-    #: Attempts that failed for a reason that counts, and times the device was not ready.
+    #: Attempts that failed for a reason that counts, and times the device was not ready or went away.
     failures: Mapped[int] = mapped_column(Integer, default=0)
     deferrals: Mapped[int] = mapped_column(Integer, default=0)
     not_before: Mapped[float] = mapped_column(Double, default=0.0)
@@ -141,6 +141,8 @@ class TaskRow(Base):
     verdict: Mapped[Verdict | None] = mapped_column(enum_column(Verdict))
     failure_reason: Mapped[str | None] = mapped_column(String(32))
     failure_detail: Mapped[str | None] = mapped_column(Text)
+    #: When a failure ceased to count against the subject: see `server.fleet.quarantine`.
+    pardoned_at: Mapped[float | None] = mapped_column(Double)
     created_at: Mapped[float] = mapped_column(Double, default=now_s())
     finished_at: Mapped[float | None] = mapped_column(Double)
 
@@ -169,6 +171,12 @@ class TaskRow(Base):
             "lease_expires_at",
             sqlite_where=text("state = 'leased'"),
             postgresql_where=text("state = 'leased'"),
+        ),
+        Index(
+            "ix_measurement_task_failed",
+            "subject",
+            sqlite_where=text("state = 'failed'"),
+            postgresql_where=text("state = 'failed'"),
         ),
     )
 

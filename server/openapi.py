@@ -29,6 +29,7 @@ from server.catalog.datasets import DatasetRequest, DatasetView
 from server.catalog.endpoints import ModelList, ModelRequest, ModelView
 from server.errors import Problem
 from server.fleet.devices import DeviceView, EnrolmentCode, EnrolmentCodeRequest
+from server.fleet.quarantine_endpoints import Pardon, QuarantineView
 from server.latency.compare import Comparison
 from server.latency.exchange.service import ImportAnswer, LatencyImport
 from server.latency.listing_endpoints import CardView
@@ -71,10 +72,12 @@ WIRE_CLASSES: tuple[type, ...] = (
     ModelRequest,
     ModelView,
     NewToken,
+    Pardon,
     PredictionAnswer,
     PredictionQuery,
     Problem,
     ProfitMap,
+    QuarantineView,
     RenewAnswer,
     RenewRequest,
     ReportAnswer,

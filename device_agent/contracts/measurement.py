@@ -75,7 +75,7 @@ class FailureReason(StrEnum):
     UNSUPPORTED = "unsupported"
     #: The task itself is malformed.
     INVALID_TASK = "invalid_task"
-    #: The kernel or network: it crashed the child process.
+    #: The kernel or network: it crashed the child process, or the agent or the device with it.
     CRASHED = "crashed"
     #: The kernel or network ran past its deadline.
     TIMED_OUT = "timed_out"
@@ -93,11 +93,13 @@ class FailureReason(StrEnum):
     AGENT_ERROR = "agent_error"
     #: The agent: older than the task, which it cannot read. Asking again will help once it is upgraded.
     AGENT_OUTDATED = "agent_outdated"
+    #: The kernel or network: it was not tried, as it took this device or several others down before.
+    QUARANTINED = "quarantined"
 
     @property
     def is_transient(self) -> bool:
         """Whether another attempt, perhaps elsewhere, may succeed."""
-        return not self.is_lasting and self is not FailureReason.AGENT_OUTDATED
+        return not self.is_lasting and self not in (FailureReason.AGENT_OUTDATED, FailureReason.QUARANTINED)
 
     @property
     def is_lasting(self) -> bool:
@@ -112,6 +114,7 @@ class FailureReason(StrEnum):
             FailureReason.INVALID_TASK,
             FailureReason.CRASHED,
             FailureReason.TIMED_OUT,
+            FailureReason.QUARANTINED,
         ):
             return "task"
         if self in (FailureReason.RESOURCE_EXHAUSTED, FailureReason.DEVICE_NOT_READY):

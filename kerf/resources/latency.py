@@ -23,9 +23,11 @@ from kerf.schemas import (
     LatencyView,
     MeasurementView,
     Op,
+    Pardon,
     PredictionAnswer,
     ProfitMap,
     PruningScheme,
+    QuarantineView,
     ReportStatus,
     SeriesView,
     Source,
@@ -189,6 +191,23 @@ class LatencyOperations(Bound):
         """Up to `limit` series: the keys under which figures may stand beside each other."""
         page = partial(LatencyOperations.series_page.prepare, device=device, runtime=runtime)
         return await collect(self.session, page, limit, cursor)
+
+    @operation("GET", "/v1/quarantine")
+    def quarantine_page(
+        self, *, limit: int = DEFAULT_LIMIT, cursor: str | None = None
+    ) -> Request[Page[QuarantineView]]:
+        """One page of what is in quarantine."""
+        return Request(query={"limit": limit, "cursor": cursor})
+
+    @procedure
+    async def quarantine(self, *, limit: int = 1000, cursor: str | None = None) -> Items[QuarantineView]:
+        """Up to `limit` kernels and networks that took their process or device down each time, and are not tried."""
+        return await collect(self.session, LatencyOperations.quarantine_page.prepare, limit, cursor)
+
+    @operation("POST", "/v1/quarantine/{subject}:pardon")
+    def pardon(self, subject: str) -> Request[Pardon]:
+        """Let a kernel or network in quarantine be tried again on every device."""
+        return Request(path={"subject": subject})
 
     @operation("GET", "/v1/latency-series/{series_id}/card")
     def card(self, series_id: str) -> Request[CardView]:

@@ -156,6 +156,7 @@ def upgrade() -> None:
         ),
         sa.Column("failure_reason", sa.String(length=32), nullable=True),
         sa.Column("failure_detail", sa.Text(), nullable=True),
+        sa.Column("pardoned_at", sa.Double(), nullable=True),
         sa.Column("created_at", sa.Double(), nullable=False),
         sa.Column("finished_at", sa.Double(), nullable=True),
         sa.ForeignKeyConstraint(["device_id"], ["device.id"], name=op.f("fk_measurement_task_device_id_device")),
@@ -177,6 +178,13 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("measurement_task", schema=None) as batch_op:
         batch_op.create_index(batch_op.f("ix_measurement_task_kernel_id"), ["kernel_id"], unique=False)
+        batch_op.create_index(
+            "ix_measurement_task_failed",
+            ["subject"],
+            unique=False,
+            sqlite_where=sa.text("state = 'failed'"),
+            postgresql_where=sa.text("state = 'failed'"),
+        )
         batch_op.create_index(
             "ix_measurement_task_leased",
             ["device_id", "lease_expires_at"],
@@ -706,6 +714,11 @@ def downgrade() -> None:
             "ix_measurement_task_leased",
             sqlite_where=sa.text("state = 'leased'"),
             postgresql_where=sa.text("state = 'leased'"),
+        )
+        batch_op.drop_index(
+            "ix_measurement_task_failed",
+            sqlite_where=sa.text("state = 'failed'"),
+            postgresql_where=sa.text("state = 'failed'"),
         )
         batch_op.drop_index(batch_op.f("ix_measurement_task_kernel_id"))
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 import yaml
 
-from server.cli import latency_models
+from server.cli import latency_models, quarantine
 from server.cli.config_file import ConfigFileError
 from server.cli.connection import ServerOption, TokenOption, connect
 from server.cli.console import JsonOption, make_console, print_items, print_json, tell
@@ -18,6 +18,8 @@ from server.cli.console import JsonOption, make_console, print_items, print_json
 app = typer.Typer(help="Query, compare, predict, import and export latencies.", no_args_is_help=True)
 app.add_typer(latency_models.model_app, name="model")
 app.command()(latency_models.predict)
+app.command("quarantine")(quarantine.list_quarantine)
+app.command()(quarantine.pardon)
 
 
 class ExportForm(StrEnum):

@@ -16,7 +16,7 @@ from sqlalchemy.sql import ColumnElement
 
 from device_agent.contracts import FailureReason, MeasurementFailure, ReportStatus, Verdict
 from server.columns import now_s
-from server.fleet.retry import RetryDecision
+from server.fleet.retry import MAX_DEFERRALS, RetryDecision
 from server.latency.repository import store_failure
 from server.models import DeviceRow, TaskRow
 from server.searches.tasks import cancel_unwanted
@@ -139,12 +139,13 @@ def release(session: Session, device_id: str, lease_id: str, attempt: int) -> st
     return task_id
 
 
-def expire(session: Session, *, max_attempts: int, device_id: str | None = None) -> dict[str, int]:
-    """Collect expired leases, in one UPDATE: back to PENDING, or FAILED after too many attempts.
+def expire(session: Session, *, device_id: str | None = None) -> dict[str, int]:
+    """Collect expired leases, in one UPDATE: back to PENDING, or FAILED after very many.
 
-    Returns how many tasks became ready, by device.
+    That an agent, its network or this server was away says nothing about the task, so it uses up none of its attempts;
+    an agent that a task brought down says so itself when it is back. Returns how many tasks became ready, by device.
     """
-    is_last = TaskRow.failures + 1 >= max_attempts
+    is_last = TaskRow.deferrals + 1 >= MAX_DEFERRALS
     detail = "the lease was not renewed in time: the agent, its device or the network went away"
     where = [TaskRow.state == TaskState.LEASED, TaskRow.lease_expires_at < now_s()]
     if device_id is not None:
@@ -154,7 +155,7 @@ def expire(session: Session, *, max_attempts: int, device_id: str | None = None)
         .where(*where)
         .values(
             state=case((is_last, TaskState.FAILED), else_=TaskState.PENDING),
-            failures=TaskRow.failures + 1,
+            deferrals=TaskRow.deferrals + 1,
             attempt=TaskRow.attempt + 1,
             lease_id=None,
             lease_expires_at=None,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from device_agent.contracts import FailureReason, Measurement, Verdict, VerdictReason
 
-#: A phone cools down, or is charged, within an hour and a half: 20 times 30 to 600 s.
+#: A phone cools down, or is charged, within an hour and a half: 20 times 30 to 600 s. Leases that ran out count, too.
 MAX_DEFERRALS = 20
 FIRST_DEFERRAL_S = 30.0
 MAX_DEFERRAL_S = 600.0

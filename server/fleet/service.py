@@ -105,7 +105,7 @@ def lend(context: Context, device_id: str, max_leases: int) -> tuple[Lease, ...]
             return ()
     duration_s = context.settings.lease_duration_s
     with context.database.write() as session:
-        leases.expire(session, max_attempts=context.settings.max_attempts, device_id=device_id)
+        leases.expire(session, device_id=device_id)
         lent = leases.redeliver(session, device_id, max_leases, duration_s)
         if not lent:
             lent = leases.claim(session, device_id, max_leases, duration_s)
@@ -182,6 +182,6 @@ def report(context: Context, device_id: str, batch: ReportBatch) -> ReportAnswer
 def reap(context: Context) -> None:
     """Collect expired leases of all devices."""
     with context.database.write() as session:
-        ready = leases.expire(session, max_attempts=context.settings.max_attempts)
+        ready = leases.expire(session)
     for device_id, count in ready.items():
         context.waiters.notify_threadsafe(device_id, count)

@@ -31,7 +31,7 @@ from device_agent.contracts import (
     setup_id,
     why_unusable,
 )
-from server.columns import now_s
+from server.columns import database_time_s, now_s
 from server.errors import NotFound, Unprocessable
 from server.ids import new_id
 from server.latency.series import SeriesKey, ensure_series, series_id, series_key
@@ -47,6 +47,7 @@ from server.models import (
     SetupRow,
     TaskRow,
 )
+from server.states import TaskState
 from server.upsert import insert_missing
 
 Task = KernelTask | NetworkTask
@@ -366,3 +367,21 @@ def new_task_row(key: RuntimeKey, task: Task, *, repeat: str, priority: int) -> 
 def insert_tasks(session: Session, rows: Sequence[Mapping[str, Any]]) -> None:
     """Insert tasks whose key is not there yet; of two workers that ask at once, one makes the task."""
     insert_missing(session, TaskRow, rows)
+
+
+def insert_failed_tasks(session: Session, rows: Sequence[tuple[Mapping[str, Any], MeasurementFailure]]) -> None:
+    """Insert tasks that are not tried, each with the reason."""
+    if not rows:
+        return
+    now = database_time_s(session)
+    failed = [
+        {
+            **row,
+            "state": TaskState.FAILED,
+            "failure_reason": failure.reason.value,
+            "failure_detail": failure.detail,
+            "finished_at": now,
+        }
+        for row, failure in rows
+    ]
+    insert_missing(session, TaskRow, failed)

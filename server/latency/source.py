@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from device_agent.contracts import (
 )
 from server.database import Database
 from server.errors import NotFound
+from server.fleet import quarantine
 from server.latency.repository import (
     DRIFT_CHECK,
     RuntimeKey,
@@ -33,6 +34,7 @@ from server.latency.repository import (
     ensure_kernels,
     ensure_setups,
     existing_tasks,
+    insert_failed_tasks,
     insert_tasks,
     new_task_row,
     raw_measurement,
@@ -117,8 +119,9 @@ class SqlLatencySource:
 
         A task that already has a usable result under today's key (device profile, runtime version and binary,
         instruction set, agent version, setup), or that is waiting for any search, is shared, as is one that this
-        runtime cannot do. `force` measures again, once for each search. Asking again for the same is harmless and gives
-        the same ids. Cores and governor are in a series' key, too, but only the measurement tells them.
+        runtime cannot do or does not survive. What is in quarantine fails without being tried. `force` measures again,
+        once for each search. Asking again for the same is harmless and gives the same ids. Cores and governor are in a
+        series' key, too, but only the measurement tells them.
 
         Raises `NotFound` for an unknown device, and `Unprocessable` where it lacks the runtime.
         """
@@ -134,6 +137,10 @@ class SqlLatencySource:
             made: set[str] = set()
             if missing:
                 taken = {(row.subject, row.setup_id) for row in existing_tasks(session, keys, missing)}
+                refused = {
+                    name: quarantine.refused(session, key, (subject for subject, _ in missing))
+                    for name, key in keys.items()
+                }
                 rows = [
                     new_task_row(
                         keys[by_pair[pair].setup.runtime],
@@ -143,10 +150,12 @@ class SqlLatencySource:
                     )
                     for pair in missing
                 ]
-                insert_tasks(session, rows)
+                untried = [row for row in rows if row["subject"] in refused[row["runtime"]]]
+                insert_tasks(session, [row for row in rows if row not in untried])
+                insert_failed_tasks(session, [(row, refused[row["runtime"]][row["subject"]]) for row in untried])
                 made = {row["id"] for row in rows}
                 # Of two workers that ask at once one made the task, and the other finds it here.
-                chosen |= _choose(session, keys, missing, search_id, force=force)
+                chosen |= _choose(session, keys, missing, search_id, force=force, made=made)
             found = {pair: row for pair, row in chosen.items() if row is not None}
             reopened = [row.id for row in found.values() if row.state is TaskState.CANCELLED]
             _reopen(session, reopened)
@@ -219,15 +228,23 @@ def summary(row: MeasurementRow, spec: dict[str, Any] | None) -> MeasurementSumm
 
 
 def _choose(
-    session: Session, keys: Mapping[str, RuntimeKey], pairs: Sequence[Pair], search_id: str, *, force: bool
+    session: Session,
+    keys: Mapping[str, RuntimeKey],
+    pairs: Sequence[Pair],
+    search_id: str,
+    *,
+    force: bool,
+    made: Set[str] = frozenset(),
 ) -> dict[Pair, TaskRow | None]:
-    """The task that answers each (subject, setup) pair for this search, where there is one."""
+    """The task that answers each (subject, setup) pair for this search, where there is one: of those `made` for it
+    now, too.
+    """
     rows: dict[Pair, list[TaskRow]] = defaultdict(list)
     # What watches for drift must be measured for that alone: it is not shared in either direction.
     found = [row for row in existing_tasks(session, keys, pairs) if not row.repeat.startswith(DRIFT_CHECK)]
     for row in found:
         rows[row.subject, row.setup_id].append(row)
-    mine = set(session.scalars(select(SearchTaskRow.task_id).where(SearchTaskRow.search_id == search_id)))
+    mine = made | set(session.scalars(select(SearchTaskRow.task_id).where(SearchTaskRow.search_id == search_id)))
     outdated = set() if force else _outdated(session, keys, found)
     return {pair: _pick(rows[pair], mine, outdated, search_id, force=force) for pair in pairs}
 
@@ -249,7 +266,7 @@ def _outdated(session: Session, keys: Mapping[str, RuntimeKey], rows: Sequence[T
 
 
 def _pick(
-    rows: Sequence[TaskRow], mine: set[str], outdated: set[str], search_id: str, *, force: bool
+    rows: Sequence[TaskRow], mine: Set[str], outdated: Set[str], search_id: str, *, force: bool
 ) -> TaskRow | None:
     """The best of the tasks with one key: what this search was given before, a usable result that is not `outdated`,
     one that waits, a failure that another attempt would only repeat, one that was cancelled. Of equals, the latest.
@@ -261,6 +278,7 @@ def _pick(
         lambda row: row.state is TaskState.SUCCEEDED and row.verdict is not Verdict.REJECTED and row.id not in outdated,
         lambda row: row.state in (TaskState.PENDING, TaskState.LEASED),
         lambda row: row.state is TaskState.FAILED and FailureReason(row.failure_reason).is_lasting,
+        quarantine.is_deadly,
         lambda row: row.state is TaskState.CANCELLED,
     )
     for test in tests:

@@ -10,14 +10,13 @@ import time
 from collections.abc import Callable, Iterator
 
 import structlog
-from sqlalchemy.exc import OperationalError
 
 from device_agent.contracts import ContractError
 from search.data.dataset import DataError
 from search.errors import SearchError
 from search.models.checkpoint import CheckpointError
 from server.artifacts.store import ArtifactStore, open_store
-from server.database import Database
+from server.database import Database, is_away, is_full
 from server.errors import ApiError, Unavailable
 from server.latency.card import refresh_card
 from server.latency.kernel_models import refresh_model
@@ -64,8 +63,10 @@ def run_worker(settings: Settings, stop: threading.Event) -> None:
                     claim = repository.claim_runnable_job(
                         session, worker=worker, stale_s=settings.job_stale_s, take_over_own=first
                     )
-            except OperationalError as error:
-                log.warning("database_unavailable", error=str(error.orig))
+            except Exception as error:
+                if not is_away(error):
+                    raise
+                log.warning("database_unavailable", error=_in_short(error))
                 stop.wait(UNAVAILABLE_INTERVAL_S)
                 continue
             if claim is None:
@@ -73,7 +74,15 @@ def run_worker(settings: Settings, stop: threading.Event) -> None:
                 looked = {what: _refresh(what, database, at) for what, at in looked.items()}
                 stop.wait(IDLE_INTERVAL_S)
                 continue
-            _serve(database, settings, store, claim, stop)
+            try:
+                _serve(database, settings, store, claim, stop)
+            except Exception as error:
+                if not _passes(error):
+                    raise
+                # The search is not wrong: it is taken up again at its last checkpoint, by us or, once stale, by others.
+                log.warning("search_interrupted", search_id=claim.search_id, error=_in_short(error))
+                first = is_sole
+                stop.wait(UNAVAILABLE_INTERVAL_S)
     database.dispose()
     log.info("worker_stopped", worker=worker)
 
@@ -112,7 +121,10 @@ def _sole_holder(settings: Settings) -> Iterator[bool]:
 def _serve(
     database: Database, settings: Settings, store: ArtifactStore, claim: JobClaim, stop: threading.Event
 ) -> None:
-    """Run one job as far as it goes, and leave it in the state that this calls for."""
+    """Run one job as far as it goes, and leave it in the state that this calls for.
+
+    Raises what `_passes`: then the job stays claimed, and the worker must look again later.
+    """
     run = SearchRun(
         database=database,
         settings=settings,
@@ -130,13 +142,13 @@ def _serve(
             _settle(run)
         except ClaimLost as error:
             bound.warning("search_lost", reason=str(error))
-        except (OperationalError, Unavailable) as error:
-            # The database or object store is away, not the search wrong: its claim goes stale and is taken up again.
-            bound.warning("search_interrupted", error=str(getattr(error, "orig", error)))
-        except _USER_ERRORS as error:
-            bound.warning("search_failed", reason=str(error))
-            _fail(run, run.named(str(error)))
         except Exception as error:
+            if _passes(error):
+                raise
+            if isinstance(error, _USER_ERRORS):
+                bound.warning("search_failed", reason=str(error))
+                _fail(run, run.named(str(error)))
+                return
             bound.exception("search_crashed")
             _fail(run, f"an error in Kerf itself, please report it: {type(error).__name__}: {error}")
         else:
@@ -179,6 +191,16 @@ def _heartbeat(run: SearchRun, stop: threading.Event) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
+
+
+def _passes(error: BaseException) -> bool:
+    """Whether the database or object store is away or the disk full, and not the search wrong."""
+    return is_away(error) or is_full(error) or isinstance(error, Unavailable)
+
+
+def _in_short(error: BaseException) -> str:
+    """An error of the database without the statement and its parameters."""
+    return str(getattr(error, "orig", None) or error)
 
 
 def _settle(run: SearchRun) -> None:

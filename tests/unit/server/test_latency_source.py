@@ -158,7 +158,7 @@ class TestReuse:
 
     def test_what_cannot_be_run_is_not_asked_again_but_bad_luck_is(self, lab: ServerLab) -> None:
         agent = lab.agent()
-        outcomes = {FailureReason.UNSUPPORTED: True, FailureReason.CRASHED: False, FailureReason.AGENT_OUTDATED: False}
+        outcomes = {FailureReason.UNSUPPORTED: True, FailureReason.CRASHED: True, FailureReason.AGENT_OUTDATED: False}
         for place, (reason, is_reused) in enumerate(outcomes.items()):
             task = kernel_task(100 + place)
             first = lab.source.request(agent.device_id, [task], lab.search(agent.device_id))

@@ -102,7 +102,7 @@ class LeaseMachine(RuleBasedStateMachine):
     def expire(self, lease: leases.LeasedTask) -> None:
         with self.database.write() as session:
             session.execute(update(TaskRow).where(TaskRow.id == lease.task_id).values(lease_expires_at=1.0))
-            leases.expire(session, max_attempts=MAX_ATTEMPTS)
+            leases.expire(session)
         self.current.pop(lease.task_id, None)
 
     @rule(target=sent, lease=given, works=st.booleans())

@@ -10,6 +10,7 @@ from sqlalchemy import select, update
 
 from device_agent.contracts import KernelTask, RenewRequest
 from server.fleet import leases, service
+from server.fleet.retry import MAX_DEFERRALS
 from server.models import MeasurementFailureRow, SearchRow, TaskRow
 from server.searches.queries import CANCEL, steer
 from server.states import TaskState
@@ -135,7 +136,7 @@ class TestRaces:
         def reap(_: int) -> list[str]:
             start.wait()
             with lab.database.write() as session:
-                leases.expire(session, max_attempts=3)
+                leases.expire(session)
             return []
 
         def send(_: int) -> list[str]:
@@ -233,10 +234,19 @@ class TestExpiry:
         service.reap(lab.client.app.state.context)  # type: ignore[attr-defined]
         assert lab.task(task_id).state is TaskState.LEASED
 
-    def test_after_too_many_attempts_the_task_has_failed(self, lab: ServerLab) -> None:
+    def test_an_agent_that_was_away_uses_up_no_attempt(self, lab: ServerLab) -> None:
         agent = lab.agent()
         (task_id,) = lab.tasks(agent)
-        for attempt in (1, 2, 3):
+        for _ in range(5):
+            lab.lease(agent)
+            lab.expire(task_id)
+        (lease,) = lab.lease(agent)
+        assert (lease.attempt, lab.task(task_id).failures) == (6, 0)
+
+    def test_after_very_many_the_task_has_failed(self, lab: ServerLab) -> None:
+        agent = lab.agent()
+        (task_id,) = lab.tasks(agent)
+        for attempt in range(1, MAX_DEFERRALS + 1):
             (lease,) = lab.lease(agent)
             assert lease.attempt == attempt
             lab.expire(task_id)

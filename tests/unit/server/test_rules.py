@@ -95,6 +95,7 @@ class TestRetry:
             FailureReason.UNSUPPORTED: 1,
             FailureReason.INVALID_TASK: 1,
             FailureReason.AGENT_OUTDATED: 1,
+            FailureReason.QUARANTINED: 1,
             FailureReason.AGENT_SHUTDOWN: 100,
             FailureReason.DEVICE_NOT_READY: retry.MAX_DEFERRALS,
         }
