@@ -479,6 +479,19 @@ class CandidateRow(Base):
     )
 
 
+class EstimateRow(Base):
+    """The estimated accuracy of a design in the generation that is being evaluated: a finished one is not lost with its
+    worker. `key` is derived from the design and the number of images; without a failure there are both figures.
+    """
+
+    __tablename__ = "search_estimate"
+    search_id: Mapped[str] = mapped_column(Id, ForeignKey("search_job.id"), primary_key=True)
+    key: Mapped[str] = mapped_column(Id, primary_key=True)
+    accuracy: Mapped[float | None] = mapped_column(Double)
+    loss: Mapped[float | None] = mapped_column(Double)
+    failure: Mapped[str | None] = mapped_column(Text)
+
+
 class EventRow(Base):
     """What happened in a search, numbered from 1 without gaps."""
 

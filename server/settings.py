@@ -50,6 +50,10 @@ class Settings:
         job_stale_s: A running search whose worker has not reported for so long is taken over.
         datasets_dir: Folder on the worker below which searches may read data sets (`dataset.train: worker:PATH`);
             none by default.
+        evaluators: How many processes of a worker estimate and train candidates at the same time; 1 is the worker
+            itself, 0 one for every four cores.
+        evaluator_threads: Threads of each; 0 shares the cores. Equal numbers give equal fronts to the last bit,
+            whatever the number of processes.
         drift_interval_s: How often the sentinel kernels of each series in use are measured again, while its device is
             idle, to see whether it drifted; 0 is never. Each time costs the device a few seconds.
         open_dashboard: Whether browsers on the server's own machine see the dashboard without signing in. `kerf up`
@@ -74,6 +78,8 @@ class Settings:
     reap_interval_s: float = 5.0
     job_stale_s: float = 60.0
     datasets_dir: Path | None = None
+    evaluators: int = 0
+    evaluator_threads: int = 0
     drift_interval_s: float = 0.0
     open_dashboard: bool = False
     log_json: bool = False
@@ -100,6 +106,9 @@ class Settings:
             )
         if self.token_key and not _TOKEN_KEY.fullmatch(self.token_key):
             raise ContractError("token_key must be 64 hex digits or more: make one with `openssl rand -hex 32`")
+        for name in ("evaluators", "evaluator_threads"):
+            if not 0 <= getattr(self, name) <= 1024:
+                raise ContractError(f"{name} {getattr(self, name)!r} is not in 0..1024")
         if self.artifacts_cache_bytes < 0:
             raise ContractError(f"artifacts_cache_bytes {self.artifacts_cache_bytes!r} must not be negative")
         if min(self.max_artifact_bytes, self.max_body_bytes) < 1:

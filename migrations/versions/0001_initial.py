@@ -404,6 +404,16 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("search_id", "name", name=op.f("pk_search_document")),
     )
     op.create_table(
+        "search_estimate",
+        sa.Column("search_id", sa.String(length=80), nullable=False),
+        sa.Column("key", sa.String(length=80), nullable=False),
+        sa.Column("accuracy", sa.Double(), nullable=True),
+        sa.Column("loss", sa.Double(), nullable=True),
+        sa.Column("failure", sa.Text(), nullable=True),
+        sa.ForeignKeyConstraint(["search_id"], ["search_job.id"], name=op.f("fk_search_estimate_search_id_search_job")),
+        sa.PrimaryKeyConstraint("search_id", "key", name=op.f("pk_search_estimate")),
+    )
+    op.create_table(
         "search_event",
         sa.Column("search_id", sa.String(length=80), nullable=False),
         sa.Column("seq", sa.Integer(), autoincrement=False, nullable=False),
@@ -671,6 +681,7 @@ def downgrade() -> None:
 
     op.drop_table("search_task")
     op.drop_table("search_event")
+    op.drop_table("search_estimate")
     op.drop_table("search_document")
     op.drop_table("search_checkpoint")
     with op.batch_alter_table("report", schema=None) as batch_op:

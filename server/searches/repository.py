@@ -174,24 +174,24 @@ def device_names(session: Session, device_ids: Sequence[str]) -> dict[str, str]:
 
 def heartbeat(session: Session, claim: JobClaim) -> JobSignal:
     """Say that the worker is alive, and learn what the user wants. Raises `ClaimLost`."""
-    state = _fence(session, claim)
+    state = fence(session, claim)
     return {JobState.PAUSING: JobSignal.PAUSE, JobState.CANCELLING: JobSignal.CANCEL}.get(state, JobSignal.CONTINUE)
 
 
 def set_stage(session: Session, claim: JobClaim, stage: JobStage, progress: Mapping[str, Any] | None = None) -> None:
     """Enter a stage; tells watchers with a "stage" event."""
-    _fence(session, claim, stage=stage, progress=encode(progress or {}))
+    fence(session, claim, stage=stage, progress=encode(progress or {}))
     add_events(session, claim, [SearchEvent(kind="stage", data={"stage": stage.value})])
 
 
 def set_progress(session: Session, claim: JobClaim, progress: Mapping[str, Any]) -> None:
     """Replace the figures that a progress display shows, such as {"done": 12, "total": 40}."""
-    _fence(session, claim, progress=encode(progress))
+    fence(session, claim, progress=encode(progress))
 
 
 def save_checkpoint(session: Session, claim: JobClaim, *, stage: JobStage, step: int, data: str) -> None:
     """Store the state after `step`; saving a step again replaces it. Old steps of the stage are removed."""
-    _fence(session, claim)
+    fence(session, claim)
     key = {"search_id": claim.search_id, "stage": stage, "step": step}
     upsert(session, CheckpointRow, [{**key, "data": data}], key=tuple(key))
     session.execute(
@@ -216,7 +216,7 @@ def load_checkpoint(session: Session, search_id: str, stage: JobStage) -> Checkp
 
 def add_events(session: Session, claim: JobClaim, events: Sequence[SearchEvent]) -> int:
     """Append events and return the number of the last one."""
-    _fence(session, claim)
+    fence(session, claim)
     return append_events(session, claim.search_id, events)
 
 
@@ -242,7 +242,7 @@ def save_candidates(session: Session, claim: JobClaim, records: Sequence[Candida
     """Insert candidates. One that is stored gets the new metrics and generation, and what its evaluation told; it keeps
     its marks and what later stages found.
     """
-    _fence(session, claim)
+    fence(session, claim)
     later = _results_of_later_stages(session, claim, [r.candidate_id for r in records])
     rows = [
         {
@@ -276,13 +276,13 @@ def _results_of_later_stages(
 
 def mark_front(session: Session, claim: JobClaim, candidate_ids: Sequence[str]) -> None:
     """Make exactly these candidates the front."""
-    _fence(session, claim)
+    fence(session, claim)
     _mark(session, claim, "on_front", candidate_ids)
 
 
 def mark_selected(session: Session, claim: JobClaim, candidate_ids: Sequence[str]) -> None:
     """Make exactly these candidates the ones that go through training, export and verification."""
-    _fence(session, claim)
+    fence(session, claim)
     _mark(session, claim, "selected", candidate_ids)
 
 
@@ -290,7 +290,7 @@ def set_candidate_result(
     session: Session, claim: JobClaim, candidate_id: str, stage: str, result: Mapping[str, Any]
 ) -> None:
     """Store what a stage found out about a candidate; doing so again replaces it."""
-    _fence(session, claim)
+    fence(session, claim)
     where = (CandidateRow.search_id == claim.search_id, CandidateRow.candidate_id == candidate_id)
     results = session.execute(select(CandidateRow.results).where(*where)).scalar_one()
     session.execute(
@@ -335,7 +335,7 @@ def candidate_record(row: CandidateRow) -> CandidateRecord:
 
 def put_document(session: Session, claim: JobClaim, name: str, text: str) -> None:
     """Keep a text with the search, byte for byte: RESOLVED_CONFIG, LATENCY_TABLE, RESULT or any other name."""
-    _fence(session, claim)
+    fence(session, claim)
     digest = hashlib.sha256(text.encode()).hexdigest()
     row = {"search_id": claim.search_id, "name": name, "sha256": digest, "text": text}
     upsert(session, DocumentRow, [row], key=("search_id", "name"))
@@ -377,7 +377,7 @@ def release_job(session: Session, claim: JobClaim, *, delay_s: float = 0.0) -> N
 
     A pause or cancellation under way is completed instead.
     """
-    state = _fence(session, claim)
+    state = fence(session, claim)
     if state is not JobState.RUNNING:
         settle_job(session, claim)
         return
@@ -386,7 +386,7 @@ def release_job(session: Session, claim: JobClaim, *, delay_s: float = 0.0) -> N
 
 def settle_job(session: Session, claim: JobClaim) -> JobState:
     """Answer a PAUSE or CANCEL signal: the job becomes PAUSED or CANCELLED, and the claim ends."""
-    state = _fence(session, claim)
+    state = fence(session, claim)
     if state is JobState.PAUSING:
         _move(session, claim, JobState.PAUSED, worker=None)
         return JobState.PAUSED
@@ -396,7 +396,7 @@ def settle_job(session: Session, claim: JobClaim) -> JobState:
     return state
 
 
-def _fence(session: Session, claim: JobClaim, **values: Any) -> JobState:
+def fence(session: Session, claim: JobClaim, **values: Any) -> JobState:
     """Write under the claim's epoch, lock the row, and return the job's state. Raises `ClaimLost`."""
     state = session.execute(
         update(SearchRow)
@@ -432,7 +432,7 @@ def _move(session: Session, claim: JobClaim, target: JobState, **values: Any) ->
 
 
 def _finish(session: Session, claim: JobClaim, target: JobState, **values: Any) -> None:
-    state = _fence(session, claim)
+    state = fence(session, claim)
     if state is JobState.CANCELLING:
         target, values = JobState.CANCELLED, {}
     _move(session, claim, target, finished_at=now_s(), worker=None, **values)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+from search.accuracy.crewed import CrewEstimator, OneShotWork
 from search.accuracy.estimator import AccuracyEstimator, GenerationEstimator
 from search.accuracy.finetuned import FinetunedEstimator
-from search.accuracy.one_shot import OneShotEstimator
 from search.accuracy.supernet import SupernetEstimator
 from search.domain.candidate import Evaluation
 from search.domain.config import Estimator, TrainingConfig
@@ -15,6 +16,9 @@ from search.domain.space import Decisions, Genome
 from search.evaluation import AccuracyEstimate
 from search.known_figures import NetworkFigures
 from search.loop import total_violation
+from search.parallel.crew import Crew
+from server.worker.crews import make_crew, num_threads
+from server.worker.estimates import store_estimate, stored_estimates
 from server.worker.run import SearchRun
 from server.worker.stages.preparing import Prepared
 
@@ -23,13 +27,15 @@ class CandidateEvaluator:
     """Figures of new genomes: accuracy as the config wants it estimated, and all that the genome alone decides."""
 
     def __init__(
-        self, run: SearchRun, prepared: Prepared, figures: NetworkFigures, known: Sequence[Genome] = ()
+        self, run: SearchRun, prepared: Prepared, figures: NetworkFigures, crew: Crew, known: Sequence[Genome] = ()
     ) -> None:
-        """`known` are the candidates of earlier generations, in their order, which some estimators build on."""
+        """`crew` is that of `one_shot_crew`. `known` are the candidates of earlier generations, in their order, which
+        some estimators build on.
+        """
         self._run = run
         self._prepared = prepared
         self._figures = figures
-        self._estimator = make_estimator(run, prepared, [prepared.space.decode(genome) for genome in known])
+        self._estimator = make_estimator(run, prepared, crew, [prepared.space.decode(genome) for genome in known])
 
     @property
     def scores_generations(self) -> bool:
@@ -73,7 +79,7 @@ class CandidateEvaluator:
 
 
 def make_estimator(
-    run: SearchRun, prepared: Prepared, known: Sequence[Decisions] = ()
+    run: SearchRun, prepared: Prepared, crew: Crew, known: Sequence[Decisions] = ()
 ) -> AccuracyEstimator | GenerationEstimator:
     """The estimator that the search's config asks for."""
     accuracy = run.config.accuracy
@@ -99,20 +105,39 @@ def make_estimator(
             folder=run.work_dir / "finetuned",
             known=known,
         )
-    return make_one_shot_estimator(run, prepared)
+    return make_one_shot_estimator(run, crew)
 
 
-def make_one_shot_estimator(
-    run: SearchRun, prepared: Prepared, *, evaluation_images: int | None = None
-) -> OneShotEstimator:
+def make_one_shot_estimator(run: SearchRun, crew: Crew, *, evaluation_images: int | None = None) -> CrewEstimator:
     """The unpruned network's weights, pruned and judged on held-out images: as many as the config says, or as given."""
-    accuracy = run.config.accuracy
-    evaluation = prepared.data.split.holdout.evenly(evaluation_images or accuracy.evaluation_images)
-    return OneShotEstimator(
-        prepared.model,
-        prepared.spec,
-        prepared.data.split.calibration,
-        evaluation,
-        prepared.data.normalise,
-        batch_size=accuracy.batch_size,
+    return CrewEstimator(crew, _StoredEstimates(run), evaluation_images or run.config.accuracy.evaluation_images)
+
+
+def one_shot_crew(run: SearchRun, prepared: Prepared) -> Crew:
+    """Who makes one-shot estimates of this search. The caller closes it."""
+    split = prepared.data.split
+    work = OneShotWork(
+        model=prepared.model,
+        spec=prepared.spec,
+        calibration=split.calibration,
+        holdout=split.holdout,
+        normalise=prepared.data.normalise,
+        batch_size=run.config.accuracy.batch_size,
+        threads=num_threads(run.settings),
     )
+    return make_crew(run.settings, work)
+
+
+@dataclass(frozen=True, slots=True)
+class _StoredEstimates:
+    """An `EstimateLog` in the database, so that no finished estimate is lost with this worker."""
+
+    run: SearchRun
+
+    def known(self, keys: Sequence[str]) -> Mapping[str, AccuracyEstimate]:
+        with self.run.database.read() as session:
+            return stored_estimates(session, self.run.search_id, keys)
+
+    def record(self, key: str, estimate: AccuracyEstimate) -> None:
+        with self.run.database.write() as session:
+            store_estimate(session, self.run.claim, key, estimate)

@@ -14,6 +14,7 @@ from search.domain.config import Method
 from search.domain.objective import Metric
 from search.domain.space import Genome
 from search.known_figures import NetworkFigures
+from search.parallel.crew import Crew
 from search.pareto import FloatArray, IntArray
 from search.problem import SearchProblem
 from search.reconstruction.estimates import ErrorEstimates, errors_from_json, errors_to_json, estimate_errors
@@ -26,8 +27,8 @@ from server.worker.run import SearchFailed, SearchRun
 from server.worker.stages.preparing import Prepared
 
 
-def make_problem(run: SearchRun, prepared: Prepared, figures: NetworkFigures) -> SearchProblem:
-    """What the config states. Errors of layers are estimated once and stored with the search."""
+def make_problem(run: SearchRun, prepared: Prepared, figures: NetworkFigures, crew: Crew) -> SearchProblem:
+    """What the config states. Errors of layers are estimated once, some by `crew`, and stored with the search."""
     config = run.config
     needs_errors = Method.EXACT in (config.method.name, config.method.seed_with)
     canonical = CanonicalForm(prepared.spec, prepared.space)
@@ -53,7 +54,7 @@ def make_problem(run: SearchRun, prepared: Prepared, figures: NetworkFigures) ->
         known_latencies=figures.latencies_ms if profitable is None else known_latencies,
         device_tables=figures.device_tables,
         canonical=designs,
-        errors=_errors(run, prepared).factors if needs_errors else (),
+        errors=_errors(run, prepared, crew).factors if needs_errors else (),
         mapping=mapping_input(run, prepared, figures),
     )
 
@@ -74,7 +75,7 @@ def _profitable_form(run: SearchRun, prepared: Prepared, figures: NetworkFigures
     return form
 
 
-def _errors(run: SearchRun, prepared: Prepared) -> ErrorEstimates:
+def _errors(run: SearchRun, prepared: Prepared, crew: Crew) -> ErrorEstimates:
     with run.database.read() as session:
         stored = get_document(session, run.search_id, LAYER_ERRORS)
     if stored is not None:
@@ -82,7 +83,7 @@ def _errors(run: SearchRun, prepared: Prepared) -> ErrorEstimates:
     run.message("estimating what pruning each layer costs in loss")
 
     def losses(genomes: Sequence[Genome]) -> FloatArray:
-        found = make_one_shot_estimator(run, prepared).estimate([prepared.space.decode(g) for g in genomes], run.check)
+        found = make_one_shot_estimator(run, crew).estimate([prepared.space.decode(g) for g in genomes], run.check)
         failures = [estimate.failure for estimate in found if estimate.failure is not None]
         if failures:
             raise SearchFailed(f"a choice of the space could not be evaluated by itself: {failures[0]}")

@@ -16,6 +16,7 @@ from search.domain.config import Estimator
 from search.domain.objective import Metric
 from search.errors import SearchError
 from search.loop import total_violation
+from search.parallel.crew import Crew
 from search.selection import best_fronts
 from server.searches.repository import REEVALUATED, get_document
 from server.states import JobStage
@@ -25,7 +26,7 @@ from server.worker.stages.preparing import Prepared
 
 
 def reevaluated(
-    run: SearchRun, prepared: Prepared, archive: Sequence[EvaluatedCandidate]
+    run: SearchRun, prepared: Prepared, crew: Crew, archive: Sequence[EvaluatedCandidate]
 ) -> tuple[EvaluatedCandidate, ...]:
     """The `accuracy.reevaluate_top` best of `archive` with figures from all held-out images, and no others.
 
@@ -48,23 +49,30 @@ def reevaluated(
     with run.database.read() as session:
         stored = get_document(session, run.search_id, REEVALUATED)
     figures: dict[str, Any] = {} if stored is None else json.loads(stored)
-    estimator = make_one_shot_estimator(run, prepared, evaluation_images=images)
-    found = []
-    for done, item in enumerate(chosen):
-        key = ",".join(map(str, item.candidate.genome))
-        if key not in figures:
-            run.progress(JobStage.SEARCHING, done, len(chosen), f"best candidates judged on {images} images")
-            estimate = estimator.estimate([prepared.space.decode(item.candidate.genome)], run.check)[0]
+    missing = {key: item.candidate.genome for item in chosen if (key := _key(item)) not in figures}
+
+    def on_known(count: int) -> None:
+        note = f"best candidates judged on {images} images"
+        run.progress(JobStage.SEARCHING, len(chosen) - len(missing) + count, len(chosen), note)
+
+    if missing:
+        estimator = make_one_shot_estimator(run, crew, evaluation_images=images)
+        candidates = [prepared.space.decode(genome) for genome in missing.values()]
+        for key, estimate in zip(missing, estimator.estimate(candidates, run.check, on_known), strict=True):
             if estimate.failure is None:
                 figures[key] = {Metric.ERROR.value: 1.0 - estimate.accuracy, Metric.LOSS.value: estimate.loss}
             else:
                 figures[key] = {"failure": estimate.failure}
-            run.put_document(REEVALUATED, json.dumps(figures))
-        found.append(_with(run, item, figures[key]))
+        run.put_document(REEVALUATED, json.dumps(figures))
+    found = [_with(run, item, figures[_key(item)]) for item in chosen]
     run.message(f"the {len(chosen)} best candidates were judged again, on {images} images each; the front is theirs")
     if all(item.evaluation.failure is not None for item in found):
         raise SearchError(f"none of the best candidates could be judged again: {found[0].evaluation.failure}")
     return tuple(found)
+
+
+def _key(item: EvaluatedCandidate) -> str:
+    return ",".join(map(str, item.candidate.genome))
 
 
 def _with(run: SearchRun, item: EvaluatedCandidate, figures: dict[str, Any]) -> EvaluatedCandidate:

@@ -76,7 +76,7 @@ def prepare(run: SearchRun) -> Prepared:
     data, digests = load_search_data(run, input_shape, None if found is None else found[1], task)
     model = base.build(data.split.train)
     spec = trace_network(model, input_shape, base.name)
-    torch.set_num_threads(_num_threads(spec, config.training.batch_size))
+    torch.set_num_threads(run.settings.evaluator_threads or _num_threads(spec, config.training.batch_size))
     if found is not None:
         saved = found[1]
         load_checkpoint(model, run.artifact_path(saved["model_sha256"]))

@@ -22,6 +22,7 @@ from search.latency.table import dump_table
 from search.layers import layer_figures
 from search.loop import SearchState, front_of, run_search, state_from_json, state_to_json
 from search.lowering import lower
+from search.parallel.crew import Crew
 from search.pareto import hypervolume
 from search.problem import SearchProblem
 from search.rescoring import told_anew, with_figures
@@ -44,7 +45,8 @@ from server.searches.repository import (
 )
 from server.states import JobStage
 from server.worker.active import Rounds, measured_round
-from server.worker.evaluating import CandidateEvaluator
+from server.worker.estimates import forget_estimates
+from server.worker.evaluating import CandidateEvaluator, one_shot_crew
 from server.worker.latencies import Profile, card_of
 from server.worker.problem import make_problem
 from server.worker.reevaluating import reevaluated
@@ -76,24 +78,25 @@ def search(run: SearchRun, prepared: Prepared, profile: Profile) -> Profile:
     rounds = Rounds.of(run, None if found is None else found[1])
     recorder = _Recorder(run, profile, rounds, known=0 if found is None else found[0])
     figures = NetworkFigures(prepared.spec, prepared.space, profile.fleet)
-    problem = make_problem(run, prepared, figures)
-    while True:
-        # Each part is what a resumed search does, so that one that is resumed ends the same.
-        target = config.method.generations if rounds.are_over else rounds.ends[rounds.done]
-        searcher, state = _searched(run, prepared, problem, figures, state, recorder, target)
-        if rounds.are_over:
-            break
-        # A space that is used up gives no more generations to measure between.
-        is_last = state.generation < target or target == config.method.generations
-        measured, rounds = measured_round(run, prepared, profile, state.archive, rounds, is_last=is_last)
-        if measured is not profile:
-            profile = measured
-            figures = NetworkFigures(prepared.spec, prepared.space, profile.fleet)
-            problem = make_problem(run, prepared, figures)
-            anew = with_figures(state.archive, figures, config.constraints)
-            state = told_anew(_searcher(run, problem), problem, state, anew)
-        recorder.after_round(state, profile, rounds)
-    judged = reevaluated(run, prepared, state.archive)
+    with one_shot_crew(run, prepared) as crew:
+        problem = make_problem(run, prepared, figures, crew)
+        while True:
+            # Each part is what a resumed search does, so that one that is resumed ends the same.
+            target = config.method.generations if rounds.are_over else rounds.ends[rounds.done]
+            searcher, state = _searched(run, prepared, problem, figures, crew, state, recorder, target)
+            if rounds.are_over:
+                break
+            # A space that is used up gives no more generations to measure between.
+            is_last = state.generation < target or target == config.method.generations
+            measured, rounds = measured_round(run, prepared, profile, state.archive, rounds, is_last=is_last)
+            if measured is not profile:
+                profile = measured
+                figures = NetworkFigures(prepared.spec, prepared.space, profile.fleet)
+                problem = make_problem(run, prepared, figures, crew)
+                anew = with_figures(state.archive, figures, config.constraints)
+                state = told_anew(_searcher(run, problem), problem, state, anew)
+            recorder.after_round(state, profile, rounds)
+        judged = reevaluated(run, prepared, crew, state.archive)
     front = front_of(judged, config.objectives)
     if not front:
         bounds = ", ".join(f"{c.subject} <= {c.max:g}" for c in config.constraints)
@@ -111,6 +114,7 @@ def search(run: SearchRun, prepared: Prepared, profile: Profile) -> Profile:
             save_candidates(session, run.claim, records)
             told = {_id(item) for item in state.archive if item.evaluation.failure is not None}
             add_events(session, run.claim, _failure_events([r for r in records if r.candidate_id not in told]))
+        forget_estimates(session, run.claim)
         mark_front(session, run.claim, [_id(c) for c in front])
         mark_selected(session, run.claim, [_id(c) for c in selected])
         put_document(session, run.claim, SEARCHED_FRONT, searched_front(prepared.space, front))
@@ -123,13 +127,14 @@ def _searched(
     prepared: Prepared,
     problem: SearchProblem,
     figures: NetworkFigures,
+    crew: Crew,
     state: SearchState | None,
     recorder: _Recorder,
     generations: int,
 ) -> tuple[Searcher, SearchState]:
     """Search from `state` up to `generations` with the latencies of `figures`, which `problem` is of."""
     known = [] if state is None else [item.candidate.genome for item in state.archive]
-    evaluator = CandidateEvaluator(run, prepared, figures, known)
+    evaluator = CandidateEvaluator(run, prepared, figures, crew, known)
     searcher = _searcher(run, problem)
     state = run_search(
         searcher=searcher,
@@ -216,6 +221,7 @@ class _Recorder:
         }
         with run.database.write() as session:
             save_candidates(session, run.claim, records)
+            forget_estimates(session, run.claim)
             mark_front(session, run.claim, [_id(c) for c in front])
             self._save_checkpoint(session, state)
             add_events(session, run.claim, [SearchEvent(kind="generation", data=figures), *_failure_events(records)])

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from search.domain.config import Regime, TrainingConfig
-from search.training.regimes import CandidateTrainer
 from server.cli.demo import demo_config
 from server.searches.repository import CandidateRecord
+from server.settings import Settings
 from server.worker.run import RunInterrupted
 from server.worker.stages.preparing import Prepared, prepare
-from server.worker.stages.training import _train_one
+from server.worker.stages.training import train_candidates, training_crew
 
 
 class LocalRun:
@@ -28,11 +28,18 @@ class LocalRun:
         self.config = dataclasses.replace(
             config, model=dataclasses.replace(config.model, train_epochs=1), training=training
         )
-        self.settings = SimpleNamespace(data_dir=folder)
+        self.settings = Settings(data_dir=folder, evaluators=1)
+        self.claim: Any = None
+        self.results: dict[str, Any] = {}
+        self.database = self
         self.work_dir = folder
         self._stop_at = stop_at
         self.checks = 0
         self.messages: list[str] = []
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[LocalRun]:
+        yield self
 
     def check(self) -> None:
         self.checks += 1
@@ -95,18 +102,25 @@ def test_the_base_network_is_trained_the_same_through_interruptions(tmp_path: Pa
     ],
     ids=["finetune", "jcw"],
 )
-def test_a_candidate_is_trained_the_same_through_interruptions(tmp_path: Path, training: TrainingConfig) -> None:
+def test_a_candidate_is_trained_the_same_through_interruptions(
+    tmp_path: Path, training: TrainingConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prepared = prepare(LocalRun(tmp_path, TrainingConfig()))
     space = prepared.space
     candidate = CandidateRecord(
         candidate_id="c_0123456789", genome=tuple(n // 2 for n in space.num_choices), metrics={}, generation=1
     )
 
+    def set_result(run: LocalRun, claim: None, candidate_id: str, stage: str, result: dict[str, Any]) -> None:
+        run.results[candidate_id] = result
+
+    monkeypatch.setattr("server.worker.stages.training.set_candidate_result", set_result)
+
     def work(run: LocalRun) -> dict[str, Any]:
-        trainer = CandidateTrainer(
-            prepared.model, prepared.spec, prepared.data, training, run.config.method.seed, run.message
-        )
-        return _train_one(run, prepared, trainer, candidate, 0, 1)
+        with training_crew(run, prepared) as crew:
+            train_candidates(run, prepared, crew, [candidate], 0, 1)
+        result: dict[str, Any] = run.results[candidate.candidate_id]
+        return result
 
     folders = [tmp_path / "whole", tmp_path / "again"]
     for folder in folders:
