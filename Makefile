@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-.PHONY: setup demo test test-slow test-sanitizers check bench bench-kernels bench-search bench-latency chaos wheels clean
+.PHONY: setup demo test test-slow test-docs test-sanitizers docs check bench bench-kernels bench-search bench-latency \
+	chaos wheels clean
 
 setup: $(VENV)/.installed
 
@@ -20,6 +21,16 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# Every command of the documentation, in the order of its pages, against processes of its own: minutes.
+test-docs: setup
+	$(BIN)/python -m pytest tests/docs -m "slow or not slow"
+
+# The documentation as a site that loads nothing from elsewhere: site/index.html. A link that leads nowhere is an error.
+docs: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints/cpu.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	$(BIN)/python -m docsite.check site
 
 # The loader of program images and all kernels under the address and undefined-behaviour sanitizers.
 test-sanitizers: setup
@@ -58,4 +69,4 @@ wheels: setup
 		KERF_NATIVE_TARGET=$$machine $(BIN)/python -m hatchling build -t wheel -d dist || exit 1; done
 
 clean:
-	rm -rf $(VENV) demo-out build dist
+	rm -rf $(VENV) demo-out build dist site

@@ -45,7 +45,7 @@ ABORT_GRACE_S = 2.0
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `kerf-agent`; the exit status."""
-    options = _parser().parse_args(arguments)
+    options = make_parser().parse_args(arguments)
     try:
         settings = load_settings(
             os.environ,
@@ -210,7 +210,8 @@ def _read_task(path: Path, options: argparse.Namespace) -> KernelTask:
     return KernelTask(kernel=decode(KernelSpec, data), setup=setup)
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; the documentation is made from it, too."""
     variables = "\n".join(f"  {name:34} {meaning}" for name, meaning in ENVIRONMENT.items())
     parser = argparse.ArgumentParser(
         prog="kerf-agent",

@@ -17,7 +17,9 @@ TOKEN_FILE = "user.token"
 
 
 def default_data_dir() -> Path:
-    """`$XDG_DATA_HOME/kerf`, or `~/.local/share/kerf`."""
+    """`KERF_DATA_DIR`, or `$XDG_DATA_HOME/kerf`, or `~/.local/share/kerf`."""
+    if named := os.environ.get(DATA_DIR_VARIABLE):
+        return Path(named)
     base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
     return Path(base) / "kerf"
 
@@ -32,7 +34,7 @@ def user_token(token: str | None) -> str:
     found = token or os.environ.get(TOKEN_VARIABLE)
     if found:
         return found.strip()
-    path = Path(os.environ.get(DATA_DIR_VARIABLE) or default_data_dir()) / TOKEN_FILE
+    path = default_data_dir() / TOKEN_FILE
     try:
         return path.read_text(encoding="utf-8").strip()
     except OSError:

@@ -107,7 +107,7 @@ def accuracy(network: nn.Module, images: np.ndarray, labels: np.ndarray) -> floa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the tutorial's network on digits.")
-    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--output", type=Path, default=Path("."), help="Folder for the three files.")
     options = parser.parse_args()
     torch.manual_seed(0)

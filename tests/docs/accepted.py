@@ -18,7 +18,7 @@ from tests.docs.blocks import ROOT
 #: Programs that are not ours. A name that is not here is a misspelt one, until it is.
 PROGRAMS = {
     *("adb", "cat", "cc", "cd", "cp", "curl", "echo", "export", "getconf", "git", "grep", "jq", "ls", "mkdir", "pkg"),
-    *("pg_dump", "psql", "systemctl", "tee", "termux-wake-lock", "unzip", "uptime", "vcgencmd", "./example"),
+    *("pg_dump", "psql", "systemctl", "tee", "termux-wake-lock", "unzip", "scp", "uptime", "vcgencmd", "./example"),
 }
 #: Programs that run what follows them, with how many words of their own (options not counted).
 WRAPPERS = {"sudo": 0, "nohup": 0, "time": 0, "taskset": 1, "env": 0}
@@ -116,7 +116,7 @@ def _check_agent(arguments: list[str]) -> None:
     told = io.StringIO()
     try:
         with contextlib.redirect_stderr(told):
-            agent_cli._parser().parse_args(arguments)
+            agent_cli.make_parser().parse_args(arguments)
     except SystemExit:
         raise Refused(told.getvalue().strip()) from None
 
