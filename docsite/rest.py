@@ -22,7 +22,8 @@ read page by page: give `next` of the answer as `cursor`. Of each operation the 
 [method](client.md), which is named with it; those without one are for agents.
 
 Any request may be refused with 400 (cannot be read), 401 (no valid token), 403 (the token does not allow it), 404, 409
-(not in a state for this), 413 (too large), 422 (a value cannot be used; `errors` names it) and 503 (try again in a moment).
+(not in a state for this), 413 (too large), 422 (a value cannot be used; `errors` names it) and 503 (try again in a
+moment).
 """
 #: Told once for all.
 _USUAL_REFUSALS = {"400", "401", "403", "404", "409", "413", "422", "503"}

@@ -17,7 +17,24 @@ from tests.docs.blocks import ROOT
 
 #: Programs that are not ours. A name that is not here is a misspelt one, until it is.
 PROGRAMS = {
-    *("adb", "cat", "cc", "cd", "cp", "curl", "echo", "export", "getconf", "git", "grep", "jq", "ls", "mkdir", "pkg"),
+    *(
+        ".",
+        "adb",
+        "cat",
+        "cc",
+        "cd",
+        "cp",
+        "curl",
+        "echo",
+        "export",
+        "getconf",
+        "git",
+        "grep",
+        "jq",
+        "ls",
+        "mkdir",
+        "pkg",
+    ),
     *("pg_dump", "psql", "systemctl", "tee", "termux-wake-lock", "unzip", "scp", "uptime", "vcgencmd", "./example"),
 }
 #: Programs that run what follows them, with how many words of their own (options not counted).
