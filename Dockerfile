@@ -11,8 +11,9 @@ COPY server server
 COPY migrations migrations
 ENV KERF_DATA_DIR=/data
 
+# With the extra of the search, which converts ONNX files that are uploaded.
 FROM base AS server
-RUN pip install --no-cache-dir '.[server,objects]'
+RUN pip install --no-cache-dir '.[server,search,objects]'
 USER kerf
 EXPOSE 8321
 CMD ["kerf", "server", "--host", "0.0.0.0"]

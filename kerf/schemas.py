@@ -37,6 +37,7 @@ JobState: TypeAlias = Literal[
     "completed",
     "failed",
 ]
+NetworkFileFormat: TypeAlias = Literal["kerf", "onnx"]
 Op: TypeAlias = Literal[
     "conv2d",
     "depthwise_conv2d",
@@ -493,6 +494,24 @@ class ModelView(TypedDict):
     id: str
     name: str
     sha256: str
+
+
+class NetworkView(TypedDict):
+    """A network. `sha256` is that of its `.kerf` file, which a config names as `model.network`; `source_sha256` that of
+    what was sent. `input_shape` is that of one image, `outputs` names nodes; `notes` say what a conversion left out.
+    """
+
+    created_at: str | None
+    format: NetworkFileFormat
+    id: str
+    input_shape: list[int]
+    name: str
+    notes: list[str]
+    num_nodes: int
+    outputs: list[str]
+    parameters: int
+    sha256: str
+    source_sha256: str
 
 
 class NewToken(TypedDict):

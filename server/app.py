@@ -20,7 +20,7 @@ from server.accounts import endpoints as accounts
 from server.accounts.tokens import SecretHasher
 from server.artifacts import endpoints as artifacts
 from server.artifacts.store import open_store
-from server.catalog import datasets
+from server.catalog import datasets, networks
 from server.catalog import endpoints as catalog
 from server.context import Context
 from server.dashboard import views as dashboard
@@ -67,6 +67,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         artifacts,
         catalog,
         datasets,
+        networks,
         accounts,
     ):
         app.include_router(module.router)

@@ -537,6 +537,23 @@ class CheckpointedModelRow(Base):
     __table_args__ = (UniqueConstraint("name", "architecture", "artifact_sha256"),)
 
 
+class NetworkRow(Base):
+    """A network of a user's own, checked when it was registered."""
+
+    __tablename__ = "network"
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    name: Mapped[str] = mapped_column(String(200))
+    #: What was sent: a `.kerf` file, or ONNX.
+    source_sha256: Mapped[str] = mapped_column(String(64), ForeignKey("artifact.sha256"), index=True)
+    #: The `.kerf` file that searches read; what was sent, if that was one.
+    network_sha256: Mapped[str] = mapped_column(String(64), ForeignKey("artifact.sha256"), index=True)
+    #: Hash of the name, what was sent, and the size of an image that was asked for.
+    key: Mapped[str] = mapped_column(Id, unique=True)
+    #: `NetworkContents` as JSON.
+    contents: Mapped[dict[str, Any]] = mapped_column(JSON)
+    created_at: Mapped[float] = mapped_column(Double, default=now_s())
+
+
 class DatasetRow(Base):
     """A data set of images, checked when it was registered."""
 

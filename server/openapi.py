@@ -27,6 +27,7 @@ from search.domain.config import SearchConfig
 from server.accounts.endpoints import NewToken, TokenRequest, TokenView
 from server.catalog.datasets import DatasetRequest, DatasetView
 from server.catalog.endpoints import ModelList, ModelRequest, ModelView
+from server.catalog.networks import NetworkRequest, NetworkView
 from server.errors import Problem
 from server.fleet.devices import DeviceView, EnrolmentCode, EnrolmentCodeRequest
 from server.fleet.quarantine_endpoints import Pardon, QuarantineView
@@ -48,6 +49,8 @@ WIRE_CLASSES: tuple[type, ...] = (
     Comparison,
     DatasetRequest,
     DatasetView,
+    NetworkRequest,
+    NetworkView,
     DeviceView,
     EnrolmentAnswer,
     EnrolmentCode,

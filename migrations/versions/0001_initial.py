@@ -103,6 +103,24 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_measuring_setup")),
     )
     op.create_table(
+        "network",
+        sa.Column("id", sa.String(length=80), nullable=False),
+        sa.Column("name", sa.String(length=200), nullable=False),
+        sa.Column("source_sha256", sa.String(length=64), nullable=False),
+        sa.Column("network_sha256", sa.String(length=64), nullable=False),
+        sa.Column("key", sa.String(length=80), nullable=False),
+        sa.Column("contents", sa.JSON(), nullable=False),
+        sa.Column("created_at", sa.Double(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["network_sha256"], ["artifact.sha256"], name=op.f("fk_network_network_sha256_artifact")
+        ),
+        sa.ForeignKeyConstraint(["source_sha256"], ["artifact.sha256"], name=op.f("fk_network_source_sha256_artifact")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_network")),
+        sa.UniqueConstraint("key", name=op.f("uq_network_key")),
+    )
+    op.create_index(op.f("ix_network_network_sha256"), "network", ["network_sha256"], unique=False)
+    op.create_index(op.f("ix_network_source_sha256"), "network", ["source_sha256"], unique=False)
+    op.create_table(
         "dataset",
         sa.Column("id", sa.String(length=80), nullable=False),
         sa.Column("name", sa.String(length=200), nullable=False),
@@ -735,6 +753,9 @@ def downgrade() -> None:
 
     op.drop_table("measurement_task")
     op.drop_table("dataset")
+    op.drop_index(op.f("ix_network_source_sha256"), table_name="network")
+    op.drop_index(op.f("ix_network_network_sha256"), table_name="network")
+    op.drop_table("network")
     op.drop_table("measuring_setup")
     with op.batch_alter_table("kernel", schema=None) as batch_op:
         batch_op.drop_index("ix_kernel_shape")

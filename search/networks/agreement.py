@@ -69,7 +69,7 @@ def _check_outputs(capture: Capture, walker: Walker, built: BuiltNetwork, x: Ten
         )
 
 
-class _Recorder(fx.Interpreter):
+class Recorder(fx.Interpreter):
     """Runs a graph and keeps a copy of the tensor of each node, as it is when its node has run."""
 
     def __init__(self, module: fx.GraphModule) -> None:
@@ -84,7 +84,7 @@ class _Recorder(fx.Interpreter):
 
 
 def _first_difference(capture: Capture, walker: Walker, built: BuiltNetwork, x: Tensor) -> str:
-    original, rebuilt = _Recorder(capture.program.graph_module), _Recorder(built.model)
+    original, rebuilt = Recorder(capture.program.graph_module), Recorder(built.model)
     leaves = capture.leaves
     placeholders = [node for node in capture.program.graph.nodes if node.op == "placeholder"]
     try:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
@@ -13,18 +11,11 @@ from search.networks.agreement import check_agreement
 from search.networks.aten import convert_node
 from search.networks.build import build_network
 from search.networks.capture import Capture, capture_module, capture_program
+from search.networks.converted import ConvertedNetwork
 from search.networks.document import NetworkDocument, NetworkInput
 from search.networks.file import Network
 from search.networks.ops import NetworkOp
 from search.networks.walker import ShapedLeaf, Walker
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class ConvertedNetwork:
-    """A network that was checked against its original. `notes` say what the file does not hold of it."""
-
-    network: Network
-    notes: tuple[str, ...] = ()
 
 
 def convert_module(model: nn.Module, example: Tensor, name: str) -> ConvertedNetwork:

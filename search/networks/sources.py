@@ -30,8 +30,6 @@ def check_source(source: str, *, trust_file: bool) -> None:
         raise ContractError(f"{source}: files of pickles can run any code and are not read: {_REMEDY}")
     if suffix == ".safetensors":
         raise ContractError(f"{source} holds weights without a network: {_REMEDY}")
-    if suffix == ".onnx":
-        raise ContractError(f"{source}: ONNX is not read: {_REMEDY}")
     if suffix == ".pt2" and not trust_file:
         raise ContractError(
             f"{source}: loading a .pt2 file can run code that is in it: give --trust-file if you made it yourself, or "
@@ -39,6 +37,11 @@ def check_source(source: str, *, trust_file: bool) -> None:
         )
     if suffix != ".pt2" and trust_file:
         raise ContractError(f"--trust-file is for .pt2 files, not for {source}: leave it out")
+
+
+def is_onnx(source: str) -> bool:
+    """Whether `source` names an ONNX file."""
+    return Path(source).suffix.lower() == ".onnx"
 
 
 def load_program(path: Path) -> ExportedProgram:

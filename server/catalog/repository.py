@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from device_agent.contracts import content_id
 from server.ids import new_id
-from server.models import CheckpointedModelRow, DatasetRow
+from server.models import CheckpointedModelRow, DatasetRow, NetworkRow
 from server.upsert import insert_missing
 
 
@@ -47,6 +47,46 @@ def add_dataset(
     return session.scalars(select(DatasetRow).filter_by(key=key)).one()
 
 
+def add_network(
+    session: Session,
+    *,
+    name: str,
+    source_sha256: str,
+    input_shape: Sequence[int] | None,
+    network_sha256: str,
+    contents: Mapping[str, Any],
+) -> NetworkRow:
+    key = _network_key(name, source_sha256, input_shape)
+    row = {
+        "id": new_id("network"),
+        "key": key,
+        "name": name,
+        "source_sha256": source_sha256,
+        "network_sha256": network_sha256,
+        "contents": dict(contents),
+    }
+    insert_missing(session, NetworkRow, [row])
+    return session.scalars(select(NetworkRow).filter_by(key=key)).one()
+
+
+def list_networks(session: Session, *, after: str | None, limit: int) -> Sequence[NetworkRow]:
+    query = select(NetworkRow).order_by(NetworkRow.id).limit(limit)
+    return session.scalars(query if after is None else query.where(NetworkRow.id > after)).all()
+
+
+def find_network(
+    session: Session, *, name: str, source_sha256: str, input_shape: Sequence[int] | None
+) -> NetworkRow | None:
+    key = _network_key(name, source_sha256, input_shape)
+    return session.scalars(select(NetworkRow).filter_by(key=key)).one_or_none()
+
+
+def networks_of(session: Session, sha256: str) -> Sequence[NetworkRow]:
+    """The networks that were made of this file, or are this file, oldest first."""
+    is_it = (NetworkRow.network_sha256 == sha256) | (NetworkRow.source_sha256 == sha256)
+    return session.scalars(select(NetworkRow).where(is_it).order_by(NetworkRow.id)).all()
+
+
 def list_models(session: Session, *, after: str | None, limit: int) -> Sequence[CheckpointedModelRow]:
     query = select(CheckpointedModelRow).order_by(CheckpointedModelRow.id).limit(limit)
     return session.scalars(query if after is None else query.where(CheckpointedModelRow.id > after)).all()
@@ -72,6 +112,10 @@ def dataset_of(session: Session, train_sha256: str, test_sha256: str | None) -> 
     """A data set of these files, under whatever name."""
     query = select(DatasetRow).filter_by(train_sha256=train_sha256, test_sha256=test_sha256).order_by(DatasetRow.id)
     return session.scalars(query.limit(1)).one_or_none()
+
+
+def _network_key(name: str, source_sha256: str, input_shape: Sequence[int] | None) -> str:
+    return content_id("network", [name, source_sha256, None if input_shape is None else list(input_shape)])
 
 
 def _dataset_key(name: str, train_sha256: str, test_sha256: str | None) -> str:

@@ -14,6 +14,7 @@ from kerf import Client
 from search.data.dataset import DataError
 from search.domain.config import Method, SearchConfig, is_on_worker, parse_config
 from search.networks.file import read_network
+from search.networks.kinds import NetworkFileFormat, network_format
 from server.cli.data_files import check_files_of, check_split, upload_data
 from server.cli.errors import ConfigFileError
 
@@ -93,7 +94,9 @@ def check_files(config: SearchConfig, data_dir: Path | None) -> Mapping[str, Pat
             raise ConfigFileError(f"{role}: there is no file {path}; check the name in the config and --data")
         if role == "network":
             try:
-                read_network(path)
+                # The server converts ONNX.
+                if network_format(path) is NetworkFileFormat.KERF:
+                    read_network(path)
             except ContractError as error:
                 raise ConfigFileError(f"network: {error}") from None
         found[role] = path

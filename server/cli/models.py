@@ -14,7 +14,7 @@ from server.cli.connection import ServerOption, TokenOption, connect
 from server.cli.console import JsonOption, make_console, print_json, tell
 
 if TYPE_CHECKING:
-    from search.networks.convert import ConvertedNetwork
+    from search.networks.converted import ConvertedNetwork
     from search.networks.inspection import NetworkInspection
 
 app = typer.Typer(help="Convert networks of your own, and look at them.", no_args_is_help=True)
@@ -27,15 +27,19 @@ def convert(
     source: Annotated[
         str,
         typer.Argument(
-            help="module.py:factory or package.module:factory, which is your code and is run; or FILE.pt2 with "
-            "--trust-file.",
+            help="module.py:factory or package.module:factory, which is your code and is run; FILE.onnx; or FILE.pt2 "
+            "with --trust-file.",
             show_default=False,
         ),
     ],
     output: Annotated[Path, typer.Option("--output", help="The .kerf file to write.", show_default=False)],
     example_shape: Annotated[
         str | None,
-        typer.Option("--example-shape", help="Size of an image: C,H,W, for example 3,32,32.", show_default=False),
+        typer.Option(
+            "--example-shape",
+            help="Size of an image: C,H,W, for example 3,32,32. Of ONNX only where the file leaves it open.",
+            show_default=False,
+        ),
     ] = None,
     weights: Annotated[
         Path | None, typer.Option("--weights", help="The network's state dict as safetensors.", show_default=False)
@@ -48,9 +52,11 @@ def convert(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Turn a torch network into a .kerf file: data that cannot run code, for searches here and on servers.
+    """Turn a torch network or an ONNX file into a .kerf file: data that cannot run code, for searches here and on
+    servers.
 
-    What is written was built again and agrees with the original in outputs and gradients; else nothing is written.
+    What is written was built again and agrees with the original in outputs, and with a module in gradients; else
+    nothing is written.
     """
     from search.networks.file import write_network  # torch takes seconds to import; only these commands need it
 
@@ -85,27 +91,40 @@ def inspect(
 
 @app.command()
 def upload(
-    file: Annotated[Path, typer.Argument(help="A .kerf file.", show_default=False)],
+    file: Annotated[Path, typer.Argument(help="A .kerf or ONNX file.", show_default=False)],
+    name: Annotated[
+        str | None, typer.Option("--name", help="The network's name; the file's by default.", show_default=False)
+    ] = None,
+    example_shape: Annotated[
+        str | None,
+        typer.Option(
+            "--example-shape", help="Size of an image, where an ONNX file leaves it open: C,H,W.", show_default=False
+        ),
+    ] = None,
     server: ServerOption = None,
     token: TokenOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Send a network to a server and print its SHA-256, which a config submitted over REST names as model.network."""
-    from search.networks.file import read_network
-
-    network = read_network(file)
+    """Send a network to a server, which checks it and converts ONNX, and print its SHA-256, which a config submitted
+    over REST names as model.network.
+    """
+    shape = None if example_shape is None else _shape(example_shape)
     with connect(server, token) as client:
-        digest = client.models.upload(file)
-    tell(digest, {"file": str(file), "name": network.document.name, "sha256": digest}, as_json=as_json)
+        found = client.models.upload(file, name=name, input_shape=shape)
+    if not as_json:
+        for note in found["notes"]:
+            make_console().print(f"note: {note}", markup=False)
+    tell(found["sha256"], {"file": str(file), **found}, as_json=as_json)
 
 
 @app.command("ls")
 def list_models(server: ServerOption = None, token: TokenOption = None, as_json: JsonOption = False) -> None:
-    """List the zoo, and the checkpoints that were uploaded for it."""
+    """List the zoo, the checkpoints that were uploaded for it, and networks of users' own."""
     with connect(server, token) as client:
         found = client.models.list(limit=500)
+        networks = client.models.networks()
     if as_json:
-        print_json(found)
+        print_json({**found, "networks": list(networks)})
         return
     console = make_console()
     zoo = Table("architecture", "input", "classes", "", box=None, header_style="bold")
@@ -119,6 +138,14 @@ def list_models(server: ServerOption = None, token: TokenOption = None, as_json:
             table.add_row(item["id"], item["architecture"], item["name"], item["sha256"][:12])
         console.print()
         console.print(table)
+    if networks:
+        table = Table("network", "input", "parameters", "from", "sha256", box=None, header_style="bold")
+        for network in networks:
+            shape = _extents(tuple(network["input_shape"]))
+            size = f"{network['parameters'] / 1e3:.1f} k"
+            table.add_row(network["name"], shape, size, network["format"], network["sha256"])
+        console.print()
+        console.print(table)
 
 
 def _converted(
@@ -128,9 +155,15 @@ def _converted(
 
     from search.models.checkpoint import CheckpointError, load_checkpoint
     from search.networks.convert import convert_module, convert_program
-    from search.networks.sources import check_source, load_module, load_program
+    from search.networks.sources import check_source, is_onnx, load_module, load_program
 
     check_source(source, trust_file=trust_file)
+    if is_onnx(source):
+        from search.networks.from_onnx.convert import convert_onnx
+
+        if weights is not None:
+            raise ConfigFileError("an ONNX file holds its weights: leave --weights out")
+        return convert_onnx(Path(source), name, None if example_shape is None else _shape(example_shape))
     if trust_file:
         if example_shape is not None or weights is not None:
             raise ConfigFileError("a .pt2 file holds its shapes and weights: leave --example-shape and --weights out")

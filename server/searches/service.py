@@ -20,7 +20,6 @@ from device_agent.contracts import (
     why_unusable,
 )
 from search.domain.config import SearchConfig, parse_config
-from search.networks.file import read_network
 from server.catalog.naming import refused
 from server.context import Context
 from server.errors import NotFound, Unprocessable
@@ -28,6 +27,7 @@ from server.latency.repository import IMPORTED_DEVICE
 from server.models import DeviceRow, SearchRow
 from server.searches import queries
 from server.searches.data import check_artifact, usable_dataset
+from server.searches.networks import usable_network
 from server.searches.repository import LATENCY_TABLE, device_document
 from server.wire import unprocessable
 
@@ -54,7 +54,7 @@ def create_search(
             if earlier is not None:
                 # Returned even where the config would be refused by now: a device may have gone meanwhile.
                 return queries.get_search(session, earlier), False
-    _check_network(context, config.model.network)
+    config = replace(config, model=usable_network(context, config, principal))
     config = replace(config, dataset=usable_dataset(context, config.dataset))
     with context.database.write() as session:
         _check_artifacts(context, session, config)
@@ -89,18 +89,6 @@ def _check_artifacts(context: Context, session: Session, config: SearchConfig) -
         if sha256 is None:
             continue
         check_artifact(context, session, field, sha256)
-
-
-def _check_network(context: Context, sha256: str | None) -> None:
-    """Read an own network as a whole, which runs nothing of it. Whether it is stored at all is checked elsewhere."""
-    try:
-        if sha256 is not None and context.store.has(sha256):
-            read_network(context.store.path(sha256))
-    except ContractError as error:
-        text = str(error).replace(str(context.store.path(sha256 or "")), "the artifact")
-        raise refused("config.model.network", text) from None
-    except Unprocessable:
-        return  # It is no SHA-256.
 
 
 def _choose_devices(session: Session, config: SearchConfig) -> tuple[DeviceRow, ...]:

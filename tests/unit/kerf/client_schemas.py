@@ -26,6 +26,7 @@ ROOTS = (
     "MeasurementView",
     "ModelList",
     "ModelView",
+    "NetworkView",
     "NewToken",
     "Op",
     "Pardon",

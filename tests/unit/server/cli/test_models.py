@@ -17,6 +17,7 @@ from search.networks.build import build_network
 from search.networks.file import read_network
 from server.cli.config_file import ConfigFileError
 from server.cli.main import app
+from tests.unit.search.networks.onnx_files import exported
 
 CODE = """
 import widths
@@ -97,12 +98,28 @@ def test_an_exported_program_is_converted_only_if_trusted(tmp_path: Path) -> Non
         convert(path, output, "--trust-file")
 
 
+def test_onnx_is_converted(tmp_path: Path) -> None:
+    model = make()
+    path, output = exported(model, tmp_path / "net.onnx"), tmp_path / "net.kerf"
+
+    said = json.loads(convert(path, output, "--json", shape=None))
+    x = torch.randn(3, 3, 8, 8)
+    torch.testing.assert_close(build_network(read_network(output)).model(x), model(x))
+
+    assert said["nodes"] == 4
+    assert "says nothing of training" in said["notes"][0]
+    with pytest.raises(ContractError, match="leave --example-shape out"):
+        convert(path, output, shape="3,9,9")
+    with pytest.raises(ConfigFileError, match="leave --weights out"):
+        convert(path, output, "--weights", "w.safetensors")
+
+
 @pytest.mark.parametrize(
     ("source", "said"),
     [
         ("net.pt", "pickles can run any code"),
         ("net.pth", "safetensors.torch.save_file"),
-        ("net.onnx", "ONNX is not read"),
+        ("net.onnx", "cannot read the network"),
         ("net.safetensors", "weights without a network"),
         ("net", "names no network"),
         ("missing.py:make", "there is no file"),

@@ -1,0 +1,37 @@
+"""The network of a search that is submitted: read as a whole, and converted if need be, before it is queued."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from search.domain.config import ModelConfig, SearchConfig
+from server.catalog import repository
+from server.catalog.naming import refused
+from server.catalog.networks import registered
+from server.context import Context
+from server.searches.data import check_artifact
+
+_FIELD = "config.model.network"
+
+
+def usable_network(context: Context, config: SearchConfig, principal: str) -> ModelConfig:
+    """The config's model with a `.kerf` file where an ONNX file stood.
+
+    Files that nobody registered are registered under the search's name. Raises `Unprocessable` naming the field, the
+    value and the remedy.
+    """
+    sha256 = config.model.network
+    if sha256 is None:
+        return config.model
+    with context.database.read() as session:
+        check_artifact(context, session, _FIELD, sha256)
+        known = list(dict.fromkeys(row.network_sha256 for row in repository.networks_of(session, sha256)))
+    if len(known) > 1 and sha256 not in known:
+        raise refused(
+            _FIELD,
+            f"the ONNX file {sha256} was registered as {len(known)} networks, of other names or sizes of the image: "
+            f"name one of them: {', '.join(known)}",
+        )
+    if not known:
+        known = [registered(context, config.name, sha256, _FIELD, created_by=principal).network_sha256]
+    return replace(config.model, network=sha256 if sha256 in known else known[0])
