@@ -1,11 +1,13 @@
 """Kernels in numpy, written for clarity: what every runtime's output is checked against.
 
-Shapes are (channels, h, w) without a batch. Sums run in float64, so the error seen is the runtime's.
+Shapes are (channels, h, w) without a batch. Sums run in float64, so the error seen is the runtime's, but for the check
+of kernels that would take too long so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,14 +16,15 @@ from device_agent.contracts.kernel import Activation, KernelSpec, Op
 from device_agent.contracts.network import NETWORK_INPUT, NETWORK_RESIDUAL, NetworkPlan
 
 FloatArray = NDArray[np.float32]
-_Wide = NDArray[np.float64]
+_Wide = NDArray[np.floating[Any]]
 
 #: How far an output may be from the reference: a part of the largest value, since float32 sums cancel.
 RELATIVE_TOLERANCE = 1e-4
 ABSOLUTE_TOLERANCE = 1e-5
 
 #: What checking an output may compute, in multiply-accumulates: some 10 ms on a desktop core, 100 ms on a small board.
-CHECKED_MACS = 5e7
+#: Sums in float32 take half the time or less, and are still far closer than what is tolerated.
+CHECKED_MACS = {np.float64: 5e7, np.float32: 2e8}
 
 
 def run_kernel(
@@ -30,6 +33,7 @@ def run_kernel(
     inputs: Sequence[FloatArray],
     residual: FloatArray | None = None,
     channels: Sequence[int] | None = None,
+    sums_in: type[np.floating[Any]] = np.float64,
 ) -> FloatArray:
     """The output of one fused kernel, (out_channels, output_h, output_w).
 
@@ -37,19 +41,19 @@ def run_kernel(
     With `channels`, only these output channels are computed, at a cost in proportion.
     """
     chosen = np.arange(kernel.out_channels) if channels is None else np.asarray(channels)
-    x = inputs[0].astype(np.float64)
+    x = inputs[0].astype(sums_in)
     if kernel.op in (Op.CONV2D, Op.FULLY_CONNECTED):
         result = _convolve(kernel, tensors["weight"][chosen], x) + tensors["bias"][chosen, None, None]
     elif kernel.op is Op.DEPTHWISE_CONV2D:
         taps = np.stack(list(_windows(kernel, x[chosen])))
         weight = tensors["weight"][chosen, 0].reshape(len(chosen), -1)
-        result = np.einsum("tchw,ct->chw", taps, weight.astype(np.float64)) + tensors["bias"][chosen, None, None]
+        result = np.einsum("tchw,ct->chw", taps, weight.astype(sums_in)) + tensors["bias"][chosen, None, None]
     elif kernel.op is Op.ADD:
         result = x[chosen] + inputs[1][chosen]
     elif kernel.op is Op.MUL:
         result = x[chosen] * inputs[1][chosen]
     elif kernel.op is Op.CONCAT:
-        result = np.concatenate((x, inputs[1].astype(np.float64)))[chosen]
+        result = np.concatenate((x, inputs[1].astype(sums_in)))[chosen]
     elif kernel.op is Op.MAX_POOL:
         result = np.max(np.stack(list(_windows(kernel, x[chosen], fill=-np.inf))), axis=0)
     elif kernel.op is Op.AVG_POOL:
@@ -74,7 +78,7 @@ def activate(x: _Wide, activation: Activation) -> _Wide:
         return np.clip(x, 0.0, 6.0 if activation is Activation.RELU6 else None)
     is_hard = activation in (Activation.HARDSIGMOID, Activation.HARDSWISH)
     # Written with tanh, the logistic function does not overflow.
-    gate = np.clip(x + 3.0, 0.0, 6.0) / 6.0 if is_hard else 0.5 * (1.0 + np.tanh(0.5 * x))
+    gate: _Wide = np.clip(x + 3.0, 0.0, 6.0) / 6.0 if is_hard else 0.5 * (1.0 + np.tanh(0.5 * x))
     return gate if activation in (Activation.HARDSIGMOID, Activation.SIGMOID) else x * gate
 
 
@@ -109,16 +113,18 @@ def output_agrees(
 ) -> bool:
     """Whether a runtime's `output` (flattened NCHW) is what the kernel must give.
 
-    All channels are computed, or as many as `CHECKED_MACS` allow for, but `min_channels`: the first, the last and
-    others evenly between, so that the check stays cheap for the largest layers.
+    All channels are computed, with sums in float64, or float32 where that would take too long, or as many as
+    `CHECKED_MACS` allow for, but `min_channels`: the first, the last and others evenly between, so that the check stays
+    cheap for the largest layers.
     """
     expected_shape = (kernel.out_channels, kernel.output_h, kernel.output_w)
     if output.size != int(np.prod(expected_shape)):
         return False
-    affordable = int(CHECKED_MACS / max(kernel.dense_macs / kernel.out_channels, 1.0))
+    sums_in = np.float64 if kernel.dense_macs <= CHECKED_MACS[np.float64] else np.float32
+    affordable = int(CHECKED_MACS[sums_in] / max(kernel.dense_macs / kernel.out_channels, 1.0))
     count = min(max(affordable, min_channels), kernel.out_channels)
     channels = np.unique(np.linspace(0, kernel.out_channels - 1, count).round().astype(int))
-    expected = run_kernel(kernel, tensors, inputs, residual, channels.tolist())
+    expected = run_kernel(kernel, tensors, inputs, residual, channels.tolist(), sums_in)
     got = output.reshape(expected_shape)[channels]
     return is_close(got, expected)
 
@@ -131,9 +137,9 @@ def is_close(got: FloatArray, expected: FloatArray) -> bool:
 
 def _convolve(kernel: KernelSpec, weight: FloatArray, x: _Wide) -> _Wide:
     """Sum of one matrix product per kernel position: (filters, in) x (in, h * w)."""
-    wide = weight.astype(np.float64)
+    wide = weight.astype(x.dtype)
     positions = [(i, j) for i in range(weight.shape[2]) for j in range(weight.shape[3])]
-    total = np.zeros((len(weight), kernel.output_h * kernel.output_w))
+    total = np.zeros((len(weight), kernel.output_h * kernel.output_w), dtype=x.dtype)
     for (i, j), window in zip(positions, _windows(kernel, x), strict=True):
         total += wide[:, :, i, j] @ window.reshape(len(window), -1)
     return total.reshape(len(weight), kernel.output_h, kernel.output_w)

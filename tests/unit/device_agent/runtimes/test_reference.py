@@ -70,6 +70,19 @@ def test_a_wrong_channel_is_noticed() -> None:
         assert not output_agrees(kernel, tensors, [x], residual, bad.astype(np.float32))
 
 
+def test_one_wrong_value_of_a_large_kernel_is_noticed() -> None:
+    kernel = KernelSpec(
+        op=Op.CONV2D, in_channels=128, out_channels=128, input_h=28, input_w=28, kernel_h=3, kernel_w=3, padding=1
+    )
+    x, _ = kernel_inputs(kernel)
+    tensors = synthesize_weights(kernel)
+    good = own_output(kernel).reshape(-1)
+    assert output_agrees(kernel, tensors, [x], None, good)
+    bad = good.copy()
+    bad[len(bad) // 2 + 1] += 0.05 * np.abs(good).max()
+    assert not output_agrees(kernel, tensors, [x], None, bad)
+
+
 def test_networks_are_chains_of_kernels() -> None:
     plan, tensors = small_network()
     x = synthesize_input(plan.input_shape, 0)
