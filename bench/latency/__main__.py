@@ -39,9 +39,9 @@ class Run:
     measurements: Path | None
 
     def dataset(self) -> Dataset:
-        """The measurements of the work folder, or those that came with the source."""
-        if self.measurements is None:
-            return read_dataset(STORED)
+        """The measurements of the work folder or file, or those that came with the source."""
+        if self.measurements is None or self.measurements.is_file():
+            return read_dataset(self.measurements or STORED)
         return from_records(read_records(self.measurements / MEASUREMENTS_FILE), machine_name())
 
     @property
@@ -106,7 +106,9 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=tuple(PARTS), help="run these alone")
     parser.add_argument("--quick", action="store_true", help="fewer measurements and networks: seconds for each part")
     parser.add_argument(
-        "--measurements", type=Path, help="the work folder of bench.latency.dataset; else the stored ones"
+        "--measurements",
+        type=Path,
+        help="the work folder of bench.latency.dataset, or a stored file; else the stored ones",
     )
     parser.add_argument("--store", action="store_true", help="make --measurements the stored ones")
     parser.add_argument("--json", type=Path, default=Path("bench/results/latency.json"), help="file of the figures")

@@ -22,6 +22,8 @@ FORMAT = 1
 
 #: Measurements that came with the source: what machine they are of is in them.
 STORED = Path(__file__).with_name("measurements.json.gz")
+#: The same kernels and networks on another machine, an older and less steady one.
+STORED_CASCADE_LAKE = Path(__file__).with_name("measurements-cascade-lake.json.gz")
 
 #: Where the machine was slower by a factor, kernels were so by this part of its logarithm more or less (seen on 800
 #: kernels: quartiles at 1.40 and 1.60 where the reference kernel took 1.48 times as long).

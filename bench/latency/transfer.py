@@ -1,8 +1,8 @@
 """How many measurements a new device needs that starts from the model of a similar one.
 
 The old device is this machine with all that it has (the stored measurements: native runtime, fastest instruction set,
-one thread). New devices are the Cortex-A72 of the published table, and this machine restricted (`devices`). No kernel
-that is measured on the new device, or held out, is among those of the old one's model.
+one thread). New devices are the Cortex-A72 of the published table, another machine, and this one restricted
+(`devices`). No kernel that is measured on the new device, or held out, is among those of the old one's model.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from bench.latency.devices import DEVICES, read_device
+from bench.latency.devices import DEVICES, NUM_KERNELS, read_device
 from bench.latency.imported_a72 import TABLE, dense_layers, imported_cells
-from bench.latency.model import fit
-from bench.latency.stored import Dataset
+from bench.latency.model import fit, held_out_networks
+from bench.latency.stored import STORED_CASCADE_LAKE, Dataset, read_dataset
 from bench.search.a72 import shared_data
 from device_agent.contracts import KernelSpec
 from search.latency.card import ErrorSummary, summarise_errors
@@ -46,6 +46,18 @@ def transfer_part(dataset: Dataset, counts: Sequence[int] = COUNTS, num_seeds: i
             "about": new.about,
             **transferred(dataset.kernels, new.kernels, device.runtime, counts=counts, num_seeds=num_seeds),
         }
+    other = read_dataset(STORED_CASCADE_LAKE)
+    found["cascade_lake"] = {
+        "about": other.about,
+        **transferred(
+            dataset.kernels,
+            other.kernels[:NUM_KERNELS],
+            "native",
+            counts=counts,
+            num_seeds=num_seeds,
+            networks=list(held_out_networks(other, None).values()),
+        ),
+    }
     try:
         entries, networks = a72_kernels(shared_data())
     except FileNotFoundError as error:
@@ -69,10 +81,10 @@ def transferred(
     """The figures of one new device, means over seeds, each of which draws the kernels to measure from `new` and those
     to hold out. Kernels of `networks` are left out of what is measured.
     """
-    seen = {without_seed(entry.kernel) for entry in new}
+    in_networks = {kernel for network in networks for kernel in network.kernels}
+    seen = {without_seed(kernel) for kernel in (*(entry.kernel for entry in new), *in_networks)}
     others = [entry for entry in old if without_seed(entry.kernel) not in seen]
     prior = fit(others[:_OLD_KERNELS])
-    in_networks = {kernel for network in networks for kernel in network.kernels}
     runs: dict[str, dict[int, list[dict[str, ErrorSummary]]]] = {
         "with": defaultdict(list),
         "without": defaultdict(list),
