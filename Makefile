@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 .PHONY: setup demo test test-slow test-docs test-sanitizers docs check bench bench-kernels bench-search bench-latency \
-	chaos wheels clean
+	chaos fuzz wheels clean
 
 setup: $(VENV)/.installed
 
@@ -59,6 +59,11 @@ bench-latency: setup
 # Faults on real processes, half an hour or more; QUICK=1: one search on SQLite, under 50 s.
 chaos: setup
 	$(BIN)/python -m tests.chaos $(if $(QUICK),--quick) --json bench/results/chaos.json
+
+# Requests made up from the OpenAPI document, and damaged files: minutes.
+fuzz: setup
+	$(BIN)/python -m tests.fuzz.api --cases 20000 --json bench/results/fuzz.json
+	$(BIN)/python -m tests.fuzz.files
 
 bench: bench-kernels bench-search bench-latency
 

@@ -198,6 +198,7 @@ class Agent:
             return
         if held.end is None and self._begun.brought_down(lease):
             self._spool(lease, MeasurementFailure(reason=FailureReason.CRASHED, detail=_BROUGHT_DOWN), 0.0)
+            self._begun.told()
             return
         if held.end is None:
             started_at = self._clock.monotonic()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 from device_agent.contracts import Lease
@@ -18,16 +17,8 @@ from device_agent.contracts import Lease
 _SIZE_BYTES = 512
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LeftBehind:
-    """A lending whose task had begun and not ended when the last process of this agent did."""
-
-    lease_id: str
-    attempt: int
-
-
 class BegunTask:
-    """The one task in hand. `left_behind` is what the last process was at, if it did not end by itself.
+    """The one task in hand. `left_behind` is the one that the last process was at, if it did not end by itself.
 
     Raises `OSError` where the file cannot be made; later failures to write it only lose this knowledge.
     """
@@ -35,11 +26,10 @@ class BegunTask:
     def __init__(self, path: Path) -> None:
         self.left_behind = _read(path)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        self.end()
 
     def begin(self, lease: Lease) -> None:
         """A task begins. When this returns, a crash of the device leaves it on the disk."""
-        self._write({"lease_id": lease.lease_id, "attempt": lease.attempt})
+        self._write({"task_id": lease.task_id})
         with contextlib.suppress(OSError):
             os.fdatasync(self._file)
 
@@ -48,9 +38,16 @@ class BegunTask:
         self._write({})
 
     def brought_down(self, lease: Lease) -> bool:
-        """Whether this very lending was in hand when the agent or its device went down."""
-        left = self.left_behind
-        return left is not None and (left.lease_id, left.attempt) == (lease.lease_id, lease.attempt)
+        """Whether the agent or its device went down with this task in hand, and nobody was told of it yet.
+
+        The lending may be another one by now: a board takes its time to come back, and its leases run out meanwhile.
+        """
+        return self.left_behind == lease.task_id
+
+    def told(self) -> None:
+        """What brought the agent down is reported: once for each time."""
+        self.left_behind = None
+        self.end()
 
     def _write(self, data: dict[str, object]) -> None:
         text = json.dumps(data).encode().ljust(_SIZE_BYTES)
@@ -58,10 +55,9 @@ class BegunTask:
             os.pwrite(self._file, text[:_SIZE_BYTES], 0)
 
 
-def _read(path: Path) -> LeftBehind | None:
+def _read(path: Path) -> str | None:
     try:
-        data = json.loads(path.read_text())
-        return LeftBehind(lease_id=str(data["lease_id"]), attempt=int(data["attempt"]))
+        return str(json.loads(path.read_text())["task_id"])
     except (OSError, ValueError, KeyError, TypeError):
         # Nothing was begun, or the device went down while it wrote this: then nothing had begun either.
         return None

@@ -124,6 +124,17 @@ def answer(cls: type, description: str = "Done", status: int = 200) -> dict[int 
     return {status: {"description": description, "content": {"application/json": {"schema": schema}}}}
 
 
+def page_answer(cls: type) -> dict[int | str, dict[str, Any]]:
+    """`responses` for a route that answers with a page of the contract class `cls`."""
+    items = {"type": "array", "items": {"$ref": f"#/components/schemas/{cls.__name__}"}}
+    schema = {
+        "type": "object",
+        "properties": {"items": items, "next": {"anyOf": [{"type": "string"}, {"type": "null"}]}},
+        "required": ["items", "next"],
+    }
+    return {200: {"description": "One page", "content": {"application/json": {"schema": schema}}}}
+
+
 def checked(cls: type[T], data: object) -> T:
     """Decode, turning a `ContractError` into a 422 that names the field."""
     try:

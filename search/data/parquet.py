@@ -67,7 +67,7 @@ def open_parquet(path: Path) -> Iterator[DataSource]:
     pa, parquet = _pyarrow()
     try:
         file = parquet.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is no readable Parquet file ({error}): write it again") from None
     with file:
         schema = file.schema_arrow
@@ -149,7 +149,7 @@ def _batches(file: Any, column: str, path: Path, rows: int = _ROWS_AT_ONCE) -> I
         for batch in file.iter_batches(batch_size=rows, columns=[column]):
             values = batch.column(0)
             yield values.field(0) if pa.types.is_struct(values.type) else values
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read to its end ({error}): write it again") from None
 
 

@@ -25,6 +25,7 @@ from server.wire import (
     decode_cursor,
     iso,
     page,
+    page_answer,
 )
 
 router = APIRouter(prefix="/v1/tokens", tags=["tokens"], responses=PROBLEMS)
@@ -81,7 +82,7 @@ def get_current_token(context: ContextDep, principal: PrincipalDep) -> Response:
         return ContractResponse(_view(session.get_one(TokenRow, principal.token_id)))
 
 
-@router.get("")
+@router.get("", responses=page_answer(TokenView))
 def list_tokens(
     context: ContextDep, principal: Admin, cursor: str | None = None, limit: Limit = DEFAULT_PAGE
 ) -> Response:

@@ -30,6 +30,7 @@ from server.wire import (
     decode_cursor,
     iso,
     page,
+    page_answer,
 )
 
 router = APIRouter(prefix="/v1/datasets", tags=["catalog"], responses=PROBLEMS)
@@ -73,7 +74,7 @@ class DatasetView:
     target_shape: tuple[int, ...] | None = None
 
 
-@router.get("")
+@router.get("", responses=page_answer(DatasetView))
 def list_datasets(
     context: ContextDep, principal: Reader, cursor: str | None = None, limit: Limit = DEFAULT_PAGE
 ) -> Response:

@@ -25,6 +25,7 @@ from server.wire import (
     decode_cursor,
     iso,
     page,
+    page_answer,
 )
 
 router = APIRouter(prefix="/v1", tags=["devices"], responses=PROBLEMS)
@@ -87,7 +88,7 @@ class EnrolmentCode:
     expires_at: str | None
 
 
-@router.get("/devices")
+@router.get("/devices", responses=page_answer(DeviceView))
 def list_devices(
     context: ContextDep,
     principal: Reader,

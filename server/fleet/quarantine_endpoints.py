@@ -20,6 +20,7 @@ from server.wire import (
     decode_cursor,
     iso,
     page,
+    page_answer,
 )
 
 router = APIRouter(prefix="/v1", tags=["devices"], responses=PROBLEMS)
@@ -64,7 +65,7 @@ class Pardon:
     tasks: int
 
 
-@router.get("/quarantine")
+@router.get("/quarantine", responses=page_answer(QuarantineView))
 def get_quarantine(
     context: ContextDep, principal: Reader, cursor: str | None = None, limit: Limit = DEFAULT_PAGE
 ) -> Response:

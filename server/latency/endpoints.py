@@ -29,6 +29,7 @@ from server.latency.schemas import (
     KernelView,
     LatencyAnswer,
     LatencyQuery,
+    MeasurementView,
     kernel_view,
     latency,
     measurement_view,
@@ -47,6 +48,7 @@ from server.wire import (
     body_schema,
     decode_cursor,
     page,
+    page_answer,
 )
 
 router = APIRouter(prefix="/v1", tags=["latency"], responses=PROBLEMS)
@@ -54,7 +56,7 @@ router = APIRouter(prefix="/v1", tags=["latency"], responses=PROBLEMS)
 Channels = Annotated[int | None, Query(ge=1, le=65536)]
 
 
-@router.get("/kernels")
+@router.get("/kernels", responses=page_answer(KernelView))
 def list_kernels(
     context: ContextDep,
     principal: Reader,
@@ -82,7 +84,7 @@ def get_kernel(id_: str, context: ContextDep, principal: Reader) -> Response:
     return ContractResponse(kernel_view(row))
 
 
-@router.get("/measurements")
+@router.get("/measurements", responses=page_answer(MeasurementView))
 def list_measurements(
     context: ContextDep,
     principal: Reader,

@@ -34,6 +34,7 @@ from server.wire import (
     decode_cursor,
     iso,
     page,
+    page_answer,
 )
 
 router = APIRouter(prefix="/v1", tags=["latency"], responses=PROBLEMS)
@@ -100,7 +101,7 @@ def latency_filter(
 FilterDep = Annotated[LatencyFilter, Depends(latency_filter)]
 
 
-@router.get("/latencies")
+@router.get("/latencies", responses=page_answer(LatencyView))
 def get_latencies(
     context: ContextDep,
     principal: Reader,
@@ -121,7 +122,7 @@ def get_latencies(
     return ContractResponse(Page(items=views, next=part.next))
 
 
-@router.get("/latency-series")
+@router.get("/latency-series", responses=page_answer(SeriesView))
 def get_series_list(
     context: ContextDep,
     principal: Reader,

@@ -26,6 +26,7 @@ from server.wire import (
     body_schema,
     decode_cursor,
     page,
+    page_answer,
     read_json,
 )
 
@@ -46,7 +47,7 @@ def create_search(
     return ContractResponse(view, status_code=201 if is_new else 200, headers={"Location": f"/v1/searches/{row.id}"})
 
 
-@router.get("")
+@router.get("", responses=page_answer(SearchView))
 def list_searches(
     context: ContextDep,
     principal: Reader,
@@ -88,7 +89,7 @@ def cancel_search(search_id: str, context: ContextDep, principal: SearchWriter) 
         return _with_effort(session, queries.steer(session, search_id, queries.CANCEL, "cancelled"))
 
 
-@router.get("/{search_id}/candidates")
+@router.get("/{search_id}/candidates", responses=page_answer(CandidateView))
 def list_candidates(
     search_id: str, context: ContextDep, principal: Reader, cursor: str | None = None, limit: Limit = DEFAULT_PAGE
 ) -> Response:
@@ -109,7 +110,7 @@ def get_candidate(search_id: str, candidate_id: str, context: ContextDep, princi
     return ContractResponse(candidate_view(row))
 
 
-@router.get("/{search_id}/front")
+@router.get("/{search_id}/front", responses=page_answer(CandidateView))
 def get_front(search_id: str, context: ContextDep, principal: Reader) -> Response:
     """The Pareto front as it stands: `{"items": [candidates]}`."""
     with context.database.read() as session:

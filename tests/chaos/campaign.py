@@ -62,8 +62,8 @@ class Campaign:
     log: FaultLog
     chance: random.Random
     agents: tuple[str, ...]
-    wire_share: float = 0.08
-    mean_pause_s: float = 2.5
+    wire_share: float = 0.12
+    mean_pause_s: float = 2.0
     kinds: Mapping[Fault, tuple[float, float]] = field(default_factory=lambda: dict(WEIGHTS))
     _under_way: list[threading.Timer] = field(default_factory=list)
     _last: dict[Fault, float] = field(default_factory=dict)
@@ -222,8 +222,8 @@ class Campaign:
             detail = self._lock_database(chance.choice([0.5, 2.0, 11.0]))
         elif fault is Fault.DISK_FULL:
             seconds = chance.uniform(1.0, 6.0)
-            stack.fill_disk()
             self._later(seconds, stack.free_disk)
+            stack.fill_disk()
             detail = f"for {seconds:.1f} s"
         elif fault is Fault.CLOCK_JUMP:
             offset_s = chance.choice([-1e9, -86400.0, -30.0, 30.0, 86400.0, 1e9])

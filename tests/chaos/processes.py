@@ -294,13 +294,17 @@ class ChaosStack:
         """Leave no byte on the disk: really, where the state is on a disk of its own; else for these processes."""
         if self.disk is not None:
             space = os.statvfs(self.disk)
-            with (self.disk / "ballast").open("wb") as ballast:
-                os.posix_fallocate(ballast.fileno(), 0, max(1, space.f_bavail * space.f_frsize - (64 << 10)))
+            ballast = os.open(self.disk / "ballast", os.O_WRONLY | os.O_CREAT)
+            try:
+                # What is left may go between the two lines: then the first fails, and the second fills the rest.
+                with contextlib.suppress(OSError):
+                    os.posix_fallocate(ballast, 0, max(1, space.f_bavail * space.f_frsize - (64 << 10)))
+                os.lseek(ballast, 0, os.SEEK_END)
                 with contextlib.suppress(OSError):
                     while True:
-                        ballast.seek(0, os.SEEK_END)
-                        ballast.write(b"x" * 4096)
-                        ballast.flush()
+                        os.write(ballast, b"x" * 4096)
+            finally:
+                os.close(ballast)
             return
         self._limit_files(1)
 

@@ -120,7 +120,10 @@ def _parquet_rows(data: bytes) -> Iterator[TableRow]:
             for values in batch.to_pylist():
                 number += 1
                 yield TableRow(f"row {number}", values)
-    except (pa.ArrowException, OSError) as error:
+    except ContractError:
+        raise
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        # Names that are no UTF-8 and times beyond the calendar are Python's errors.
         raise ContractError(f"the file is no Parquet that can be read: {error}") from None
 
 

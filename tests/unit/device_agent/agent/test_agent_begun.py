@@ -19,12 +19,15 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "task.begun"
 
 
-def test_a_task_that_was_in_hand_is_known_by_its_lending(path: Path) -> None:
-    BegunTask(path).begin(lease("l1", attempt=2))
+def test_a_task_that_was_in_hand_is_known_in_every_lending_until_it_is_told(path: Path) -> None:
+    BegunTask(path).begin(lease("l1", task_id="t1"))
     after = BegunTask(path)
-    assert after.brought_down(lease("l1", attempt=2))
-    assert not after.brought_down(lease("l1", attempt=3))
-    assert not after.brought_down(lease("l2", attempt=2))
+    assert after.brought_down(lease("l1", task_id="t1"))
+    assert after.brought_down(lease("l2", task_id="t1", attempt=2))
+    assert not after.brought_down(lease("l3", task_id="t2"))
+    after.told()
+    assert not after.brought_down(lease("l2", task_id="t1", attempt=2))
+    assert BegunTask(path).left_behind is None
 
 
 def test_a_task_that_ended_is_forgotten(path: Path) -> None:
@@ -34,7 +37,7 @@ def test_a_task_that_ended_is_forgotten(path: Path) -> None:
     assert BegunTask(path).left_behind is None
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"lease_id": "l"}', b"\xff" * 512])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"lease_id": "l"}', b"3", b"\xff" * 512])
 def test_a_file_that_is_no_such_says_nothing(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     assert BegunTask(path).left_behind is None
@@ -48,7 +51,7 @@ def test_the_task_that_brought_the_agent_down_fails_and_its_neighbour_is_measure
         task = server.tasks[f"t000{number}"]
         task.state, task.attempt, task.lease_id = "LEASED", 1, f"t000{number}-l1"
     (tmp_path / "state").mkdir()
-    BegunTask(tmp_path / "state" / "task.begun").begin(lease("t0000-l1", attempt=1))
+    BegunTask(tmp_path / "state" / "task.begun").begin(lease(task_id="t0000"))
     agent = start_agent()
     server.wait_until(server.done(2))
     agent.drain()
