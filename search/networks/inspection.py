@@ -13,6 +13,7 @@ from search.networks.build import BuiltNetwork, build_network
 from search.networks.document import NetworkDocument, NetworkNode
 from search.networks.file import Network
 from search.networks.ops import NetworkOp
+from search.networks.runtimes import LayerInspection, RuntimeInspection, inspect_layers
 from search.networks.torch_ops import is_unflattening
 from search.pruning.operators import UnsupportedNetwork, recognise
 from search.pruning.trace import trace_network
@@ -33,7 +34,8 @@ class NotLowered:
 class NetworkInspection:
     """What `kerf models inspect` shows. Shapes are those of one image.
 
-    `groups` are the channel groups that were proved, `dense` those that stay as they are. Both are found on the fused
+    `groups` are the channel groups that were proved, `dense` those that stay as they are. `layers` are the operators
+    of the fused plan, and `runtimes` what each runtime makes of zeros in them. All of these are found on the fused
     plan, so a network with something in `not_lowered` has none yet.
     """
 
@@ -50,6 +52,8 @@ class NetworkInspection:
     blocks: tuple[RemovableBlock, ...]
     kept_blocks: tuple[RefusedBlock, ...]
     not_lowered: tuple[NotLowered, ...]
+    layers: tuple[LayerInspection, ...] = ()
+    runtimes: tuple[RuntimeInspection, ...] = ()
 
 
 def inspect_network(network: Network) -> NetworkInspection:
@@ -63,6 +67,7 @@ def inspect_network(network: Network) -> NetworkInspection:
             spec = trace_network(built.model, document.input.shape, document.name)
         except UnsupportedNetwork as error:
             not_lowered = (NotLowered(node="", op="", reason=str(error)),)
+    layers, runtimes = ((), ()) if spec is None else inspect_layers(spec)
     frozen = {node.weights[role] for node in document.nodes for role in node.frozen}
     parameters = {name: p.numel() for name, p in built.model.named_parameters()}
     return NetworkInspection(
@@ -79,6 +84,8 @@ def inspect_network(network: Network) -> NetworkInspection:
         blocks=() if spec is None else spec.blocks,
         kept_blocks=() if spec is None else spec.refused_blocks,
         not_lowered=not_lowered,
+        layers=layers,
+        runtimes=runtimes,
     )
 
 

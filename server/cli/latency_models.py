@@ -122,13 +122,14 @@ def predict(
         "kernel": lambda r: r["kernel_id"],
         "latency": lambda r: f"{r['latency_ns'] / 1e3:.2f} us",
         "95 % CI": lambda r: f"{r['ci95_low_ns'] / 1e3:.2f}-{r['ci95_high_ns'] / 1e3:.2f}",
-        "": _origin,
+        "": origin,
     }
     print_items(found["latencies"], columns, as_json=False)
     _tell(found["model"], as_json=False)
 
 
-def _origin(latency: Mapping[str, Any]) -> str:
+def origin(latency: Mapping[str, Any]) -> str:
+    """Where the latency of a kernel comes from."""
     if not latency["predicted"]:
         return "measured"
     return "predicted, extrapolated" if latency["extrapolated"] else "predicted"

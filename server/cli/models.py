@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
@@ -12,6 +12,8 @@ from device_agent.contracts import encode
 from server.cli.config_file import ConfigFileError
 from server.cli.connection import ServerOption, TokenOption, connect
 from server.cli.console import JsonOption, make_console, print_json, tell
+from server.cli.latency_models import origin
+from server.cli.layer_latency import LayerLatencies, layer_latencies
 
 if TYPE_CHECKING:
     from search.networks.converted import ConvertedNetwork
@@ -76,17 +78,49 @@ def convert(
 
 @app.command()
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A .kerf file.", show_default=False)], as_json: JsonOption = False
+    file: Annotated[Path, typer.Argument(help="A .kerf file.", show_default=False)],
+    device: Annotated[
+        str | None,
+        typer.Option(
+            "--device", help="Latencies of the dense layers on this device, by name or id.", show_default=False
+        ),
+    ] = None,
+    runtime: Annotated[
+        str | None, typer.Option("--runtime", help="In this runtime: native, tflite, ...", show_default=False)
+    ] = None,
+    series: Annotated[
+        str | None, typer.Option("--series", help="In this latency series of a device.", show_default=False)
+    ] = None,
+    server: ServerOption = None,
+    token: TokenOption = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Show a network: sizes, operators, channel groups that can be pruned, and what no kernel runs yet."""
+    """Show a network: sizes, operators, channel groups that can be pruned, on which runtime zeros pay in which layer,
+    and what no kernel runs yet. With --device, also what the server knows or predicts of each layer's latency.
+    """
     from search.networks.file import read_network
     from search.networks.inspection import inspect_network
 
+    if runtime is not None and device is None:
+        raise ConfigFileError(f"--runtime {runtime} belongs to a device: name it with --device")
+    if device is not None and series is not None:
+        raise ConfigFileError("--series is of one device already: leave --device out")
     found = inspect_network(read_network(file))
+    latencies = None
+    if device is not None or series is not None:
+        if not found.layers:
+            raise ConfigFileError(f"{file} has something that no kernel runs yet: inspect it without --device")
+        with connect(server, token) as client:
+            latencies = layer_latencies(client, found.layers, device=device, runtime=runtime, series=series)
     if as_json:
-        print_json(encode(found))
+        print_json({**encode(found), "latency": None if latencies is None else _latency_json(found, latencies)})
     else:
-        _print(found)
+        _print(found, latencies)
+
+
+def _latency_json(found: NetworkInspection, latencies: LayerLatencies) -> dict[str, Any]:
+    layers = [{"layer": layer.name, **told} for layer, told in zip(found.layers, latencies.latencies, strict=True)]
+    return {"series": latencies.series, "model": latencies.model, "layers": layers, "sum_ns": latencies.sum_ns}
 
 
 @app.command()
@@ -188,7 +222,7 @@ def _shape(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
-def _print(found: NetworkInspection) -> None:
+def _print(found: NetworkInspection, latencies: LayerLatencies | None) -> None:
     console = make_console()
     console.print(f"[bold]{found.name}[/bold] (format {found.format})")
     console.print(f"input {_extents(found.input_shape)}")
@@ -220,6 +254,44 @@ def _print(found: NetworkInspection) -> None:
         console.print(table)
     if found.blocks:
         console.print(f"\nblocks that can be removed: {', '.join(block.name for block in found.blocks)}")
+    console.print()
+    console.print(_layer_table(found, latencies))
+    if latencies is not None:
+        measured = sum(not told["predicted"] for told in latencies.latencies)
+        told = latencies.series
+        console.print(
+            f"\nsum of the layers {latencies.sum_ns / 1e6:.4f} ms on one image, {measured} of {len(found.layers)} "
+            f"measured ({told['source']}), in series {told['id']}: {told['runtime']} {told['runtime_version']}, "
+            f"{told['threads']} threads"
+        )
+    table = Table("runtime", "layers", "zeros", box=None, header_style="bold")
+    for runtime in found.runtimes:
+        table.add_row(runtime.runtime, str(runtime.layers_with_zeros), runtime.note)
+    console.print()
+    console.print(table)
+
+
+def _layer_table(found: NetworkInspection, latencies: LayerLatencies | None) -> Table:
+    titles = ["layer", "op", "channels", "input", "k MACs", "channels pruned with", "zeros skipped by"]
+    timed = [] if latencies is None else ["us", "95 % CI", ""]
+    table = Table(*titles, *timed, box=None, header_style="bold")
+    for place, layer in enumerate(found.layers):
+        kernel = layer.kernel
+        row = [
+            layer.name,
+            f"{kernel.op.value} {kernel.kernel_h}x{kernel.kernel_w}" if kernel.op.has_weights else kernel.op.value,
+            f"{kernel.in_channels}-{kernel.out_channels}",
+            f"{kernel.input_h}x{kernel.input_w}",
+            f"{layer.macs / 1e3:.1f}",
+            layer.out_group or "",
+            ", ".join(layer.zeros),
+        ]
+        if latencies is not None:
+            told = latencies.latencies[place]
+            interval = f"{told['ci95_low_ns'] / 1e3:.2f}-{told['ci95_high_ns'] / 1e3:.2f}"
+            row += [f"{told['latency_ns'] / 1e3:.2f}", interval, origin(told)]
+        table.add_row(*row)
+    return table
 
 
 def _extents(shape: tuple[int, ...]) -> str:

@@ -145,7 +145,9 @@ def test_an_own_network_is_searched_exported_and_verified_also_after_a_crash(
     assert result["baseline"]["accuracy"] == pytest.approx(own.accuracy, abs=1e-9)
     assert result["baseline"]["parameters"] == 4530
     assert len(front) == 1
-    assert {"network.kerfnet", "network.tflite", "plan.json", "weights.safetensors"} <= set(front[0]["files"])
+    assert {"network.kerfnet", "network.tflite", "network.onnx", "plan.json", "weights.safetensors"} <= set(
+        front[0]["files"]
+    )
     plan = json.loads(sqlite_lab.get(f"/v1/artifacts/sha256/{front[0]['files']['plan.json']}").content)
     assert plan["name"] == "own_resnet"
     assert "block.shortcut.0" in {op["name"] for op in plan["ops"]}
@@ -165,7 +167,9 @@ def searched(lab: ServerLab, make: Callable[[], nn.Module], folder: Path, groups
     result = worker.get(f"/v1/searches/{search_id}/result")
 
     assert result["baseline"]["accuracy"] == pytest.approx(own.accuracy, abs=1e-9)
-    assert {"network.kerfnet", "network.tflite", "plan.json", "weights.safetensors"} <= set(front[0]["files"])
+    assert {"network.kerfnet", "network.tflite", "network.onnx", "plan.json", "weights.safetensors"} <= set(
+        front[0]["files"]
+    )
     assert any(f"{groups} pruning groups proved, 0" in text for text in worker.messages(search_id))
     plan = json.loads(lab.get(f"/v1/artifacts/sha256/{front[0]['files']['plan.json']}").content)
     return {op["name"]: op["kernel"] for op in plan["ops"]}

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from device_agent.contracts import PruningScheme
 from search.models.zoo import build_model
 from search.networks.convert import convert_module
 from search.networks.inspection import NetworkInspection, inspect_network
@@ -107,3 +108,41 @@ def test_reasons_that_are_no_single_node() -> None:
     assert dataclasses.asdict(reuse)["node"] == ""
     assert "'0' is used twice" in reuse.reason
     assert inspected(Heads()).outputs == {"one": (2, 6, 6), "two": (3, 6, 6)}
+
+
+def test_layers_say_which_runtime_skips_zeros_where() -> None:
+    stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU())
+    body = nn.Sequential(nn.Conv2d(8, 16, 1), nn.ReLU(), nn.Conv2d(16, 16, 3, 1, 1, groups=16), nn.ReLU())
+    tail = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
+    found = inspected(nn.Sequential(stem, body, tail))
+    layers = {layer.name: layer for layer in found.layers}
+    runtimes = {item.runtime: item for item in found.runtimes}
+
+    assert [layer.kernel.op.value for layer in found.layers] == [
+        "conv2d", "conv2d", "depthwise_conv2d", "global_avg_pool", "fully_connected",
+    ]  # fmt: skip
+    assert sum(layer.macs for layer in found.layers) == found.macs
+    assert sum(layer.parameters for layer in found.layers) == found.parameters
+    assert {name: set(layer.zeros) for name, layer in layers.items()} == {
+        "0.0": {"native"}, "1.0": {"native", "tflite-sparse"}, "1.2": set(), found.layers[3].name: set(),
+        "2.2": {"native"},
+    }  # fmt: skip
+    assert PruningScheme.PATTERN in layers["0.0"].zeros["native"]
+    assert PruningScheme.PATTERN not in layers["1.0"].zeros["native"]
+    assert PruningScheme.BLOCK in layers["2.2"].zeros["native"]
+    assert (layers["0.0"].out_group, layers["1.2"].out_group, layers["2.2"].out_group) == ("0.0", "1.0", None)
+    assert {name: item.layers_with_zeros for name, item in runtimes.items()} == {
+        "native": 3, "tflite-sparse": 1, "tflite": 0, "ncnn": 0
+    }  # fmt: skip
+    assert "two thirds" in runtimes["tflite-sparse"].note
+    assert "multiplies by zeros" in runtimes["tflite"].note
+
+
+def test_why_no_layer_takes_the_sparse_path_is_told() -> None:
+    found = inspected(own_network("mobilenet_v2"))
+    (item,) = (item for item in found.runtimes if item.runtime == "tflite-sparse")
+
+    assert item.layers_with_zeros == 0
+    assert "stride 2" in item.note
+    assert not any("tflite-sparse" in layer.zeros for layer in found.layers)
+    assert inspected(own_network("norms")).layers == ()

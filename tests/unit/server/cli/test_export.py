@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import onnxruntime
 import pytest
+import torch
+from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
-from device_agent.contracts import Source, encode
-from device_agent.formats.packed import write_packed
+from device_agent.contracts import ContractError, NetworkPlan, Source, decode, encode
+from device_agent.formats.packed import open_packed, write_packed
 from search.domain.result import (
     Baseline,
     BaselineLatency,
@@ -21,11 +26,15 @@ from search.domain.result import (
     SearchResult,
     SearchSummary,
 )
+from search.networks.convert import convert_module
+from search.networks.file import write_network
+from search.onnx_export import plan_to_onnx
 from server.cli import export as command
 from server.cli.config_file import ConfigFileError
 from server.cli.export import ExportError
 from server.cli.main import app
 from tests.unit.device_agent.native.image_samples import every_kind, weights_of
+from tests.unit.search.networks.own_networks import INPUT_SHAPE, own_network
 
 ROOT = Path(__file__).parents[4]
 
@@ -59,6 +68,36 @@ def test_a_candidate_of_a_local_result_is_exported_without_a_server(candidate: P
     assert (output / "network.kerf").is_file()
     assert (output / "kerf_runtime.cpp").is_file()
     assert (output / "network.kerfnet").read_bytes() == (candidate / "network.kerfnet").read_bytes()
+    plan, tensors = every_kind(), weights_of(every_kind())
+    assert (output / "network.onnx").read_bytes() == plan_to_onnx(plan, tensors)
+    assert load_file(output / "weights.safetensors").keys() == tensors.keys()
+    assert decode(NetworkPlan, json.loads((output / "plan.json").read_text())) == plan
+
+
+def test_a_network_of_ones_own_is_exported_as_it_is(tmp_path: Path) -> None:
+    model = own_network("squeeze_excite").eval()
+    network = convert_module(model, torch.zeros(1, *INPUT_SHAPE), "own").network
+    write_network(network, tmp_path / "own.kerf")
+    output = tmp_path / "deployed"
+    run(str(tmp_path / "own.kerf"), "--output", str(output), "--no-tune")
+    x = torch.randn(2, *INPUT_SHAPE)
+    session = onnxruntime.InferenceSession(output / "network.onnx")
+    with torch.no_grad():
+        np.testing.assert_allclose(session.run(None, {"input": x.numpy()})[0], model(x).numpy(), rtol=0, atol=1e-5)
+    plan, tensors = open_packed((output / "network.kerfnet").read_bytes())
+    assert (plan.name, plan.parameters) == ("own", sum(np.asarray(t).size for t in tensors.values()))
+
+    write_network(
+        convert_module(own_network("norms"), torch.zeros(1, *INPUT_SHAPE), "norms").network, tmp_path / "n.kerf"
+    )
+    with pytest.raises(ContractError, match=r"norms has something that no kernel runs yet.*kerf models inspect"):
+        run(str(tmp_path / "n.kerf"), "--output", str(output))
+
+
+def test_help_says_which_file_runs_sparse_where() -> None:
+    said = " ".join(CliRunner().invoke(app, ["export", "--help"]).output.replace("│", " ").split())
+    assert "Zeros are skipped by network.kerf (C) and network.kerfnet (Python)" in said
+    assert "network.tflite and network.onnx store them and multiply by them" in said
 
 
 def a_result() -> SearchResult:

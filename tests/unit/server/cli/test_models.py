@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from typer.testing import CliRunner
 from device_agent.contracts import ContractError
 from search.networks.build import build_network
 from search.networks.file import read_network
+from server.cli import models
 from server.cli.config_file import ConfigFileError
 from server.cli.main import app
 from tests.unit.search.networks.onnx_files import exported
@@ -153,3 +156,67 @@ def test_bad_options_are_refused(code: Path, tmp_path: Path) -> None:
         convert(source, output, "--weights", tmp_path / "weights.safetensors")
     with pytest.raises(ContractError, match="cannot read the network"):
         run("inspect", output)
+
+
+SERIES = {
+    "id": "series-1", "runtime": "native", "runtime_version": "1.2", "threads": 1, "isa": "neon",
+    "agent_version": "0.1", "num_measurements": 90, "source": "measured",
+}  # fmt: skip
+
+
+class LatencyServer:
+    """Answers for one measured layer, and predicts the others."""
+
+    def __init__(self, *series: dict[str, Any]) -> None:
+        self.found, self.asked = series, []
+
+    def series(self, **wanted: Any) -> list[dict[str, Any]]:
+        return [s for s in self.found if wanted["runtime"] in (None, s["runtime"]) and wanted["device"] == "phone"]
+
+    def predict(self, series: str, kernels: list[dict[str, Any]]) -> dict[str, Any]:
+        self.asked.append((series, kernels))
+        each = {
+            "ci95_low_ns": 900.0,
+            "ci95_high_ns": 1300.0,
+            "latency_ns": 1000.0,
+            "std_ns": 10.0,
+            "extrapolated": False,
+        }
+        latencies = [{**each, "kernel_id": str(i), "predicted": i > 0} for i in range(len(kernels))]
+        return {"latencies": latencies, "model": {"series": SERIES}}
+
+
+def test_inspect_tells_the_latency_of_each_layer_on_a_device(
+    code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "mine.kerf"
+    convert(f"{code}:make", output)
+    server = LatencyServer(SERIES)
+    monkeypatch.setattr(models, "connect", lambda *_: nullcontext(SimpleNamespace(latency=server)))
+
+    found = json.loads(run("inspect", output, "--device", "phone", "--json"))
+    told = run("inspect", output, "--device", "phone")
+
+    (series, kernels), _ = server.asked
+    assert series == "series-1"
+    assert kernels == [layer["kernel"] for layer in found["layers"]]
+    assert [layer["layer"] for layer in found["latency"]["layers"]] == ["0", "2"]
+    assert [layer["predicted"] for layer in found["latency"]["layers"]] == [False, True]
+    assert found["latency"]["sum_ns"] == 2000.0
+    assert "measured" in told
+    assert "predicted" in told
+    assert "sum of the layers 0.0020 ms on one image, 1 of 2 measured (measured), in series series-1" in told
+    assert json.loads(run("inspect", output, "--json"))["latency"] is None
+    assert "us" not in run("inspect", output).split()
+
+    server.found = (SERIES, {**SERIES, "id": "series-2", "runtime": "tflite"})
+    with pytest.raises(ConfigFileError, match=r"'phone' has 2 series, which are not mixed.*series-1.*series-2"):
+        run("inspect", output, "--device", "phone")
+    run("inspect", output, "--device", "phone", "--runtime", "tflite")
+    assert server.asked[-1][0] == "series-2"
+    run("inspect", output, "--series", "series-3")
+    assert server.asked[-1][0] == "series-3"
+    with pytest.raises(ConfigFileError, match=r"nothing was measured on 'tablet'.*kerf devices ls"):
+        run("inspect", output, "--device", "tablet")
+    with pytest.raises(ConfigFileError, match="name it with --device"):
+        run("inspect", output, "--runtime", "native")
