@@ -15,7 +15,17 @@ import numpy as np
 import onnx
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, checker, helper, inliner, numpy_helper, shape_inference
+from onnx import (
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    ValueInfoProto,
+    checker,
+    helper,
+    inliner,
+    numpy_helper,
+    shape_inference,
+)
 from onnx.defs import onnx_opset_version
 from onnx.reference import ReferenceEvaluator
 
@@ -31,6 +41,8 @@ MAX_FOLDED_ELEMENTS = 1 << 26
 #: Images in the batch where the file leaves their number open: a number that is not likely to be another extent.
 OPEN_BATCH = 7
 _MAX_PASSES = 20
+#: Constants of more values say nothing of shapes.
+_MAX_SHAPE_VALUES = 1024
 _STANDARD_DOMAINS = ("", "ai.onnx")
 
 #: What is computed where all that it reads is constant: arithmetic of shapes, and weights in another layout.
@@ -95,8 +107,9 @@ def read_onnx(path: Path, input_shape: tuple[int, ...] | None = None) -> OnnxGra
     image, shape, batch = _image(model, input_shape, path)
     for node in model.graph.node:
         _check_node(node)
-    fixed = _with_input_shape(model, image, (batch or OPEN_BATCH, *shape))
-    folded, constants, shapes = _folded(fixed, path)
+    bare = _without_weights(model, image, (batch or OPEN_BATCH, *shape))
+    stored = {tensor.name: _array(tensor) for tensor in model.graph.initializer}
+    folded, constants, shapes = _folded(bare, stored, path)
     nodes = tuple(_node(node) for node in folded)
     graph = OnnxGraph(
         model=model,
@@ -241,25 +254,36 @@ def _check_node(node: NodeProto) -> None:
         refuse(node, "it decides at run time what is computed: a network must compute the same for all images")
 
 
-def _with_input_shape(model: ModelProto, image: str, shape: Sequence[int]) -> ModelProto:
-    fixed = ModelProto()
-    fixed.CopyFrom(model)
-    for value in fixed.graph.input:
-        if value.name == image:
-            value.CopyFrom(helper.make_tensor_value_info(image, TensorProto.FLOAT, list(shape)))
-    # What the file says of other shapes may be of another size of the image; it is inferred anew.
-    del fixed.graph.value_info[:]
-    for value in fixed.graph.output:
-        value.type.tensor_type.ClearField("shape")
-    return fixed
+def _without_weights(model: ModelProto, image: str, shape: Sequence[int]) -> ModelProto:
+    """What shapes are inferred from: the graph for one size of image, weights as inputs that have a shape alone, since
+    inference copies all that it is given.
+    """
+    large = [t for t in model.graph.initializer if prod(t.dims) > _MAX_SHAPE_VALUES]
+    outputs = [ValueInfoProto() for _ in model.graph.output]
+    for output, value in zip(outputs, model.graph.output, strict=True):
+        output.CopyFrom(value)
+        # What the file says of shapes may be of another size of the image; they are inferred anew.
+        output.type.tensor_type.ClearField("shape")
+    graph = helper.make_graph(
+        model.graph.node,
+        model.graph.name,
+        [
+            helper.make_tensor_value_info(image, TensorProto.FLOAT, list(shape)),
+            *(helper.make_tensor_value_info(t.name, t.data_type, list(t.dims)) for t in large),
+        ],
+        outputs,
+        [tensor for tensor in model.graph.initializer if prod(tensor.dims) <= _MAX_SHAPE_VALUES],
+    )
+    return helper.make_model(graph, opset_imports=model.opset_import, ir_version=model.ir_version)
 
 
-def _folded(model: ModelProto, path: Path) -> tuple[list[NodeProto], dict[str, Array], dict[str, tuple[int, ...]]]:
+def _folded(
+    model: ModelProto, constants: dict[str, Array], path: Path
+) -> tuple[list[NodeProto], dict[str, Array], dict[str, tuple[int, ...]]]:
     """The nodes that depend on the image, the constants, and the shapes of all tensors that can be told.
 
     Folding a constant may tell a shape, and a shape folds to a constant: repeated until nothing is found.
     """
-    constants = {tensor.name: _array(tensor) for tensor in model.graph.initializer}
     nodes = list(model.graph.node)
     for _ in range(_MAX_PASSES):
         shapes = _inferred(model, path)
@@ -270,7 +294,7 @@ def _folded(model: ModelProto, path: Path) -> tuple[list[NodeProto], dict[str, A
             if results is None:
                 left.append(node)
                 continue
-            new = dict(zip(node.output, results, strict=False))
+            new = {name: value for name, value in zip(node.output, results, strict=False) if name}
             found |= new
             constants |= new
         nodes = left
@@ -278,7 +302,12 @@ def _folded(model: ModelProto, path: Path) -> tuple[list[NodeProto], dict[str, A
             break
         del model.graph.node[:]
         model.graph.node.extend(nodes)
-        model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in found.items())
+        for name, value in found.items():
+            tensor = numpy_helper.from_array(value, name)
+            if value.size <= _MAX_SHAPE_VALUES:
+                model.graph.initializer.append(tensor)
+            else:
+                model.graph.input.append(helper.make_tensor_value_info(name, tensor.data_type, list(value.shape)))
     return nodes, constants, shapes
 
 

@@ -316,6 +316,24 @@ def test_open_sizes_are_asked_for(tmp_path: Path) -> None:
         convert_onnx(path, "own", (4, 8, 8))
 
 
+def test_shapes_are_inferred_without_the_weights(tmp_path: Path) -> None:
+    """Inference copies all that it is given, several times."""
+    nodes = [
+        node("Flatten", "x", output="f"),
+        node("Transpose", "w", output="t", perm=[1, 0]),
+        node("MatMul", "f", "t"),
+    ]
+    path = saved(onnx_model(nodes, {"w": weights(500, 192)}), tmp_path / "x.onnx")
+    infer = model_module.shape_inference.infer_shapes
+    with mock.patch.object(model_module.shape_inference, "infer_shapes", side_effect=infer) as inferred:
+        converted = convert_onnx(path, "own")
+
+    assert ops_of(converted) == ["flatten", "linear"]
+    assert path.stat().st_size > 380_000
+    assert inferred.call_count == 2
+    assert all(call.args[0].ByteSize() < 2_000 for call in inferred.call_args_list)
+
+
 def external(tensor: str = "w") -> ModelProto:
     made = image_conv(node("Relu", "c"))
     (stored,) = (t for t in made.graph.initializer if t.name == tensor)
