@@ -8,6 +8,7 @@ import httpx
 
 from kerf.backends import AsyncBackend, SyncBackend
 from kerf.local import server_address, user_token
+from kerf.profiles import with_profile
 from kerf.resources.artifacts import Artifacts, AsyncArtifacts
 from kerf.resources.datasets import AsyncDatasets, Datasets
 from kerf.resources.devices import AsyncDevices, Devices
@@ -40,7 +41,8 @@ class _AnyClient:
 class Client(_AnyClient):
     """Talks to one server as one user. Close it, or use it as a context manager.
 
-    Without `server` and `token` the environment (`KERF_SERVER`, `KERF_TOKEN`) says them, or else it is the server that
+    Without `server` and `token` the environment (`KERF_SERVER`, `KERF_TOKEN`) says them, or else the profile of
+    `kerf auth login` (`KERF_PROFILE` names another than the current one), or else it is the server that
     `kerf up` runs on this machine. A request that fails on the way is repeated up to `max_attempts` times where that
     is harmless. `transport` is one of httpx, for proxies and tests.
     """
@@ -113,6 +115,7 @@ class AsyncClient(_AnyClient):
 
 
 def _options(server: str | None, token: str | None, timeout_s: float) -> dict[str, Any]:
+    server, token = with_profile(server, token)
     return {
         "base_url": server_address(server),
         "headers": {"Authorization": f"Bearer {user_token(token)}"},

@@ -11,6 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from device_agent import __version__
 from server.cli import (
+    auth,
     database,
     datasets,
     demo,
@@ -42,6 +43,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(datasets.app, name="datasets")
 app.add_typer(database.app, name="db")
 app.add_typer(tokens.app, name="tokens")
+app.add_typer(auth.app, name="auth")
 app.command("export")(export.export)
 app.command("doctor")(doctor.doctor)
 app.command("demo")(demo.demo)
@@ -59,11 +61,16 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def options(
+    profile: Annotated[
+        str | None,
+        typer.Option("--profile", help="A server and token of `kerf auth login`, by name.", show_default=False),
+    ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Options before the verb."""
+    auth.choose_profile(profile)
 
 
 def main() -> None:
