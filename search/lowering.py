@@ -27,8 +27,18 @@ from search.domain.space import Decisions
 #: How many networks `lower` keeps prepared. A worker handles one search at a time; the demo and tests a few.
 _PREPARED_NETWORKS = 8
 
-#: Operators whose output has as many channels as their first input.
-KEEPS_CHANNELS = frozenset({Op.DEPTHWISE_CONV2D, Op.ADD, Op.MUL, Op.MAX_POOL, Op.AVG_POOL, Op.GLOBAL_AVG_POOL})
+#: Operators whose output has as many channels as their first input, or a fixed number for each of them.
+KEEPS_CHANNELS = frozenset(
+    {
+        Op.DEPTHWISE_CONV2D,
+        Op.ADD,
+        Op.MUL,
+        Op.MAX_POOL,
+        Op.AVG_POOL,
+        Op.GLOBAL_AVG_POOL,
+        Op.CHANNEL_SHUFFLE,
+    }
+)
 
 #: Input and output channels, height, width, pruning; inputs and residual.
 _OpKey = tuple[int, int, int, int, WeightPruning, tuple[str, ...], str | None]
@@ -51,9 +61,9 @@ class Lowering:
     def __init__(self, spec: NetworkSpec) -> None:
         self._spec = spec
         self._full_channels = {group.name: group.channels for group in spec.groups}
-        self._group_of_output = _output_groups(spec)
+        self._made = _made_channels(spec)
         self._prunable = frozenset(spec.prunable_ops)
-        _check_spec(spec, self._full_channels, self._group_of_output)
+        _check_spec(spec, self._made)
         self._planned: list[dict[_OpKey, PlanOp]] = [{} for _ in spec.plan.ops]
 
     def lower(self, decisions: Decisions) -> NetworkPlan:
@@ -73,15 +83,13 @@ class Lowering:
             inputs = tuple(tensors[name] for name in op.inputs) if removed else op.inputs
             residual = op.residual if op.residual is None else tensors[op.residual]
             in_channels, height, width = shapes[inputs[0]]
-            group = self._group_of_output.get(op.name)
             if op.kernel.op in KEEPS_CHANNELS:
-                out_channels = in_channels
+                out_channels = in_channels * op.kernel.channel_multiplier
             elif op.kernel.op is Op.CONCAT:
                 out_channels = in_channels + shapes[inputs[1]][0]
-            elif group is None:
-                out_channels = op.kernel.out_channels
             else:
-                out_channels = channels.get(group, op.kernel.out_channels)
+                made = self._made[op.name]
+                out_channels = made.given + sum(channels.get(g, self._full_channels[g]) for g in made.groups)
             shape_key = (in_channels, out_channels, height, width, pruning.get(op.name, op.kernel.pruning))
             key = (*shape_key, inputs, residual)
             planned = known.get(key)
@@ -115,8 +123,8 @@ class Lowering:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChannelCount:
-    """What a number of channels is made of: a given one, and those of `groups`, behind concatenations of several groups
-    or of one more than once.
+    """What a number of channels is made of: a given one, and those of `groups`. Around concatenations, splits and
+    shuffles these are several groups, or one more than once.
     """
 
     given: int = 0
@@ -143,22 +151,21 @@ class ChannelSources:
 
 def channel_sources(spec: NetworkSpec) -> dict[str, ChannelSources]:
     """For each operator of `spec.plan` the groups that decide how many channels it reads and writes."""
-    group_of_output = _output_groups(spec)
+    made = _made_channels(spec)
     written = {NETWORK_INPUT: ChannelCount(given=spec.plan.input_shape[0])}
     sources = {}
     for op in spec.plan.ops:
         read, *others = (written[name] for name in op.inputs)
         if op.kernel.op in KEEPS_CHANNELS:
-            counts = read
+            times = op.kernel.channel_multiplier
+            counts = ChannelCount(given=read.given * times, groups=read.groups * times)
         elif op.kernel.op is Op.CONCAT:
             counts = ChannelCount(
                 given=read.given + sum(other.given for other in others),
                 groups=(*read.groups, *(group for other in others for group in other.groups)),
             )
-        elif (group := group_of_output.get(op.name)) is not None:
-            counts = ChannelCount(groups=(group,))
         else:
-            counts = ChannelCount(given=op.kernel.out_channels)
+            counts = made[op.name]
         written[op.name] = counts
         sources[op.name] = ChannelSources(inputs=read, outputs=counts)
     return sources
@@ -196,42 +203,47 @@ def _prepared(key: _ByIdentity) -> Lowering:
     return Lowering(key.spec)
 
 
-def _output_groups(spec: NetworkSpec) -> dict[str, str]:
-    """The pruning group of the output channels of each operator that does not keep its input's, where it has one."""
-    kept = {op.name for op in spec.plan.ops if op.kernel.op in KEEPS_CHANNELS}
-    groups: dict[str, str] = {}
+def _made_channels(spec: NetworkSpec) -> dict[str, ChannelCount]:
+    """What the output channels are made of, of each operator that neither keeps its inputs' nor joins them."""
+    groups: dict[str, list[str]] = {
+        op.name: [] for op in spec.plan.ops if op.kernel.op not in KEEPS_CHANNELS and op.kernel.op is not Op.CONCAT
+    }
     for group in spec.groups:
         for member in group.members:
-            if member.axis is not Axis.OUT or member.op in kept:
-                continue
-            if member.op in groups:
-                raise ContractError(
-                    f"the outputs of {member.op!r} are in two pruning groups: {groups[member.op]!r} and {group.name!r}"
-                )
-            groups[member.op] = group.name
-    return groups
+            if member.axis is Axis.OUT and member.op in groups:
+                groups[member.op].append(group.name)
+    full = {group.name: group.channels for group in spec.groups}
+    return {
+        op.name: ChannelCount(
+            given=op.kernel.out_channels - sum(full[g] for g in groups[op.name]), groups=tuple(groups[op.name])
+        )
+        for op in spec.plan.ops
+        if op.name in groups
+    }
 
 
-def _check_spec(spec: NetworkSpec, full_channels: Mapping[str, int], group_of_output: Mapping[str, str]) -> None:
+def _check_spec(spec: NetworkSpec, made: Mapping[str, ChannelCount]) -> None:
     by_name = {op.name: op.kernel for op in spec.plan.ops}
     members = (member.op for group in spec.groups for member in group.members)
     for name in (*members, *spec.prunable_ops):
         if name not in by_name:
             raise ContractError(f"{spec.architecture} names the operator {name!r}, which its plan does not have")
-    for name, group in group_of_output.items():
-        if by_name[name].out_channels != full_channels[group]:
+    for name, count in made.items():
+        if count.given < 0:
             raise ContractError(
-                f"group {group!r} has {full_channels[group]} channels, but its member {name!r} "
-                f"writes {by_name[name].out_channels}"
+                f"the outputs of {name!r} are in the pruning groups {', '.join(map(repr, count.groups))}, which have "
+                f"{by_name[name].out_channels - count.given} channels together, but there are "
+                f"{by_name[name].out_channels}"
             )
     for claimed in spec.groups:
         for member in claimed.members:
             kernel = by_name[member.op]
             total = kernel.out_channels if member.axis is Axis.OUT else kernel.in_channels
-            if member.offset < 0 or member.offset + claimed.channels > total:
+            last = member.offset + member.step * (claimed.channels - 1)
+            if member.offset < 0 or member.step < 1 or last >= total:
                 raise ContractError(
-                    f"group {claimed.name!r} has {claimed.channels} channels from {member.offset} on among those of "
-                    f"{member.op!r} ({member.axis}), which are {total}"
+                    f"group {claimed.name!r} has {claimed.channels} channels from {member.offset} to {last} among "
+                    f"those of {member.op!r} ({member.axis}), which are {total}"
                 )
     for block in spec.blocks:
         unknown = [name for name in (*block.ops, block.writes) if name not in by_name]
@@ -251,6 +263,11 @@ def with_shape(
 ) -> PlanOp:
     """`op` with another shape and pruning. Raises `ContractError`, naming the operator, where that is impossible."""
     kernel = op.kernel
+    if kernel.op is Op.CONV2D and kernel.groups == in_channels > 1:
+        # A grouped convolution that is left with one input channel for each group.
+        kernel = dataclasses.replace(
+            kernel, op=Op.DEPTHWISE_CONV2D, groups=1, in_channels=in_channels, out_channels=out_channels
+        )
     if kernel.op is Op.SHORTCUT_PAD and (in_channels, out_channels) != (kernel.in_channels, kernel.out_channels):
         # The zero channels would have to be shared out anew in front and behind, which depends on which were removed.
         raise ContractError(

@@ -30,6 +30,13 @@ class Op(StrEnum):
     MUL = "mul"
     #: The channels of two inputs one after the other: `in_channels` of the first, all others of the second.
     CONCAT = "concat"
+    #: The first `out_channels` channels of the input: a part of a channel split.
+    FIRST_CHANNELS = "first_channels"
+    #: The last `out_channels` channels of the input.
+    LAST_CHANNELS = "last_channels"
+    #: Channel i of block b becomes channel i * groups + b, where the channels are `groups` blocks one after the other
+    #: (ShuffleNet: Zhang et al. 2018, arXiv 1707.01083, section 3.1).
+    CHANNEL_SHUFFLE = "channel_shuffle"
 
     @property
     def has_weights(self) -> bool:
@@ -126,7 +133,9 @@ class WeightPruning:
 
 DENSE = WeightPruning()
 
-_FREE_CHANNELS = (Op.CONV2D, Op.FULLY_CONNECTED, Op.SHORTCUT_PAD, Op.CONCAT)
+_PARTS = (Op.FIRST_CHANNELS, Op.LAST_CHANNELS)
+_FREE_CHANNELS = (Op.CONV2D, Op.DEPTHWISE_CONV2D, Op.FULLY_CONNECTED, Op.SHORTCUT_PAD, Op.CONCAT, *_PARTS)
+_WITHOUT_WINDOW = (Op.MUL, Op.CONCAT, Op.CHANNEL_SHUFFLE, *_PARTS)
 
 #: Above any layer that a phone runs, and small enough that a hostile spec cannot ask for terabytes.
 MAX_EXTENT = 65536
@@ -140,6 +149,10 @@ class KernelSpec:
     `padding` is symmetric and in elements, as in torch. `residual` says that a tensor of the output's shape is
     added before the activation. ADD, MUL and CONCAT have two inputs (`input_shapes`). For SHORTCUT_PAD,
     `out_channels - in_channels` zero channels are added, `pad_channels_before` of them in front.
+
+    `groups` above 1 makes a CONV2D a grouped one: blocks of filters that read one block of input channels each; it is
+    dense, and takes no residual. One input channel for each group is a DEPTHWISE_CONV2D instead, which writes one or
+    more channels for each that it reads. Of a CHANNEL_SHUFFLE, `groups` is the number of blocks.
 
     Raises `ContractError` on impossible shapes.
     """
@@ -159,6 +172,7 @@ class KernelSpec:
     dtype: DType = DType.FLOAT32
     pad_channels_before: int = 0
     seed: int = 0
+    groups: int = 1
 
     def __post_init__(self) -> None:
         for name in ("in_channels", "out_channels", "input_h", "input_w", "kernel_h", "kernel_w", "stride"):
@@ -186,8 +200,9 @@ class KernelSpec:
                 f"concat writes the {self.in_channels} channels of its first input and those of its second, "
                 f"not {self.out_channels}"
             )
+        self._check_groups()
         window = (self.kernel_h, self.kernel_w, self.stride, self.padding)
-        if self.op in (Op.MUL, Op.CONCAT) and window != (1, 1, 1, 0):
+        if self.op in _WITHOUT_WINDOW and window != (1, 1, 1, 0):
             raise ContractError(f"{self.op} has no window, but kernel, stride and padding say {window}")
         if self.residual and self.op is not Op.CONV2D:
             raise ContractError(f"only conv2d takes a residual, not {self.op}: use an add")
@@ -201,6 +216,32 @@ class KernelSpec:
             raise ContractError(f"{self.num_weights} weights exceed the limit of {MAX_WEIGHTS}")
         if self.in_channels * self.input_h * self.input_w > MAX_WEIGHTS:
             raise ContractError("the input tensor exceeds the limit of 2^28 elements")
+
+    def _check_groups(self) -> None:
+        if self.op in _PARTS and self.out_channels >= self.in_channels:
+            raise ContractError(
+                f"{self.op} leaves {self.out_channels} of {self.in_channels} channels: it must be fewer"
+            )
+        if self.op is Op.DEPTHWISE_CONV2D and self.out_channels % self.in_channels:
+            raise ContractError(
+                f"{self.op} writes as many channels for each that it reads, but {self.out_channels} is no multiple of "
+                f"{self.in_channels}"
+            )
+        if self.groups == 1:
+            return
+        if self.op not in (Op.CONV2D, Op.CHANNEL_SHUFFLE):
+            raise ContractError(f"{self.op} has no groups, but groups is {self.groups!r}")
+        if self.groups < 1 or self.in_channels % self.groups or self.out_channels % self.groups:
+            raise ContractError(
+                f"{self.groups!r} groups do not divide {self.in_channels} input and {self.out_channels} output channels"
+            )
+        if self.op is Op.CONV2D and (self.residual or self.pruning.scheme is not PruningScheme.DENSE):
+            raise ContractError("a grouped convolution is dense and takes no residual: prune its channels, use an add")
+
+    @property
+    def channel_multiplier(self) -> int:
+        """How many channels a DEPTHWISE_CONV2D writes for each that it reads; 1 for other operators."""
+        return self.out_channels // self.in_channels if self.op is Op.DEPTHWISE_CONV2D else 1
 
     @property
     def output_h(self) -> int:
@@ -231,7 +272,7 @@ class KernelSpec:
     def weight_shape(self) -> tuple[int, int, int, int]:
         """(out_channels, in_channels per filter, kernel_h, kernel_w); all zero for an operator without weights."""
         if self.op is Op.CONV2D:
-            return (self.out_channels, self.in_channels, self.kernel_h, self.kernel_w)
+            return (self.out_channels, self.in_channels // self.groups, self.kernel_h, self.kernel_w)
         if self.op is Op.DEPTHWISE_CONV2D:
             return (self.out_channels, 1, self.kernel_h, self.kernel_w)
         if self.op is Op.FULLY_CONNECTED:

@@ -121,6 +121,14 @@ class _Writer:
             blob = self._clamp(op, self._layer("Pooling", op.name, [source], None, "0=1", "4=1"))
         elif kernel.op is Op.SHORTCUT_PAD:
             blob = self._clamp(op, self._shortcut_pad(op))
+        elif kernel.op in (Op.FIRST_CHANNELS, Op.LAST_CHANNELS):
+            first = 0 if kernel.op is Op.FIRST_CHANNELS else kernel.in_channels - kernel.out_channels
+            extent = (f"3={kernel.input_w}", f"4={kernel.input_h}", f"5={kernel.out_channels}")
+            source = self._take(op.inputs[0], op.name)
+            blob = self._clamp(op, self._layer("Crop", op.name, [source], None, f"2={first}", *extent))
+        elif kernel.op is Op.CHANNEL_SHUFFLE:
+            source = self._take(op.inputs[0], op.name)
+            blob = self._clamp(op, self._layer("ShuffleChannel", op.name, [source], None, f"0={kernel.groups}"))
         else:
             raise ContractError(f"{op.name}: {kernel.op} has no ncnn form")
         if kernel.activation in _OWN_LAYERS:
@@ -132,10 +140,10 @@ class _Writer:
 
     def _convolution(self, op: PlanOp, weights: Sequence[FloatArray]) -> str:
         kernel = op.kernel
-        is_depthwise = kernel.op is Op.DEPTHWISE_CONV2D
+        groups = kernel.in_channels if kernel.op is Op.DEPTHWISE_CONV2D else kernel.groups
         name = op.name if op.residual is None else f"{op.name}.conv"
         blob = self._layer(
-            "ConvolutionDepthWise" if is_depthwise else "Convolution",
+            "ConvolutionDepthWise" if groups > 1 else "Convolution",
             name,
             [self._take(op.inputs[0], name)],
             None,
@@ -143,7 +151,7 @@ class _Writer:
             *_window(kernel, {"kernel": (1, 11), "stride": (3, 13), "padding": (4, 14)}),
             "5=1",
             f"6={kernel.num_weights}",
-            *((f"7={kernel.in_channels}",) if is_depthwise else ()),
+            *((f"7={groups}",) if groups > 1 else ()),
             *(_FUSED.get(kernel.activation, ()) if op.residual is None else ()),
         )
         self._store(weights)

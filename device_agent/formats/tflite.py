@@ -148,6 +148,10 @@ class _Lowering:
             self._graph.operator(BuiltinOperator.MUL, inputs, result, options)
         elif kernel.op is Op.CONCAT:
             result = self._concat(name, kernel, inputs)
+        elif kernel.op in (Op.FIRST_CHANNELS, Op.LAST_CHANNELS):
+            result = self._part(name, kernel, source)
+        elif kernel.op is Op.CHANNEL_SHUFFLE:
+            result = self._shuffle(name, kernel, source)
         elif kernel.op in (Op.MAX_POOL, Op.AVG_POOL):
             result = self._pool(name, kernel, source)
         elif kernel.op is Op.GLOBAL_AVG_POOL:
@@ -206,7 +210,7 @@ class _Lowering:
                 (0, Slot.INT8, padding),
                 (1, Slot.INT32, kernel.stride),
                 (2, Slot.INT32, kernel.stride),
-                (3, Slot.INT32, 1),
+                (3, Slot.INT32, kernel.channel_multiplier),
                 (4, Slot.INT8, _fused(kernel.activation)),
                 (5, Slot.INT32, 1),
                 (6, Slot.INT32, 1),
@@ -285,6 +289,32 @@ class _Lowering:
         result = self._graph.activation(f"{name}.joined", _output_shape(kernel))
         self._graph.operator(BuiltinOperator.CONCATENATION, inputs, result, options)
         return self._clamp(name, kernel, result)
+
+    def _part(self, name: str, kernel: KernelSpec, source: int) -> int:
+        first = 0 if kernel.op is Op.FIRST_CHANNELS else kernel.in_channels - kernel.out_channels
+        shape = _output_shape(kernel)
+        begin = self._graph.constant(f"{name}.begin", np.array([0, 0, 0, first], np.int32))
+        size = self._graph.constant(f"{name}.size", np.array(shape, np.int32))
+        result = self._graph.activation(f"{name}.part", shape)
+        self._graph.operator(BuiltinOperator.SLICE, [source, begin, size], result, Options(kind=BuiltinOptions.SLICE))
+        return self._clamp(name, kernel, result)
+
+    def _shuffle(self, name: str, kernel: KernelSpec, source: int) -> int:
+        height, width, blocks = kernel.input_h, kernel.input_w, kernel.groups
+        per_block = kernel.in_channels // blocks
+        # XNNPACK takes up to six axes; a vector of pixels needs three.
+        folded = self._reshape(f"{name}.blocks", source, (height * width, blocks, per_block))
+        order = self._graph.constant(f"{name}.order", np.array([0, 2, 1], np.int32))
+        swapped = self._graph.activation(f"{name}.swapped", (height * width, per_block, blocks))
+        options = Options(kind=BuiltinOptions.TRANSPOSE)
+        self._graph.operator(BuiltinOperator.TRANSPOSE, [folded, order], swapped, options)
+        return self._clamp(name, kernel, self._reshape(f"{name}.shuffled", swapped, _output_shape(kernel)))
+
+    def _reshape(self, name: str, source: int, shape: tuple[int, ...]) -> int:
+        wanted = self._graph.constant(f"{name}.shape", np.array(shape, np.int32))
+        result = self._graph.activation(name, shape)
+        options = Options(kind=BuiltinOptions.RESHAPE)
+        return self._graph.operator(BuiltinOperator.RESHAPE, [source, wanted], result, options)
 
     def _shortcut_pad(self, name: str, kernel: KernelSpec, source: int) -> int:
         if (kernel.kernel_h, kernel.kernel_w, kernel.padding) != (1, 1, 0):

@@ -43,10 +43,13 @@ class BuiltinOperator(IntEnum):
     MUL = 18
     RELU = 19
     RELU6 = 21
+    RESHAPE = 22
     PAD = 34
+    TRANSPOSE = 39
     MEAN = 40
     STRIDED_SLICE = 45
     PADV2 = 60
+    SLICE = 65
     HARD_SWISH = 117
     DENSIFY = 124
 
@@ -61,11 +64,14 @@ class BuiltinOptions(IntEnum):
     FULLY_CONNECTED = 8
     CONCATENATION = 10
     ADD = 11
+    RESHAPE = 17
     MUL = 21
     PAD = 22
+    TRANSPOSE = 26
     REDUCER = 27
     STRIDED_SLICE = 32
     PADV2 = 43
+    SLICE = 48
     HARD_SWISH = 91
     DENSIFY = 99
 

@@ -106,6 +106,7 @@ def _place_of_first(op: PlanOp, places: Mapping[str, _Place]) -> _Place:
         ("in_channels", kernel.in_channels, 3),
         ("stride", kernel.stride, 2),
         ("padding", kernel.padding, 1),
+        ("groups", kernel.groups, 1),
     ):
         if value != wanted:
             raise _broken(op, f"has {name} {value}, not {wanted}", begins)
@@ -122,6 +123,8 @@ def _place_inside(op: PlanOp) -> _Place:
         return _Place.BEHIND
     if kernel.op is Op.CONV2D:
         shape = (kernel.kernel_h, kernel.kernel_w, kernel.stride, kernel.padding)
+        if kernel.groups > 1:
+            raise _broken(op, f"has {kernel.groups} groups", "has convolutions of one group only")
         if shape != (1, 1, 1, 0):
             raise _broken(
                 op,
@@ -130,6 +133,9 @@ def _place_inside(op: PlanOp) -> _Place:
                 "has convolutions of 1x1 with stride 1 only behind the first",
             )
     elif kernel.op is Op.DEPTHWISE_CONV2D:
+        if kernel.channel_multiplier > 1:
+            wanted = "has depthwise convolutions that write one channel for each only"
+            raise _broken(op, f"writes {kernel.channel_multiplier} channels for each that it reads", wanted)
         is_square = kernel.kernel_h == kernel.kernel_w
         if not is_square or _DEPTHWISE_PADDING.get(kernel.kernel_h) != kernel.padding or kernel.stride > 2:
             raise _broken(

@@ -33,6 +33,7 @@ def blockwise_pairs(plan: NetworkPlan) -> Mapping[str, PlanOp]:
             source is not None
             and _reads_channel_by_channel(op.kernel)
             and source.kernel.op is Op.CONV2D
+            and source.kernel.groups == 1
             and source.residual is None
             and readers[source.name] == 1
             and _is_cheap_to_repeat(source.kernel)
@@ -45,7 +46,7 @@ def blockwise_pairs(plan: NetworkPlan) -> Mapping[str, PlanOp]:
 
 def _reads_channel_by_channel(kernel: KernelSpec) -> bool:
     if kernel.op is Op.DEPTHWISE_CONV2D:
-        return has_depthwise_kernel(kernel)
+        return has_depthwise_kernel(kernel) and kernel.channel_multiplier == 1
     return kernel.op in (Op.MAX_POOL, Op.AVG_POOL)
 
 

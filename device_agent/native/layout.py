@@ -7,7 +7,7 @@ known.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TypeVar
 
@@ -102,6 +102,19 @@ class Tensor:
         while tensor._joined is not None:
             tensor = tensor._joined
         return tensor
+
+
+class ChannelView(Tensor):
+    """Some consecutive channels of another tensor, where they are. It has no memory and no demands of its own."""
+
+    def __init__(self, whole: Tensor, first: int, count: int) -> None:
+        super().__init__(count, whole.height, whole.width, whole.form)
+        self.whole = whole
+        self.first = first
+        self.padding, self.margin = whole.padding, whole.margin
+
+    def layout(self) -> Layout:
+        return replace(self.whole.layout(), channels=self.channels)
 
 
 class PhaseTensor(Tensor):

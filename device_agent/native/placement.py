@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from device_agent.native.arena import Span, pack_spans
-from device_agent.native.layout import FLOAT_BYTES, Layout, Tensor, position_mask
+from device_agent.native.layout import FLOAT_BYTES, ChannelView, Layout, Tensor, position_mask
 from device_agent.native.memory import aligned_array, aligned_zeros, with_spare
 
 FloatArray = NDArray[np.float32]
@@ -67,6 +67,8 @@ class Placement:
 
     def address(self, tensor: Tensor) -> int:
         """Where element (0, 0, 0) of `tensor` is."""
+        if isinstance(tensor, ChannelView):
+            return self.address(tensor.whole) + FLOAT_BYTES * tensor.first * tensor.layout().plane
         return self._buffers[tensor].ctypes.data + FLOAT_BYTES * tensor.layout().lead
 
     def elements(self, tensor: Tensor) -> FloatArray:

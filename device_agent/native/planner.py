@@ -20,9 +20,9 @@ from device_agent.contracts import NETWORK_INPUT, NETWORK_RESIDUAL, Activation, 
 from device_agent.native import steps
 from device_agent.native.blocks import blockwise_pairs, channels_per_block
 from device_agent.native.errors import UnsupportedKernelError
-from device_agent.native.layout import Form, PhaseTensor, Tensor
+from device_agent.native.layout import ChannelView, Form, PhaseTensor, Tensor
 from device_agent.native.placement import Placement
-from device_agent.native.steps import Emitter, Ways
+from device_agent.native.steps import Emitter, Run, Ways
 from device_agent.native.weights import Weights, WeightSource
 
 FloatArray = NDArray[np.float32]
@@ -194,16 +194,21 @@ class _Lowering:
         residual = None if op.residual is None else self._by_name[op.residual]
         if kernel.op is Op.FULLY_CONNECTED:
             self._lower_matvec(op, source, None, output, self._op_weights(op))
+        elif kernel.groups > 1 and kernel.op is Op.CONV2D:
+            self._lower_grouped(op, source, output)
+        elif kernel.channel_multiplier > 1:
+            repeated = self._repeat(source, kernel.channel_multiplier)
+            each = replace(op, kernel=replace(kernel, in_channels=kernel.out_channels))
+            self._lower_depthwise(each, repeated, output)
         elif kernel.op is Op.CONV2D and source.form is Form.VECTOR and output.form is Form.VECTOR:
             # A 1x1 image meets one position of the kernel only.
             taps = self._tensors[f"{op.name}.weight"][:][:, :, kernel.padding :, kernel.padding :]
             inside = taps.shape[2] > 0 and taps.shape[3] > 0
             rows = taps[:, :, 0, 0] if inside else np.zeros(taps.shape[:2], dtype=np.float32)
             self._lower_matvec(op, source, residual, output, Weights(rows))
-        elif kernel.op is Op.DEPTHWISE_CONV2D and steps.has_depthwise_kernel(kernel):
-            emit = steps.emit_depthwise(kernel, self._op_weights(op), self._bias(op), source, output)
-            self._add(Phase.RUN, (source,), output, emit)
-        elif kernel.op in (Op.CONV2D, Op.DEPTHWISE_CONV2D):
+        elif kernel.op is Op.DEPTHWISE_CONV2D:
+            self._lower_depthwise(op, source, output)
+        elif kernel.op is Op.CONV2D:
             self._lower_conv(op, source, residual, output)
         elif kernel.op is Op.ADD:
             self._lower_add(kernel, source, self._by_name[op.inputs[1]], output)
@@ -211,6 +216,11 @@ class _Lowering:
             self._lower_multiply(kernel, source, self._by_name[op.inputs[1]], output)
         elif kernel.op is Op.CONCAT:
             self._lower_concat(kernel, source, self._by_name[op.inputs[1]], output)
+        elif kernel.op in (Op.FIRST_CHANNELS, Op.LAST_CHANNELS):
+            first = 0 if kernel.op is Op.FIRST_CHANNELS else kernel.in_channels - kernel.out_channels
+            self._lower_copies(kernel, source, output, (Run(count=kernel.out_channels, source=first),))
+        elif kernel.op is Op.CHANNEL_SHUFFLE:
+            self._lower_copies(kernel, source, output, _shuffled(kernel))
         elif kernel.op in (Op.MAX_POOL, Op.AVG_POOL):
             self._add(Phase.RUN, (source,), output, steps.emit_pool(kernel, source, output))
         elif kernel.op is Op.GLOBAL_AVG_POOL:
@@ -242,6 +252,49 @@ class _Lowering:
                 tensor.need_padding(_USUAL_PADDING)
         read = self._conv_input(kernel, source)
         self._add_conv(kernel, weights, self._bias(op), read, residual, target, by_winograd=by_winograd)
+        if target is not output:
+            self._add(Phase.RUN, (target,), output, steps.emit_copy(target, output))
+
+    def _lower_depthwise(self, op: PlanOp, source: Tensor, output: Tensor) -> None:
+        kernel = op.kernel
+        if steps.has_depthwise_kernel(kernel):
+            emit = steps.emit_depthwise(kernel, self._op_weights(op), self._bias(op), source, output)
+            self._add(Phase.RUN, (source,), output, emit)
+        else:
+            self._lower_conv(op, source, None, output)
+
+    def _repeat(self, source: Tensor, times: int) -> Tensor:
+        """Each channel of `source` so many times, one behind the other."""
+        repeated = _tensor_for(source.channels * times, source.height, source.width, unpadded=Form.PLANES)
+        runs = tuple(Run(count=source.channels, target=i, stride=times) for i in range(times))
+        self._add(Phase.RUN, (source,), repeated, steps.emit_copies(source, repeated, runs))
+        return repeated
+
+    def _lower_grouped(self, op: PlanOp, source: Tensor, output: Tensor) -> None:
+        """A grouped convolution: one for each group, on channels where they are. Winograd's algorithm is left out, as
+        groups have few channels.
+        """
+        kernel = op.kernel
+        part = replace(
+            kernel,
+            groups=1,
+            in_channels=kernel.in_channels // kernel.groups,
+            out_channels=kernel.out_channels // kernel.groups,
+        )
+        target = output
+        if output.form is not Form.PLANES:
+            target = Tensor(output.channels, output.height, output.width, Form.PLANES)
+        read = self._as_planes(source) if source.form is Form.VECTOR else source
+        read = self._conv_input(part, read)
+        if read.padding >= kernel.padding and kernel.stride == 1:
+            target.join_rows(read)
+        weights, bias = self._op_weights(op), self._bias(op)
+        for group in range(kernel.groups):
+            filters = slice(group * part.out_channels, (group + 1) * part.out_channels)
+            emit = functools.partial(
+                _emit_group, part, group, weights.part(filters), bias[filters], read=read, target=target
+            )
+            self._add(Phase.RUN, (read,), target, emit, part)
         if target is not output:
             self._add(Phase.RUN, (target,), output, steps.emit_copy(target, output))
 
@@ -336,6 +389,14 @@ class _Lowering:
         if kernel.activation is not Activation.NONE:
             self._add(Phase.RUN, (output,), output, steps.emit_elementwise(kernel, output, None, output))
 
+    def _lower_copies(self, kernel: KernelSpec, source: Tensor, output: Tensor, runs: Sequence[Run]) -> None:
+        """`runs` of channels of `source`, and what clamps them."""
+        if source.form is output.form is Form.PLANES:
+            source.join_rows(output)
+        self._add(Phase.RUN, (source,), output, steps.emit_copies(source, output, runs))
+        if kernel.activation is not Activation.NONE:
+            self._add(Phase.RUN, (output,), output, steps.emit_elementwise(kernel, output, None, output))
+
     def _lower_global_pool(self, kernel: KernelSpec, source: Tensor, output: Tensor) -> None:
         if source.form is Form.VECTOR:
             self._add(Phase.RUN, (source,), output, steps.emit_elementwise(kernel, source, None, output))
@@ -388,6 +449,29 @@ def _tuning_key(kernel: KernelSpec, read: Tensor, written: Tensor) -> object:
     plain = replace(kernel, seed=0, residual=False, activation=Activation.NONE)
     layouts = tuple(replace(tensor.layout(), lead=0, size=0) for tensor in (read, written))
     return plain, read.padding >= kernel.padding, layouts
+
+
+def _emit_group(
+    kernel: KernelSpec,
+    group: int,
+    weights: Weights,
+    bias: FloatArray,
+    placement: Placement,
+    *,
+    read: Tensor,
+    target: Tensor,
+) -> Ways:
+    """One group of a grouped convolution, as the convolution `kernel`. Late, when all demands on layouts are known."""
+    channels_read = ChannelView(read, group * kernel.in_channels, kernel.in_channels)
+    channels_written = ChannelView(target, group * kernel.out_channels, kernel.out_channels)
+    return steps.emit_conv(kernel, weights, bias, channels_read, None, channels_written)(placement)
+
+
+def _shuffled(kernel: KernelSpec) -> tuple[Run, ...]:
+    """A shuffle, a block of channels at a time."""
+    count = kernel.in_channels // kernel.groups
+    blocks = range(kernel.groups)
+    return tuple(Run(count=count, source=block * count, target=block, stride=kernel.groups) for block in blocks)
 
 
 def _clamped(kernel: KernelSpec) -> KernelSpec:

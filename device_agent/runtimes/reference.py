@@ -43,9 +43,9 @@ def run_kernel(
     chosen = np.arange(kernel.out_channels) if channels is None else np.asarray(channels)
     x = inputs[0].astype(sums_in)
     if kernel.op in (Op.CONV2D, Op.FULLY_CONNECTED):
-        result = _convolve(kernel, tensors["weight"][chosen], x) + tensors["bias"][chosen, None, None]
+        result = _convolve_groups(kernel, tensors["weight"], x, chosen) + tensors["bias"][chosen, None, None]
     elif kernel.op is Op.DEPTHWISE_CONV2D:
-        taps = np.stack(list(_windows(kernel, x[chosen])))
+        taps = np.stack(list(_windows(kernel, x[chosen // kernel.channel_multiplier])))
         weight = tensors["weight"][chosen, 0].reshape(len(chosen), -1)
         result = np.einsum("tchw,ct->chw", taps, weight.astype(sums_in)) + tensors["bias"][chosen, None, None]
     elif kernel.op is Op.ADD:
@@ -54,6 +54,13 @@ def run_kernel(
         result = x[chosen] * inputs[1][chosen]
     elif kernel.op is Op.CONCAT:
         result = np.concatenate((x, inputs[1].astype(sums_in)))[chosen]
+    elif kernel.op is Op.FIRST_CHANNELS:
+        result = x[chosen]
+    elif kernel.op is Op.LAST_CHANNELS:
+        result = x[kernel.in_channels - kernel.out_channels + chosen]
+    elif kernel.op is Op.CHANNEL_SHUFFLE:
+        per_block = kernel.in_channels // kernel.groups
+        result = x[chosen % kernel.groups * per_block + chosen // kernel.groups]
     elif kernel.op is Op.MAX_POOL:
         result = np.max(np.stack(list(_windows(kernel, x[chosen], fill=-np.inf))), axis=0)
     elif kernel.op is Op.AVG_POOL:
@@ -133,6 +140,18 @@ def is_close(got: FloatArray, expected: FloatArray) -> bool:
     """Whether `got` is finite and `expected` up to rounding; both of one shape."""
     tolerance = ABSOLUTE_TOLERANCE + RELATIVE_TOLERANCE * float(np.abs(expected).max())
     return bool(np.isfinite(got).all() and np.abs(got - expected).max() <= tolerance)
+
+
+def _convolve_groups(kernel: KernelSpec, weight: FloatArray, x: _Wide, chosen: NDArray[np.int64]) -> _Wide:
+    """The `chosen` output channels, each from the input channels of its group."""
+    if kernel.groups == 1:
+        return _convolve(kernel, weight[chosen], x)
+    result = np.empty((len(chosen), kernel.output_h, kernel.output_w), dtype=x.dtype)
+    group_of = chosen // (kernel.out_channels // kernel.groups)
+    for group, block in enumerate(np.split(x, kernel.groups)):
+        if (group_of == group).any():
+            result[group_of == group] = _convolve(kernel, weight[chosen[group_of == group]], block)
+    return result
 
 
 def _convolve(kernel: KernelSpec, weight: FloatArray, x: _Wide) -> _Wide:

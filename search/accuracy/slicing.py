@@ -15,7 +15,8 @@ from device_agent.synthesis import block_extent, num_kept_blocks
 from search.domain.network import Axis, NetworkSpec
 from search.domain.space import Decisions
 from search.pruning.apply import mask_of
-from search.pruning.fuse import fused_modules
+from search.pruning.channel_part import ChannelPart
+from search.pruning.fuse import fused_modules, fused_parts
 from search.pruning.groups import IndexArray, kept_sides
 
 #: Schemes whose mask is a ranking of blocks of kernel positions.
@@ -48,6 +49,7 @@ class SlicedNetwork:
         self._spec = spec
         self.model = copy.deepcopy(model)
         self._layers = _layers(self.model, spec)
+        self._split_parts = fused_parts(self.model, spec.plan.input_shape)
         self.form = copy.deepcopy(self.model).train()
         # By name, also while a block is out.
         self._parts = dict(self.form.named_modules())
@@ -62,6 +64,11 @@ class SlicedNetwork:
             is_removed = block.name in decisions.removed_blocks
             self._parts[parent]._modules[attribute] = nn.Identity() if is_removed else self._parts[block.name]
         sides = kept_sides(self._spec, {n: np.arange(c, dtype=np.int64) for n, c in decisions.channels.items()})
+        for op, name in self._split_parts.items():
+            part, whole = self._parts[name], self.model.get_submodule(name)
+            assert isinstance(part, ChannelPart)
+            assert isinstance(whole, ChannelPart)
+            part.count = len(sides[op, Axis.OUT]) if (op, Axis.OUT) in sides else whole.count
         for name, layer in self._layers.items():
             inputs = sides.get((layer.op, Axis.IN))
             if inputs is not None:
@@ -89,12 +96,16 @@ class SlicedNetwork:
         whole, module = self.model.get_submodule(name), self._parts[name]
         weight = whole.weight
         assert isinstance(weight, Tensor)
+        if inputs is not None:
+            # Filters of a grouped convolution read the channels of their group.
+            inputs = inputs[inputs < weight.shape[1]]
         _set(module, "weight", _chosen(_chosen(weight, 0, outputs), 1, inputs))
         if whole.bias is not None:
             assert isinstance(whole.bias, Tensor)
             _set(module, "bias", _chosen(whole.bias, 0, outputs))
-        if isinstance(module, nn.Conv2d) and isinstance(whole, nn.Conv2d) and whole.groups > 1:
-            module.groups = whole.groups if outputs is None else len(outputs)
+        if isinstance(module, nn.Conv2d) and isinstance(whole, nn.Conv2d) and whole.groups == whole.in_channels > 1:
+            multiplier = whole.out_channels // whole.in_channels
+            module.groups = whole.groups if outputs is None else len(outputs) // multiplier
         if layer.norm is not None:
             whole_norm, norm = self.model.get_submodule(layer.norm), self._parts[layer.norm]
             for parameter in ("weight", "bias"):

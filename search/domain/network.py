@@ -18,20 +18,28 @@ class Axis(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupMember:
-    """An operator that a pruning group runs through. A depthwise convolution is a member on its OUT side.
+    """An operator that a pruning group runs through. Depthwise convolutions and parts of a channel split are members on
+    their OUT side.
 
-    Behind a concatenation an operator has channels of several groups, or of one group more than once: those of this
-    member begin at `offset` among the operator's.
+    Around concatenations, splits and shuffles an operator has channels of several groups, or of one group more than
+    once: those of this member are every `step`-th from `offset` on among the operator's.
     """
 
     op: str
     axis: Axis
     offset: int = 0
+    step: int = 1
+
+    def channels(self, count: int) -> slice:
+        """The places among the operator's channels of a group of `count`."""
+        return slice(self.offset, self.offset + self.step * count, self.step)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PruningGroup:
-    """Channels that can only be removed together, in all members at once. Its name is that of its first producer."""
+    """Channels that can only be removed together, in all members at once. Its name is that of its first producer; of a
+    part of that one's channels, with the number of the first of them behind a colon.
+    """
 
     name: str
     channels: int

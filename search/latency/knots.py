@@ -118,8 +118,9 @@ def _regions(spec: NetworkSpec, space: SearchSpace) -> dict[KernelFamily, _Grid]
             reached[op.name][op.kernel] = None
     grids: dict[KernelFamily, _Grid] = {}
     for name, kernels in reached.items():
-        points = [coordinates_of(kernel) for kernel in kernels]
         for kernel in kernels:
+            # A grouped convolution may be left with one channel for each group, and is another operator then.
+            points = [coordinates_of(other) for other in kernels if other.op is kernel.op]
             for pruning in prunings.get(name, (kernel.pruning,)):
                 like = _with_pruning(kernel, pruning, name)
                 family = family_of(like)

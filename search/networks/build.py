@@ -14,7 +14,7 @@ from device_agent.contracts import NETWORK_INPUT, ContractError
 from search.networks.document import NetworkDocument, NetworkNode
 from search.networks.file import Network
 from search.networks.ops import NetworkOp
-from search.networks.torch_ops import add_call, make_module
+from search.networks.torch_ops import add_call, channel_parts, make_module
 
 #: Values of one tensor for one image: 1 GiB.
 MAX_TENSOR_ELEMENTS = 1 << 28
@@ -39,8 +39,12 @@ def build_network(network: Network) -> BuiltNetwork:
     Raises:
         ContractError: A node does not fit the tensors that it reads; the text names it.
     """
-    model, nodes = _empty_module(network.document)
+    model, nodes = _empty_module(network.document, {})
     shapes = _check_shapes(network.document, model, nodes)
+    if any(node.op in (NetworkOp.SLICE, NetworkOp.RESHAPE) for node in network.document.nodes):
+        # Once more, without the numbers of channels that the shapes tell.
+        model, nodes = _empty_module(network.document, {**shapes, NETWORK_INPUT: network.document.input.shape})
+        shapes = _check_shapes(network.document, model, nodes)
     state: dict[str, Tensor] = {name: torch.tensor(value) for name, value in network.tensors.items()}
     for name in model.state_dict():
         if name.endswith(".num_batches_tracked") and name not in state:
@@ -65,7 +69,9 @@ def build_classifier(network: Network, num_classes: int) -> BuiltNetwork:
     return built
 
 
-def _empty_module(document: NetworkDocument) -> tuple[fx.GraphModule, dict[str, fx.Node]]:
+def _empty_module(
+    document: NetworkDocument, shapes: Mapping[str, tuple[int, ...]]
+) -> tuple[fx.GraphModule, dict[str, fx.Node]]:
     root = nn.Module()
     graph = fx.Graph()
     values = {NETWORK_INPUT: graph.placeholder(NETWORK_INPUT)}
@@ -85,7 +91,17 @@ def _empty_module(document: NetworkDocument) -> tuple[fx.GraphModule, dict[str, 
                 _place(root, path, module, node)
             values[node.name] = graph.create_node("call_module", path, inputs, name=label)
         else:
-            values[node.name] = add_call(graph, node, inputs, label)
+            shape = shapes.get(node.inputs[0])
+            parts = None if shape is None else channel_parts(node, shape)
+            if parts is None:
+                values[node.name] = add_call(graph, node, inputs, label, shape)
+                continue
+            values[node.name] = inputs[0]
+            for number, part in enumerate(parts):
+                path = node.name if len(parts) == 1 else f"{node.name}.{number}"
+                _place(root, path, part, node)
+                read = (values[node.name],)
+                values[node.name] = graph.create_node("call_module", path, read, name=path.replace(".", "_"))
             continue
         made.add(path)
     outputs = tuple(values[name] for name in document.outputs)

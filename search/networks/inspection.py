@@ -14,7 +14,7 @@ from search.networks.document import NetworkDocument, NetworkNode
 from search.networks.file import Network
 from search.networks.ops import NetworkOp
 from search.networks.runtimes import LayerInspection, RuntimeInspection, inspect_layers
-from search.networks.torch_ops import is_unflattening
+from search.networks.torch_ops import is_written_out
 from search.pruning.operators import UnsupportedNetwork, recognise
 from search.pruning.trace import trace_network
 
@@ -95,10 +95,10 @@ def _not_recognised(document: NetworkDocument, built: BuiltNetwork) -> tuple[Not
     for node in document.nodes:
         if node.op is NetworkOp.IDENTITY:
             continue
-        if node.op is NetworkOp.RESHAPE and not is_unflattening(node):
+        if node.op is NetworkOp.RESHAPE and is_written_out(built.graph_nodes[node.name]):
             # Flattening has a name of its own in the document.
-            reason = f"{node.name!r} reshapes to {node.attributes['shape']}: only to (channels, 1, 1) and to one axis "
-            reason += "has a meaning in a plan"
+            reason = f"{node.name!r} reshapes to {node.attributes['shape']}: only to (channels, 1, 1), to one axis and "
+            reason += "in a channel shuffle has a meaning in a plan"
             found.append(NotLowered(node=node.name, op=node.op.value, reason=reason))
             continue
         try:

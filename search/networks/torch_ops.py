@@ -15,8 +15,11 @@ from torch import fx, nn
 
 from search.networks.document import NetworkNode
 from search.networks.ops import NetworkOp
+from search.pruning.channel_part import ChannelPart
 
 _META = "meta"
+
+Shape = tuple[int, ...]
 
 
 def make_module(node: NetworkNode) -> nn.Module | None:
@@ -25,8 +28,26 @@ def make_module(node: NetworkNode) -> nn.Module | None:
     return None if factory is None else factory(node.attributes, node.weights)
 
 
-def add_call(graph: fx.Graph, node: NetworkNode, inputs: Sequence[fx.Node], name: str) -> fx.Node:
-    """Add the call of an operator without a module to `graph`."""
+def channel_parts(node: NetworkNode, shape: Shape) -> tuple[ChannelPart, ...] | None:
+    """What a slice of channels, of a tensor of `shape` (without the batch), is made of: its first channels, its last
+    ones, or the first of the last ones; nothing where all stay. None for other operators and other slices.
+    """
+    a = node.attributes
+    if node.op is not NetworkOp.SLICE or a["axis"] != 1 or a["step"] != 1 or len(shape) not in (1, 3):
+        return None
+    start, stop, _ = slice(a["start"], a["stop"]).indices(shape[0])
+    if start >= stop:
+        return None
+    behind = (ChannelPart(shape[0] - start, is_last=True),) if start else ()
+    return (*behind, *((ChannelPart(stop - start, is_last=False),) if stop < shape[0] else ()))
+
+
+def add_call(
+    graph: fx.Graph, node: NetworkNode, inputs: Sequence[fx.Node], name: str, shape: Shape | None = None
+) -> fx.Node:
+    """Add the call of an operator without a module to `graph`. Where the `shape` of what it reads is known, numbers of
+    channels, which pruning changes, are left out where they can be.
+    """
     a = node.attributes
     x = inputs[0]
     if node.op is NetworkOp.IDENTITY:
@@ -39,6 +60,12 @@ def add_call(graph: fx.Graph, node: NetworkNode, inputs: Sequence[fx.Node], name
         # Without the number of channels, which pruning changes.
         flat = graph.create_node("call_method", "flatten", (x, 1), name=f"{name}_flat")
         return graph.create_node("call_method", "unflatten", (flat, 1, (-1, 1, 1)), name=name)
+    if node.op is NetworkOp.RESHAPE and shape is not None:
+        after = tuple(a["shape"])
+        if len(shape) == 3 and len(after) == 4 and after[2:] == shape[1:]:
+            return graph.create_node("call_method", "unflatten", (x, 1, (after[0], -1)), name=name)
+        if len(shape) == 4 and len(after) == 3 and after[1:] == shape[2:]:
+            return graph.create_node("call_method", "flatten", (x, 1, 2), name=name)
     if node.op in _BINARY:
         return graph.create_node("call_function", _BINARY[node.op], tuple(inputs), name=name)
     if node.op in _METHODS:
@@ -46,6 +73,11 @@ def add_call(graph: fx.Graph, node: NetworkNode, inputs: Sequence[fx.Node], name
         return graph.create_node("call_method", method, (x, *arguments(a)), name=name)
     function, to_args, to_kwargs = _FUNCTIONS[node.op]
     return graph.create_node("call_function", function, (x, *to_args(a)), to_kwargs(a), name=name)
+
+
+def is_written_out(node: fx.Node) -> bool:
+    """Whether a node reshapes to a shape that is written into the graph."""
+    return node.target == "reshape"
 
 
 def is_unflattening(node: NetworkNode) -> bool:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from device_agent.contracts import ContractError
 from search.domain.network import Axis, NetworkSpec, PruningGroup
 from search.domain.space import Decisions
-from search.pruning.fuse import FusedModules, fused_modules
+from search.pruning.channel_part import ChannelPart
+from search.pruning.fuse import FusedModules, fused_modules, fused_parts
 from search.pruning.groups import IndexArray, kept_sides
 
 
@@ -41,10 +42,10 @@ def importance(
     modules = fused_modules(model, spec.plan.input_shape)
     total = np.zeros(group.channels)
     for member in group.members:
-        if member.axis is not Axis.OUT or member.op in without:
+        # Parts of a channel split have no filters.
+        if member.axis is not Axis.OUT or member.op in without or member.op not in modules:
             continue
-        weight = _filter_weights(model, modules[member.op])
-        weight = weight[member.offset : member.offset + group.channels]
+        weight = _filter_weights(model, modules[member.op])[member.channels(group.channels)]
         norms = np.linalg.norm(weight.reshape(len(weight), -1), ord=order, axis=1)
         total += norms / max(float(norms.mean()), np.finfo(np.float64).tiny)
     return total
@@ -74,9 +75,14 @@ def kept_channels(
 def remove_channels(model: nn.Module, spec: NetworkSpec, kept: Mapping[str, IndexArray]) -> nn.Module:
     """A copy of `model` with only the channels in `kept` of each named group; other groups stay whole."""
     modules = fused_modules(model, spec.plan.input_shape)
+    parts = fused_parts(model, spec.plan.input_shape)
     outputs: dict[str, Tensor] = {}
     inputs: dict[str, Tensor] = {}
+    counts: dict[str, int] = {}
     for (op, axis), indices in kept_sides(spec, kept).items():
+        if op in parts:
+            counts[parts[op]] = len(indices)
+            continue
         side = outputs if axis is Axis.OUT else inputs
         side[modules[op].weights] = torch.from_numpy(indices)
     # `copy.deepcopy` takes what its memo holds instead of copying: the sliced tensors, in place of the large ones.
@@ -99,6 +105,10 @@ def remove_channels(model: nn.Module, spec: NetworkSpec, kept: Mapping[str, Inde
     pruned = copy.deepcopy(model, memo)
     for name in changed:
         _set_sizes(pruned.get_submodule(name))
+    for name, count in counts.items():
+        part = pruned.get_submodule(name)
+        assert isinstance(part, ChannelPart)
+        part.count = count
     return pruned
 
 
@@ -140,6 +150,8 @@ def _sliced_weight(
             kernel = next(op.kernel for op in spec.plan.ops if op.name == name)
             pixels = torch.arange(kernel.kernel_h * kernel.kernel_w)
             inputs = (inputs[:, None] * len(pixels) + pixels).reshape(-1)
+        # The filters of all groups of a grouped convolution read the same places of their group's channels.
+        inputs = inputs[inputs < weight.shape[1]]
         weight = weight.index_select(1, inputs)
     return weight
 
@@ -168,8 +180,9 @@ def _set_sizes(layer: nn.Module) -> None:
         layer.num_features = len(layer.running_mean)
         return
     assert isinstance(layer, nn.Conv2d)
+    multiplier = layer.out_channels // layer.in_channels
     layer.out_channels = layer.weight.shape[0]
-    if layer.groups > 1:
-        layer.groups = layer.in_channels = layer.out_channels
+    if layer.groups == layer.in_channels > 1:
+        layer.groups = layer.in_channels = layer.out_channels // multiplier
     else:
-        layer.in_channels = layer.weight.shape[1]
+        layer.in_channels = layer.weight.shape[1] * layer.groups

@@ -50,6 +50,8 @@ def _places(
     kernels = {op.name: op.kernel for op in spec.plan.ops}
     found: dict[str, tuple[Tensor | None, Tensor | None]] = {}
     for (op, axis), indices in kept_sides(spec, kept).items():
+        if op not in modules:  # a part of a channel split has no weights
+            continue
         channels = torch.from_numpy(indices)
         entry, kernel = modules[op], kernels[op]
         outputs, inputs = found.get(entry.weights, (None, None))
@@ -62,5 +64,5 @@ def _places(
             pixels = torch.arange(kernel.kernel_h * kernel.kernel_w)
             found[entry.weights] = (outputs, (channels[:, None] * len(pixels) + pixels).reshape(-1))
         else:
-            found[entry.weights] = (outputs, channels)
+            found[entry.weights] = (outputs, channels[channels < kernel.in_channels // kernel.groups])
     return found

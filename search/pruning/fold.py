@@ -93,7 +93,7 @@ def _structure(plan: NetworkPlan, index: int) -> tuple[object, ...]:
     op = plan.ops[index]
     k = op.kernel
     shape = (k.in_channels, k.out_channels, k.input_h, k.input_w, k.kernel_h, k.kernel_w, k.stride, k.padding)
-    return (op.name, op.inputs, op.residual, k.op, shape, k.residual, k.activation, k.pad_channels_before)
+    return (op.name, op.inputs, op.residual, k.op, shape, k.residual, k.activation, k.pad_channels_before, k.groups)
 
 
 def first_difference(actual: NetworkPlan, expected: NetworkPlan) -> str | None:

@@ -15,11 +15,22 @@ import torch
 from torch import Tensor, fx, nn
 
 from device_agent.contracts import NETWORK_INPUT, Activation, ContractError, KernelSpec, NetworkPlan, Op, PlanOp
+from search.pruning.channel_part import ChannelPart
 from search.pruning.operators import Kind, Operator, UnsupportedNetwork, recognise, unsupported
 
 _WEIGHTED = {Kind.CONVOLUTION: Op.CONV2D, Kind.DEPTHWISE: Op.DEPTHWISE_CONV2D, Kind.LINEAR: Op.FULLY_CONNECTED}
 _POOLS = {Kind.MAX_POOL: Op.MAX_POOL, Kind.AVG_POOL: Op.AVG_POOL, Kind.GLOBAL_POOL: Op.GLOBAL_AVG_POOL}
-_TAKES_ACTIVATION = (Op.CONV2D, Op.DEPTHWISE_CONV2D, Op.FULLY_CONNECTED, Op.ADD, Op.MUL)
+_PARTS = {Kind.FIRST_CHANNELS: Op.FIRST_CHANNELS, Kind.LAST_CHANNELS: Op.LAST_CHANNELS}
+_TAKES_ACTIVATION = (
+    Op.CONV2D,
+    Op.DEPTHWISE_CONV2D,
+    Op.FULLY_CONNECTED,
+    Op.ADD,
+    Op.MUL,
+    Op.CONCAT,
+    Op.CHANNEL_SHUFFLE,
+    *_PARTS.values(),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,10 +45,13 @@ class FusedModules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FusedNetwork:
-    """A dense plan, and for each of its operators with weights the modules that they come from."""
+    """A dense plan, and for each of its operators with weights the modules that they come from; `parts` has the module
+    of each part of a channel split.
+    """
 
     plan: NetworkPlan
     modules: Mapping[str, FusedModules]
+    parts: Mapping[str, str]
 
 
 def fuse_network(model: nn.Module, input_shape: tuple[int, int, int], name: str) -> FusedNetwork:
@@ -58,7 +72,7 @@ def fuse_network(model: nn.Module, input_shape: tuple[int, int, int], name: str)
 def fuse_evaluating(model: nn.Module, input_shape: tuple[int, int, int], name: str) -> FusedNetwork:
     """`fuse_network` for a module in evaluation mode, without the copy that keeps another's mode and statistics."""
     try:
-        traced = fx.symbolic_trace(model)
+        traced = fx.GraphModule(model, _Tracer().trace(model))
     except (fx.proxy.TraceError, TypeError, AttributeError) as error:
         raise UnsupportedNetwork(
             f"{type(model).__name__} cannot be traced ({error}): its forward must not depend on tensor values"
@@ -71,16 +85,29 @@ def fuse_evaluating(model: nn.Module, input_shape: tuple[int, int, int], name: s
     return fuser.finish(name, input_shape)
 
 
-_modules_of: weakref.WeakKeyDictionary[nn.Module, Mapping[str, FusedModules]] = weakref.WeakKeyDictionary()
+_networks_of: weakref.WeakKeyDictionary[nn.Module, FusedNetwork] = weakref.WeakKeyDictionary()
 
 
 def fused_modules(model: nn.Module, input_shape: tuple[int, int, int]) -> Mapping[str, FusedModules]:
     """The modules behind each operator of `model`. Traced once for each model, as its structure never changes."""
-    known = _modules_of.get(model)
+    return _fused_once(model, input_shape).modules
+
+
+def fused_parts(model: nn.Module, input_shape: tuple[int, int, int]) -> Mapping[str, str]:
+    """The module of each operator of `model` that is a part of a channel split; as `fused_modules`."""
+    return _fused_once(model, input_shape).parts
+
+
+def _fused_once(model: nn.Module, input_shape: tuple[int, int, int]) -> FusedNetwork:
+    known = _networks_of.get(model)
     if known is None:
-        known = fuse_network(model, input_shape, type(model).__name__).modules
-        _modules_of[model] = known
+        known = _networks_of[model] = fuse_network(model, input_shape, type(model).__name__)
     return known
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, ChannelPart) or super().is_leaf_module(m, module_qualified_name)
 
 
 class _Shapes(fx.Interpreter):
@@ -123,6 +150,9 @@ class _Draft:
     has_residual: bool = False
     activation: Activation = Activation.NONE
     pad_before: int = 0
+    groups: int = 1
+    #: The module of a part of a channel split.
+    part: str | None = None
 
     @property
     def spec(self) -> KernelSpec:
@@ -140,6 +170,7 @@ class _Draft:
             residual=self.has_residual,
             activation=self.activation,
             pad_channels_before=self.pad_before,
+            groups=self.groups,
         )
 
 
@@ -153,6 +184,9 @@ class _Fuser:
     values: dict[fx.Node, _Draft | None] = field(default_factory=dict)
     #: Nodes that hand on their source's tensor, and that source.
     aliases: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    #: Nodes whose channels are in blocks, an axis of their own: the tensor that is meant, the number of blocks, and
+    #: whether the axes of channels were exchanged.
+    blocks: dict[fx.Node, tuple[fx.Node, int, bool]] = field(default_factory=dict)
 
     def add(self, node: fx.Node) -> None:
         if node.op == "placeholder":
@@ -173,7 +207,7 @@ class _Fuser:
     def finish(self, name: str, input_shape: tuple[int, int, int]) -> FusedNetwork:
         if not self.drafts:
             raise UnsupportedNetwork(f"the network {name!r} has no operators")
-        ops, modules = [], {}
+        ops, modules, parts = [], {}, {}
         for draft in self.drafts:
             try:
                 kernel = draft.spec
@@ -184,11 +218,13 @@ class _Fuser:
             ops.append(PlanOp(name=draft.name, kernel=kernel, inputs=inputs, residual=residual))
             if draft.weights is not None:
                 modules[draft.name] = FusedModules(weights=draft.weights, norm=draft.norm)
+            if draft.part is not None:
+                parts[draft.name] = draft.part
         try:
             plan = NetworkPlan(name=name, input_shape=input_shape, ops=tuple(ops))
         except ContractError as error:
             raise UnsupportedNetwork(str(error)) from None
-        return FusedNetwork(plan=plan, modules=modules)
+        return FusedNetwork(plan=plan, modules=modules, parts=parts)
 
     def _is_shape_arithmetic(self, node: fx.Node) -> bool:
         """`x.size(0)` and `x.shape[0]`, as they stand in `x.view(x.size(0), -1)`."""
@@ -198,6 +234,11 @@ class _Fuser:
 
     def _add_operator(self, node: fx.Node, found: Operator) -> None:
         source = found.sources[0]
+        if found.kind in (Kind.BLOCKS, Kind.SWAP) or source in self.blocks:
+            self._add_shuffle(node, found)
+            return
+        if any(s in self.blocks for s in found.sources):
+            raise unsupported(node, "it reads channels in blocks, which only a channel shuffle may")
         if any(s not in self.values for s in found.sources):
             raise unsupported(node, "it reads something that is not a tensor of the network")
         if found.kind in (Kind.IDENTITY, Kind.FLATTEN):
@@ -218,6 +259,9 @@ class _Fuser:
             self._fuse_channel_pad(node, found)
         elif found.kind is Kind.SUBSAMPLE:
             self._append(node, found, Op.SHORTCUT_PAD, node.name)
+        elif found.kind in _PARTS:
+            assert found.module is not None
+            self._append(node, found, _PARTS[found.kind], found.module).part = found.module
         elif found.kind in _POOLS:
             self._append(node, found, _POOLS[found.kind], node.name)
         else:
@@ -235,6 +279,7 @@ class _Fuser:
             stride=found.stride,
             padding=found.padding,
             pad_before=found.pad_before,
+            groups=found.groups,
         )
         self.drafts.append(draft)
         self.values[node] = draft
@@ -282,7 +327,8 @@ class _Fuser:
         if draft is None or draft.op not in _TAKES_ACTIVATION or not self._is_sole_use(found.sources[0]):
             raise unsupported(
                 node,
-                "an activation must follow a convolution, a linear layer, an add or a gate that nothing else reads",
+                "an activation must follow a convolution, a linear layer, an add, a gate, a concatenation, a part of a "
+                "split or a shuffle that nothing else reads",
             )
         # A clamp may be written twice; a sigmoid of a sigmoid is another function.
         is_same = found.activation is draft.activation and found.activation.is_clamp
@@ -298,7 +344,11 @@ class _Fuser:
         candidates = [
             (self.drafts.index(draft), draft, other)
             for source, draft, other in zip(found.sources, values, reversed(values), strict=True)
-            if draft is not None and draft is not other and draft.op is Op.CONV2D and self._is_open(draft, source)
+            if draft is not None
+            and draft is not other
+            and draft.op is Op.CONV2D
+            and draft.groups == 1
+            and self._is_open(draft, source)
         ]
         if not candidates:
             self._append(node, found, Op.ADD, node.name)
@@ -348,6 +398,27 @@ class _Fuser:
         self.values[node] = value
         if len(shapes) == 1:
             self.aliases[node] = found.sources[0]
+
+    def _add_shuffle(self, node: fx.Node, found: Operator) -> None:
+        """A channel shuffle: channels in blocks, the two axes of channels exchanged, and joined again."""
+        source = found.sources[0]
+        whole = "blocks of channels must be exchanged and joined again, as in a channel shuffle"
+        if found.kind is Kind.BLOCKS:
+            if source not in self.values or len(self.shapes[source]) != 3:
+                raise unsupported(node, whole)
+            self.blocks[node] = (source, found.groups, False)
+            return
+        if source not in self.blocks:
+            raise unsupported(node, whole)
+        image, groups, is_swapped = self.blocks[source]
+        if found.kind is Kind.SWAP and not is_swapped:
+            self.blocks[node] = (image, groups, True)
+        elif found.kind is Kind.IDENTITY:
+            self.blocks[node] = self.blocks[source]
+        elif found.kind is Kind.FLATTEN and is_swapped and self.shapes[node] == self.shapes[image]:
+            self._append(node, replace(found, sources=(image,), groups=groups), Op.CHANNEL_SHUFFLE, node.name)
+        else:
+            raise unsupported(node, whole)
 
     def _fuse_channel_pad(self, node: fx.Node, found: Operator) -> None:
         draft = self.values[found.sources[0]]

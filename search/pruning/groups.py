@@ -2,56 +2,71 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from device_agent.contracts import NETWORK_INPUT, NetworkPlan, Op, PlanOp
+from device_agent.contracts import NETWORK_INPUT, KernelSpec, NetworkPlan, Op, PlanOp
 from search.domain.network import Axis, GroupMember, NetworkSpec, PruningGroup, RefusedGroup
 
 IndexArray = NDArray[np.int64]
+
+#: Operators with channels of their own on the OUT side. The parts of a split are among them, as their counts change.
+_PARTS = (Op.FIRST_CHANNELS, Op.LAST_CHANNELS)
 
 
 def discover_groups(plan: NetworkPlan) -> tuple[tuple[PruningGroup, ...], tuple[RefusedGroup, ...]]:
     """The channel groups of `plan`, in execution order of their first producer, and those that must stay dense.
 
-    Tensors that an add, a residual, a gate, a depthwise convolution or a pool ties together share their channels; the
-    parts of a concatenation stay apart. Those of the network's input and output are given and in neither list. What is
-    found here is a claim, which `search.pruning.proof` tests on the network itself.
+    Channels that an add, a residual, a gate or a shuffle ties together are removed together, as are those of a grouped
+    convolution that have the same place in its groups; parts of a concatenation and of a split stay apart. Channels
+    that go the same ways, in regular steps, make a group: its first channels may be tied to a part of an operator only.
+    Those of the network's input and output are given and in neither list. What is found here is a claim, which
+    `search.pruning.proof` tests on the network itself.
     """
-    streams = _Streams({NETWORK_INPUT: (_Part(producer=NETWORK_INPUT, channels=plan.input_shape[0]),)})
+    streams = _Streams()
+    streams.tensors[NETWORK_INPUT] = streams.new(plan.input_shape[0])
     for op in plan.ops:
         streams.add(op)
-    fixed = {streams.root(part) for tensor in (NETWORK_INPUT, plan.output_name) for part in streams.parts[tensor]}
-    reasons = {streams.tied.root(producer): reason for producer, reason in streams.refused.items()}
-    members: dict[str, list[GroupMember]] = {}
-    channels: dict[str, int] = {}
-    for op in plan.ops:
-        sides = {}
-        if op.kernel.op in (Op.CONV2D, Op.FULLY_CONNECTED):
-            sides[Axis.IN] = streams.parts[op.inputs[0]]
-        if op.kernel.op.has_weights:
-            sides[Axis.OUT] = streams.parts[op.name]
-        for axis, parts in sides.items():
-            offset = 0
-            for part in parts:
-                root = streams.root(part)
-                members.setdefault(root, []).append(GroupMember(op=op.name, axis=axis, offset=offset))
-                offset += part.channels
-                if axis is Axis.OUT:
-                    channels[root] = part.channels
-    groups, refused = [], []
-    for root, count in channels.items():
+    fixed = {streams.root(atom) for name in (NETWORK_INPUT, plan.output_name) for atom in streams.tensors[name]}
+    reasons = {streams.root(atom): reason for atom, reason in streams.refused.items()}
+    sides = list(_sides(plan, streams))
+    places: dict[int, list[tuple[int, int]]] = {}
+    for number, (_, _, atoms) in enumerate(sides):
+        for channel, atom in enumerate(atoms.tolist()):
+            places.setdefault(streams.root(atom), []).append((number, channel))
+    runs: dict[tuple[str | None, tuple[int, ...]], list[_Run]] = {}
+    for root, found in places.items():
         if root in fixed:
             continue
-        name = next(member.op for member in members[root] if member.axis is Axis.OUT)
-        if root in reasons:
-            refused.append(RefusedGroup(name=name, channels=count, reason=reasons[root]))
-        else:
-            groups.append(PruningGroup(name=name, channels=count, members=tuple(members[root])))
-    return tuple(groups), tuple(refused)
+        own = runs.setdefault((reasons.get(root), tuple(number for number, _ in found)), [])
+        channels = [channel for _, channel in found]
+        if not own or not own[-1].takes(channels):
+            own.append(_Run(first=channels, last=channels))
+    kernels = {op.name: op.kernel for op in plan.ops}
+    groups, refused = [], []
+    for (reason, numbers), found_runs in runs.items():
+        for run in found_runs:
+            members = tuple(
+                GroupMember(op=sides[number][0], axis=sides[number][1], offset=offset, step=step)
+                for number, offset, step in zip(numbers, run.first, run.steps, strict=True)
+            )
+            makers = [(n, m) for n, m in zip(numbers, members, strict=True) if m.axis is Axis.OUT]
+            if not makers:
+                continue
+            place, maker = makers[0]
+            name = _name(maker, run.count, members, kernels[maker.op])
+            if reason is None:
+                group = PruningGroup(name=name, channels=run.count, members=members)
+                groups.append(((place, maker.offset), group))
+            else:
+                refused.append(((place, maker.offset), RefusedGroup(name=name, channels=run.count, reason=reason)))
+    return (
+        tuple(group for _, group in sorted(groups, key=lambda found: found[0])),
+        tuple(group for _, group in sorted(refused, key=lambda found: found[0])),
+    )
 
 
 def kept_sides(spec: NetworkSpec, kept: Mapping[str, IndexArray]) -> dict[tuple[str, Axis], IndexArray]:
@@ -67,76 +82,110 @@ def kept_sides(spec: NetworkSpec, kept: Mapping[str, IndexArray]) -> dict[tuple[
             kernel = kernels[member.op]
             total = kernel.out_channels if member.axis is Axis.OUT else kernel.in_channels
             mask = stays.setdefault((member.op, member.axis), np.ones(total, dtype=np.bool_))
-            mask[member.offset : member.offset + group.channels] = False
-            mask[member.offset + indices] = True
+            mask[member.channels(group.channels)] = False
+            mask[member.offset + member.step * indices] = True
     return {side: np.flatnonzero(mask).astype(np.int64) for side, mask in stays.items()}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Part:
-    """A run of a tensor's channels: all those that one operator makes."""
+@dataclass(slots=True)
+class _Run:
+    """Channels one behind the other that go the same ways: on every side in steps of its own."""
 
-    producer: str
-    channels: int
+    first: list[int]
+    last: list[int]
+    count: int = 1
+    _steps: list[int] | None = None
+
+    @property
+    def steps(self) -> list[int]:
+        return self._steps or [1] * len(self.first)
+
+    def takes(self, channels: list[int]) -> bool:
+        """Append a channel with these places, if they continue the steps; returns whether they do."""
+        steps = [now - before for before, now in zip(self.last, channels, strict=True)]
+        if min(steps) < 1 or self._steps not in (None, steps):
+            return False
+        self._steps, self.last = steps, channels
+        self.count += 1
+        return True
+
+
+def _name(maker: GroupMember, count: int, members: tuple[GroupMember, ...], kernel: KernelSpec) -> str:
+    """The first producer's name; of a part of its channels, with the first one of them."""
+    own = sum(member.op == maker.op and member.axis is Axis.OUT for member in members) * count
+    return maker.op if own == kernel.out_channels else f"{maker.op}:{maker.offset}"
+
+
+def _sides(plan: NetworkPlan, streams: _Streams) -> Iterator[tuple[str, Axis, IndexArray]]:
+    """The sides of operators that lose channels by themselves, with those channels, in execution order."""
+    for op in plan.ops:
+        if op.kernel.op in (Op.CONV2D, Op.FULLY_CONNECTED):
+            yield op.name, Axis.IN, streams.tensors[op.inputs[0]]
+        if op.kernel.op.has_weights or op.kernel.op in _PARTS:
+            yield op.name, Axis.OUT, streams.tensors[op.name]
 
 
 @dataclass(slots=True)
 class _Streams:
-    """The parts of every tensor in their order, which producers are tied, and which stay dense, with the reason."""
+    """The channels of every tensor as atoms, of which disjoint sets are tied, and those that stay dense with the
+    reason.
+    """
 
-    parts: dict[str, tuple[_Part, ...]]
-    tied: _TiedNames = field(default_factory=lambda: _TiedNames())
-    refused: dict[str, str] = field(default_factory=dict)
+    tensors: dict[str, IndexArray] = field(default_factory=dict)
+    refused: dict[int, str] = field(default_factory=dict)
+    _parents: list[int] = field(default_factory=list)
 
-    def root(self, part: _Part) -> str:
-        return self.tied.root(part.producer)
+    def new(self, count: int) -> IndexArray:
+        """Atoms of their own."""
+        first = len(self._parents)
+        self._parents.extend(range(first, first + count))
+        return np.arange(first, first + count)
+
+    def root(self, atom: int) -> int:
+        parents = self._parents
+        while parents[atom] != atom:
+            parents[atom] = atom = parents[parents[atom]]
+        return int(atom)
 
     def add(self, op: PlanOp) -> None:
         kernel = op.kernel
-        others: tuple[str, ...] = ()
-        read = self.parts[op.inputs[0]]
-        own = (_Part(producer=op.name, channels=kernel.out_channels),)
+        read = self.tensors[op.inputs[0]]
         if kernel.op in (Op.CONV2D, Op.FULLY_CONNECTED):
-            self.parts[op.name] = own
+            made = self.new(kernel.out_channels)
+            if kernel.groups > 1:
+                self._tie_blocks(read, kernel.groups)
+                self._tie_blocks(made, kernel.groups)
             if op.residual is not None:
-                others = (op.residual,)
+                self._tie(made, self.tensors[op.residual])
         elif kernel.op is Op.CONCAT:
-            self.parts[op.name] = read + self.parts[op.inputs[1]]
+            made = np.concatenate((read, self.tensors[op.inputs[1]]))
+        elif kernel.op is Op.FIRST_CHANNELS:
+            made = read[: kernel.out_channels]
+        elif kernel.op is Op.LAST_CHANNELS:
+            made = read[-kernel.out_channels :]
+        elif kernel.op is Op.CHANNEL_SHUFFLE:
+            # Blocks that keep the same places are shuffled to the same order as before.
+            self._tie_blocks(read, kernel.groups)
+            made = read.reshape(kernel.groups, -1).T.reshape(-1)
         elif kernel.op is Op.SHORTCUT_PAD and kernel.in_channels != kernel.out_channels:
-            self.parts[op.name] = own
+            made = self.new(kernel.out_channels)
             reason = f"{op.name!r} puts zero channels around its channels, which shifts them in a shortcut"
-            self._refuse((*read, *own), reason)
+            for atom in (*read.tolist(), *made.tolist()):
+                self.refused.setdefault(atom, reason)
         else:
-            self.parts[op.name] = read
-            others = op.inputs[1:]
+            made = np.repeat(read, kernel.channel_multiplier)
+            for other in op.inputs[1:]:
+                self._tie(made, self.tensors[other])
+        self.tensors[op.name] = made
+
+    def _tie_blocks(self, atoms: IndexArray, blocks: int) -> None:
+        """Tie the channels that have the same place in each of several blocks."""
+        first, *others = atoms.reshape(blocks, -1)
         for other in others:
-            self._tie(op, self.parts[other], self.parts[op.name])
+            self._tie(first, other)
 
-    def _tie(self, op: PlanOp, first: tuple[_Part, ...], second: tuple[_Part, ...]) -> None:
-        if [part.channels for part in first] != [part.channels for part in second]:
-            sizes = " and ".join("+".join(str(part.channels) for part in parts) for parts in (first, second))
-            self._refuse((*first, *second), f"{op.name!r} meets concatenations whose parts differ, {sizes} channels")
-            return
-        for one, other in zip(first, second, strict=True):
-            self.tied.tie(one.producer, other.producer)
-
-    def _refuse(self, parts: tuple[_Part, ...], reason: str) -> None:
-        for part in parts:
-            self.refused.setdefault(part.producer, reason)
-
-
-class _TiedNames:
-    """Disjoint sets of names."""
-
-    def __init__(self) -> None:
-        self._parent: dict[str, str] = {}
-
-    def root(self, name: str) -> str:
-        parent = self._parent.setdefault(name, name)
-        if parent == name:
-            return name
-        self._parent[name] = self.root(parent)
-        return self._parent[name]
-
-    def tie(self, first: str, second: str) -> None:
-        self._parent[self.root(second)] = self.root(first)
+    def _tie(self, one: IndexArray, other: IndexArray) -> None:
+        for a, b in zip(one.tolist(), other.tolist(), strict=True):
+            # The earlier atom stands for all, so that groups come in the order of the network.
+            first, second = sorted((self.root(a), self.root(b)))
+            self._parents[second] = first

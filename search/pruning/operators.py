@@ -14,6 +14,7 @@ from torch import fx, nn
 
 from device_agent.contracts import Activation
 from search.errors import SearchError
+from search.pruning.channel_part import ChannelPart
 
 
 class UnsupportedNetwork(SearchError, ValueError):
@@ -36,6 +37,13 @@ class Kind(Enum):
     MAX_POOL = auto()
     AVG_POOL = auto()
     GLOBAL_POOL = auto()
+    #: The first or the last channels.
+    FIRST_CHANNELS = auto()
+    LAST_CHANNELS = auto()
+    #: The channels of an image as blocks, an axis of their own, and two axes of channels exchanged: with a flattening,
+    #: the parts of a channel shuffle.
+    BLOCKS = auto()
+    SWAP = auto()
     FLATTEN = auto()
     #: Dropout and the like: nothing at inference.
     IDENTITY = auto()
@@ -56,6 +64,7 @@ class Operator:
     stride: int = 1
     padding: int = 0
     activation: Activation = Activation.NONE
+    groups: int = 1
     pad_before: int = 0
     pad_after: int = 0
 
@@ -70,8 +79,8 @@ def recognise(node: fx.Node, modules: Mapping[str, nn.Module]) -> Operator:
             return handler(node)
     raise unsupported(
         node,
-        "there is no kernel for it; use convolutions, linear layers, batch norm, adds, gates, concatenations, pools "
-        "and, as activations, ReLU, ReLU6, sigmoid, hard sigmoid, hard swish and SiLU",
+        "there is no kernel for it; use convolutions, linear layers, batch norm, adds, gates, concatenations, splits "
+        "and shuffles of channels, pools and, as activations, ReLU, ReLU6, sigmoid, hard sigmoid, hard swish and SiLU",
     )
 
 
@@ -107,28 +116,25 @@ def _recognise_module(node: fx.Node, name: str, module: nn.Module) -> Operator:
         return _adaptive_pool(node, module.output_size)
     if isinstance(module, nn.Flatten):
         return Operator(kind=Kind.FLATTEN, sources=sources)
+    if isinstance(module, ChannelPart):
+        kind = Kind.LAST_CHANNELS if module.is_last else Kind.FIRST_CHANNELS
+        return Operator(kind=kind, sources=sources, module=name)
     if isinstance(module, nn.Dropout | nn.Dropout2d | nn.Identity):
         return Operator(kind=Kind.IDENTITY, sources=sources)
     raise unsupported(node, f"there is no kernel for {type(module).__name__}")
 
 
 def _convolution(node: fx.Node, name: str, module: nn.Conv2d) -> Operator:
-    if module.groups == 1:
-        kind = Kind.CONVOLUTION
-    elif module.groups == module.in_channels == module.out_channels:
-        kind = Kind.DEPTHWISE
-    else:
-        raise unsupported(
-            node, f"{module.groups} groups of {module.in_channels} channels: use 1 group or a depthwise convolution"
-        )
+    is_depthwise = module.groups == module.in_channels > 1
     if isinstance(module.padding, str) or module.padding_mode != "zeros":
         raise unsupported(node, "padding must be zeros and given as numbers")
     _require(node, _one(node, module.dilation, "dilation"), 1, "dilation")
     kernel = (int(module.kernel_size[0]), int(module.kernel_size[1]))
     return Operator(
-        kind=kind,
+        kind=Kind.DEPTHWISE if is_depthwise else Kind.CONVOLUTION,
         sources=(_tensor(node, 0),),
         module=name,
+        groups=1 if is_depthwise else module.groups,
         kernel=kernel,
         stride=_one(node, module.stride, "stride"),
         padding=_one(node, module.padding, "padding"),
@@ -217,11 +223,20 @@ def _call_flatten(node: fx.Node) -> Operator:
 
 def _call_unflatten(node: fx.Node) -> Operator:
     dim, sizes = _argument(node, 1, "dim", None), _argument(node, 2, "sizes", None)
+    if dim == 1 and isinstance(sizes, tuple | list) and len(sizes) == 2 and sizes[1] == -1:
+        return Operator(kind=Kind.BLOCKS, sources=(_tensor(node, 0),), groups=int(sizes[0]))
     if dim not in (1, -1) or not isinstance(sizes, tuple | list) or list(sizes)[1:] != [1, 1]:
         raise unsupported(
             node, f"it unfolds axis {dim} to {sizes}: only a vector to (channels, 1, 1) has a meaning here"
         )
     return Operator(kind=Kind.FLATTEN, sources=(_tensor(node, 0),))
+
+
+def _call_permute(node: fx.Node) -> Operator:
+    axes = _argument(node, 1, "dims", None)
+    if not isinstance(axes, tuple | list) or list(axes) != [0, 2, 1, 3, 4]:
+        raise unsupported(node, f"it puts axes in the order {axes}: only channel shuffles have a kernel")
+    return Operator(kind=Kind.SWAP, sources=(_tensor(node, 0),))
 
 
 def _call_identity(node: fx.Node) -> Operator:
@@ -304,7 +319,9 @@ _CALLS: dict[Any, Callable[[fx.Node], Operator]] = {
     ),
     **dict.fromkeys((torch.cat, torch.concat, torch.concatenate), _call_concat),
     **dict.fromkeys((torch.unflatten, "unflatten"), _call_unflatten),
-    **dict.fromkeys((F.dropout, "contiguous"), _call_identity),
+    **dict.fromkeys((torch.permute, "permute"), _call_permute),
+    # A detached tensor is the same one at inference.
+    **dict.fromkeys((F.dropout, "contiguous", "detach"), _call_identity),
     operator.getitem: _call_getitem,
     F.pad: _call_pad,
 }

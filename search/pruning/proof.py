@@ -61,10 +61,13 @@ class GroupProver:
         self._x = network.x
         self._dense = network.dense
         self._in_channels = {op.name: op.kernel.in_channels for op in spec.plan.ops}
+        self._groups = {op.name: op.kernel.groups for op in spec.plan.ops}
 
     @torch.no_grad()
     def reason_to_refuse(self, groups: tuple[PruningGroup, ...]) -> str | None:
         """Remove half of the channels of all `groups` at once. None where pruned and masked network agree."""
+        if any(group.channels == 1 for group in groups):
+            return "it has one channel, so there is none to remove"
         kept = {group.name: self._random_half(group.channels) for group in groups}
         masked = copy.deepcopy(self._model)
         for group in groups:
@@ -94,7 +97,12 @@ class GroupProver:
             if member.axis is Axis.IN:
                 weight = model.get_submodule(self._modules[member.op].weights).weight
                 assert isinstance(weight, Tensor)
-                weight.data.view(len(weight), self._in_channels[member.op], -1)[:, member.offset + removed] = 0.0
+                groups = self._groups[member.op]
+                channels = member.offset + member.step * removed
+                of_group, in_group = np.divmod(channels, self._in_channels[member.op] // groups)
+                # A filter reads the channels of its group.
+                blocks = weight.data.view(groups, len(weight) // groups, self._in_channels[member.op] // groups, -1)
+                blocks[of_group, :, in_group] = 0.0
 
     def _random_half(self, channels: int) -> IndexArray:
         order = torch.randperm(channels, generator=self._generator).numpy()

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from device_agent.contracts import Op
+from device_agent.contracts import ContractError, Op
 from search.algorithms.threads import one_thread
 from search.data.batches import Normalisation, as_tensors, network_input
 from search.data.dataset import ImageData
@@ -68,7 +68,15 @@ def layer_moments(
         images: Calibration images.
         normalise: As in training.
         on_batch: Called before each batch; what it raises ends the work.
+
+    Raises `ContractError` for a network with grouped convolutions.
     """
+    grouped = [op.name for op in spec.plan.ops if op.kernel.op is Op.CONV2D and op.kernel.groups > 1]
+    if grouped:
+        raise ContractError(
+            f"errors of grouped convolutions, such as {grouped[0]!r}, cannot be estimated layer by layer: use another "
+            "method, such as 'jcw'"
+        )
     modules = fused_modules(model, spec.plan.input_shape)
     ops = {op.name: op.kernel for op in spec.plan.ops if op.kernel.op in _WEIGHTED}
     patches = max(1, _MAX_PATCHES // len(images))

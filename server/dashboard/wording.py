@@ -81,6 +81,9 @@ OP_NAMES = {
     Op.SHORTCUT_PAD: "shortcut pad",
     Op.MUL: "multiply",
     Op.CONCAT: "concatenation",
+    Op.FIRST_CHANNELS: "first channels",
+    Op.LAST_CHANNELS: "last channels",
+    Op.CHANNEL_SHUFFLE: "channel shuffle",
 }
 
 SCHEME_NAMES = {
@@ -125,6 +128,8 @@ def _shape_words(spec: KernelSpec) -> tuple[str, tuple[str, ...], tuple[str, ...
     name = OP_NAMES[spec.op]
     if (spec.kernel_h, spec.kernel_w) != (1, 1) or spec.op in (Op.CONV2D, Op.DEPTHWISE_CONV2D):
         name += f" {spec.kernel_h}×{spec.kernel_w}"
+    if spec.groups > 1:
+        name += f" in {spec.groups} groups"
     if spec.in_channels == spec.out_channels:
         name += f", {spec.in_channels} channels"
     else:

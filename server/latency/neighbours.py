@@ -67,7 +67,8 @@ def _rest(kernel: KernelSpec, varied: Varied) -> KernelSpec | tuple[object, ...]
     if varied is Varied.DENSITY:
         return replace(bare, pruning=DENSE)
     names = {"in_channels", "out_channels"} if kernel.op in KEEPS_CHANNELS else {varied.value}
-    return tuple(getattr(bare, name) for name in KernelSpec.__dataclass_fields__ if name not in names)
+    fixed = tuple(getattr(bare, name) for name in KernelSpec.__dataclass_fields__ if name not in names)
+    return (*fixed, kernel.channel_multiplier)
 
 
 def by_scheme(found: Sequence[Neighbour]) -> dict[str, list[Neighbour]]:

@@ -6,7 +6,7 @@ equivalent ways to do the work; the tuner chooses among them.
 
 from device_agent.native.steps.common import Emitter, LateWay, Offer, Signature, Tunable, Way, Ways, emit_any
 from device_agent.native.steps.conv import emit_conv, reads_padding
-from device_agent.native.steps.copies import emit_copy, emit_phases, emit_shortcut
+from device_agent.native.steps.copies import Run, emit_copies, emit_copy, emit_phases, emit_shortcut
 from device_agent.native.steps.depthwise import emit_depthwise, has_depthwise_kernel
 from device_agent.native.steps.elementwise import emit_activation, emit_elementwise, emit_multiply
 from device_agent.native.steps.matvec import emit_matvec
@@ -17,6 +17,7 @@ __all__ = [
     "Emitter",
     "LateWay",
     "Offer",
+    "Run",
     "Signature",
     "Tunable",
     "Way",
@@ -24,6 +25,7 @@ __all__ = [
     "emit_activation",
     "emit_any",
     "emit_conv",
+    "emit_copies",
     "emit_copy",
     "emit_depthwise",
     "emit_elementwise",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 
 from device_agent.contracts import Activation, KernelSpec
@@ -14,12 +17,32 @@ from device_agent.native.steps.elementwise import elementwise_step
 
 def emit_copy(source: Tensor, target: Tensor, first_channel: int = 0) -> Emitter:
     """Copy to the channels of `target` from `first_channel` on."""
+    return emit_copies(source, target, (Run(count=source.channels, target=first_channel),))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """Channels to copy: `count` from `source` on, to every `stride`-th from `target` on."""
+
+    count: int
+    source: int = 0
+    target: int = 0
+    stride: int = 1
+
+
+def emit_copies(source: Tensor, target: Tensor, runs: Sequence[Run]) -> Emitter:
+    """Copy runs of channels."""
 
     def emit(placement: Placement) -> Ways:
-        step = Step(kind=Kind.SPLIT, stride=1, channels=source.channels, num_phases=1)
-        set_input(step, placement, source)
-        set_output(step, placement, target, first_channel)
-        return (Way(steps=(step,)),)
+        steps = []
+        for run in runs:
+            step = Step(kind=Kind.SPLIT, stride=1, channels=run.count, num_phases=1)
+            layout = set_input(step, placement, source)
+            step.input += FLOAT_BYTES * run.source * layout.plane
+            set_output(step, placement, target, run.target)
+            step.output_plane *= run.stride
+            steps.append(step)
+        return (Way(steps=tuple(steps)),)
 
     return emit
 

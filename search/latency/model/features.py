@@ -150,6 +150,8 @@ def as_computed(kernel: KernelSpec, runtime: str) -> KernelSpec:
 
 
 def _mode(kernel: KernelSpec, density: float, *, has_winograd: bool) -> str:
+    if kernel.op is Op.CONV2D and kernel.groups > 1:
+        return f"grouped conv s{min(kernel.stride, 2)}"
     if kernel.op is Op.CONV2D:
         window = "1x1" if kernel.kernel_h == kernel.kernel_w == 1 else "kxk"
         stride = "s1" if kernel.stride == 1 else "s2"
@@ -176,7 +178,7 @@ def _terms(kernel: KernelSpec, density: float, largest: int) -> tuple[float, ...
     work = {4: 0.0, 2: 0.0, 1: 0.0}
     row_groups = weight_bytes = window_reads = padded = 0.0
     if kernel.op in (Op.CONV2D, Op.FULLY_CONNECTED):
-        columns = kernel.in_channels * window
+        columns = kernel.in_channels // kernel.groups * window
         entries, row_groups = _entries(kernel, density, columns, largest)
         for size, count in entries.items():
             work[size] = size * count * positions
@@ -190,7 +192,7 @@ def _terms(kernel: KernelSpec, density: float, largest: int) -> tuple[float, ...
     elif kernel.op in (Op.MAX_POOL, Op.AVG_POOL):
         window_reads = float(kernel.out_channels * window * positions)
         row_groups = float(kernel.out_channels * kernel.output_h)
-    elif kernel.op is Op.CONCAT:
+    elif kernel.op in (Op.CONCAT, Op.FIRST_CHANNELS, Op.LAST_CHANNELS):
         input_elements = output_elements
     # A residual reads another tensor of the output's size; an activation that nothing fuses reads the output again.
     passes = float(kernel.residual or kernel.op is Op.ADD) + float(not kernel.activation.is_clamp)
@@ -249,6 +251,7 @@ def _may_be_winograd(kernel: KernelSpec, density: float, runtime: str) -> bool:
     return (
         runtime not in _DIRECT_RUNTIMES
         and kernel.op is Op.CONV2D
+        and kernel.groups == 1
         and (kernel.kernel_h, kernel.kernel_w, kernel.stride) == (3, 3, 1)
         and min(kernel.in_channels, kernel.out_channels) >= _WINOGRAD_LEAST_CHANNELS
         and density >= _WINOGRAD_LEAST_DENSITY

@@ -27,6 +27,7 @@ KERNEL_FIELDS = (
     "activation",
     "dtype",
     "pad_channels_before",
+    "groups",
     "seed",
 )
 PRUNING_FIELDS = ("scheme", "density", "block_filters", "block_channels", "pattern_entries")

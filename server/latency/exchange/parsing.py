@@ -44,6 +44,7 @@ _INTEGERS = frozenset(
         "stride",
         "padding",
         "pad_channels_before",
+        "groups",
         "seed",
         "block_filters",
         "block_channels",

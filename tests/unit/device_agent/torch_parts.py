@@ -1,4 +1,4 @@
-"""What torch makes of a kernel's second tensor and of its activation."""
+"""What torch makes of a kernel's channels, of its second tensor and of its activation."""
 
 from __future__ import annotations
 
@@ -18,6 +18,20 @@ def with_second(kernel: KernelSpec, y: Tensor, second: Tensor | None) -> Tensor:
     if kernel.op is Op.CONCAT:
         return torch.cat((y, second), dim=1)
     return y + second
+
+
+def num_groups(kernel: KernelSpec) -> int:
+    """The groups of a convolution."""
+    return kernel.in_channels if kernel.op is Op.DEPTHWISE_CONV2D else kernel.groups
+
+
+def moved_channels(kernel: KernelSpec, x: Tensor) -> Tensor:
+    """`x`, (n, c, h, w), behind a kernel that takes or orders channels; as it is behind others."""
+    if kernel.op is Op.FIRST_CHANNELS:
+        return x[:, : kernel.out_channels]
+    if kernel.op is Op.LAST_CHANNELS:
+        return x[:, -kernel.out_channels :]
+    return torch.channel_shuffle(x, kernel.groups) if kernel.op is Op.CHANNEL_SHUFFLE else x
 
 
 def activated(y: Tensor, activation: Activation) -> Tensor:

@@ -44,6 +44,11 @@ def test_shapes_and_counts_of_a_convolution() -> None:
         ({"op": Op.ADD}, "keeps its channels, but 3 != 8"),
         ({"op": Op.MUL, "out_channels": 3}, "mul has no window"),
         ({"op": Op.CONCAT, "out_channels": 3}, "the 3 channels of its first input and those of its second, not 3"),
+        ({"op": Op.FIRST_CHANNELS, "out_channels": 3}, "leaves 3 of 3 channels: it must be fewer"),
+        ({"op": Op.DEPTHWISE_CONV2D}, "8 is no multiple of 3"),
+        ({"op": Op.ADD, "out_channels": 3, "groups": 3}, "add has no groups"),
+        ({"in_channels": 4, "groups": 3}, "3 groups do not divide 4 input and 8 output channels"),
+        ({"in_channels": 4, "groups": 2, "residual": True}, "takes no residual"),
         ({"op": Op.MAX_POOL, "out_channels": 3, "residual": True}, "only conv2d takes a residual"),
         ({"in_channels": 65536, "out_channels": 65536}, "weights exceed the limit"),
         (

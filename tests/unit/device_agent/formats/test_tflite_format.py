@@ -26,7 +26,7 @@ from device_agent.contracts import (
 from device_agent.formats import tflite_graph
 from device_agent.formats.tflite import plan_to_tflite, read_plan
 from device_agent.synthesis import kernel_inputs, kernel_plan, kernel_plan_tensors
-from tests.unit.device_agent.torch_parts import activated, with_second
+from tests.unit.device_agent.torch_parts import activated, moved_channels, num_groups, with_second
 
 schema = pytest.importorskip("ai_edge_litert.schema_py_generated", reason="ai-edge-litert is not installed")
 interpreter_module = pytest.importorskip("ai_edge_litert.interpreter", reason="ai-edge-litert is not installed")
@@ -51,10 +51,8 @@ def torch_kernel(kernel: KernelSpec) -> tuple[list[np.ndarray], np.ndarray]:
     tensors = {name.split(".")[1]: torch.from_numpy(t) for name, t in kernel_plan_tensors(kernel).items()}
     batch = torch.from_numpy(x)[None]
     s, p, k = kernel.stride, kernel.padding, (kernel.kernel_h, kernel.kernel_w)
-    if kernel.op is Op.CONV2D:
-        y = F.conv2d(batch, tensors["weight"], tensors["bias"], stride=s, padding=p)
-    elif kernel.op is Op.DEPTHWISE_CONV2D:
-        y = F.conv2d(batch, tensors["weight"], tensors["bias"], stride=s, padding=p, groups=kernel.in_channels)
+    if kernel.op in (Op.CONV2D, Op.DEPTHWISE_CONV2D):
+        y = F.conv2d(batch, tensors["weight"], tensors["bias"], stride=s, padding=p, groups=num_groups(kernel))
     elif kernel.op is Op.FULLY_CONNECTED:
         y = F.linear(batch.flatten(1), tensors["weight"][:, :, 0, 0], tensors["bias"])
     elif kernel.op is Op.MAX_POOL:
@@ -68,7 +66,7 @@ def torch_kernel(kernel: KernelSpec) -> tuple[list[np.ndarray], np.ndarray]:
         after = kernel.out_channels - kernel.in_channels - before
         y = F.pad(batch[:, :, ::s, ::s], (0, 0, 0, 0, before, after))
     else:
-        y = batch
+        y = moved_channels(kernel, batch)
     y = with_second(kernel, y, None if second is None else torch.from_numpy(second)[None])
     y = activated(y, kernel.activation)
     return [x] if second is None else [x, second], y.numpy().reshape(-1)
@@ -86,6 +84,12 @@ def kernels(draw: st.DrawFn) -> KernelSpec:
     size = st.integers(1, 13)
     in_channels = draw(st.integers(1, 9))
     out_channels = draw(st.integers(1, 9)) if op in (Op.CONV2D, Op.FULLY_CONNECTED) else in_channels
+    groups = draw(st.sampled_from((1, 1, 2, 3))) if op in (Op.CONV2D, Op.CHANNEL_SHUFFLE) else 1
+    in_channels, out_channels = in_channels * groups, out_channels * groups
+    if op is Op.DEPTHWISE_CONV2D:
+        out_channels *= draw(st.integers(1, 3))
+    elif op in (Op.FIRST_CHANNELS, Op.LAST_CHANNELS):
+        in_channels += draw(st.integers(1, 9))
     activation = draw(st.sampled_from(list(Activation)))
     seed = draw(st.integers(0, 100))
     shape: dict[str, Any] = {"input_h": draw(size), "input_w": draw(size)}
@@ -97,7 +101,7 @@ def kernels(draw: st.DrawFn) -> KernelSpec:
         shape |= {"stride": draw(st.integers(1, 3)), "pad_channels_before": before}
     elif op is Op.CONCAT:
         out_channels = in_channels + draw(st.integers(1, 9))
-    elif op not in (Op.ADD, Op.MUL, Op.GLOBAL_AVG_POOL):
+    elif op in (Op.CONV2D, Op.DEPTHWISE_CONV2D, Op.MAX_POOL, Op.AVG_POOL):
         kernel_h, kernel_w = draw(st.integers(1, 5)), draw(st.integers(1, 5))
         most = max(kernel_h, kernel_w) if op in (Op.CONV2D, Op.DEPTHWISE_CONV2D) else min(kernel_h, kernel_w)
         shape |= {"kernel_h": kernel_h, "kernel_w": kernel_w, "stride": draw(st.integers(1, 3))}
@@ -109,7 +113,8 @@ def kernels(draw: st.DrawFn) -> KernelSpec:
         in_channels=in_channels,
         out_channels=out_channels,
         activation=activation,
-        residual=op is Op.CONV2D and draw(st.booleans()),
+        residual=op is Op.CONV2D and groups == 1 and draw(st.booleans()),
+        groups=groups,
         seed=seed,
         **shape,
     )

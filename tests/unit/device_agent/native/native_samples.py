@@ -17,7 +17,7 @@ from device_agent.contracts import DENSE, Activation, KernelSpec, NetworkPlan, O
 from device_agent.native import steps, strips, tiling
 from device_agent.native.steps import Emitter, emit_any
 from device_agent.native.tiling import ConvShape, TileLimit, Tiling
-from tests.unit.device_agent.torch_parts import activated, with_second
+from tests.unit.device_agent.torch_parts import activated, moved_channels, num_groups, with_second
 
 #: The kernels are tiny, and the cores shared.
 torch.set_num_threads(1)
@@ -120,33 +120,38 @@ def convolutions(draw: st.DrawFn) -> KernelSpec:
     extent = draw(st.sampled_from(KERNEL_EXTENTS))
     padding = draw(st.integers(0, max(extent) // 2))
     op = draw(st.sampled_from((Op.CONV2D, Op.CONV2D, Op.CONV2D, Op.DEPTHWISE_CONV2D)))
-    in_channels = draw(st.integers(1, 19))
+    groups = draw(st.sampled_from((1, 1, 1, 2, 4))) if op is Op.CONV2D else 1
+    in_channels = groups * draw(st.integers(1, 19))
+    out_channels = groups * draw(st.integers(1, 19))
+    if op is Op.DEPTHWISE_CONV2D:
+        out_channels = in_channels * draw(st.sampled_from((1, 1, 2, 3)))
     height = draw(st.integers(max(1, extent[0] - 2 * padding), 21))
     width = draw(st.integers(max(1, extent[1] - 2 * padding), 21))
     return KernelSpec(
         op=op,
         in_channels=in_channels,
-        out_channels=in_channels if op is Op.DEPTHWISE_CONV2D else draw(st.integers(1, 19)),
+        out_channels=out_channels,
         input_h=height,
         input_w=width,
         kernel_h=extent[0],
         kernel_w=extent[1],
         stride=draw(st.sampled_from((1, 1, 2, 2, 3))),
         padding=padding,
-        residual=op is Op.CONV2D and draw(st.booleans()),
+        residual=op is Op.CONV2D and groups == 1 and draw(st.booleans()),
         activation=draw(st.sampled_from(Activation)),
-        pruning=draw(prunings(extent)),
+        pruning=draw(prunings(extent)) if groups == 1 else DENSE,
+        groups=groups,
         seed=draw(st.integers(0, 1000)),
     )
 
 
 @st.composite
 def other_kernels(draw: st.DrawFn) -> KernelSpec:
-    """Fully connected layers, adds, pools and shortcuts."""
+    """Everything but convolutions."""
     op = draw(st.sampled_from([op for op in Op if op not in (Op.CONV2D, Op.DEPTHWISE_CONV2D)]))
     channels = draw(st.integers(1, 70))
     extent, stride, padding = (1, 1), 1, 0
-    pruning, out_channels, before = DENSE, channels, 0
+    pruning, out_channels, before, groups = DENSE, channels, 0, 1
     height, width = draw(st.integers(1, 21)), draw(st.integers(1, 21))
     if op in (Op.MAX_POOL, Op.AVG_POOL):
         extent = draw(st.sampled_from(KERNEL_EXTENTS))
@@ -157,6 +162,11 @@ def other_kernels(draw: st.DrawFn) -> KernelSpec:
         before = draw(st.integers(0, out_channels - channels))
     elif op is Op.CONCAT:
         out_channels = channels + draw(st.integers(1, 70))
+    elif op in (Op.FIRST_CHANNELS, Op.LAST_CHANNELS):
+        channels += draw(st.integers(1, 70))
+    elif op is Op.CHANNEL_SHUFFLE:
+        groups = draw(st.integers(1, 5))
+        channels = out_channels = channels * groups
     elif op is Op.FULLY_CONNECTED:
         height = width = 1
         out_channels, pruning = draw(st.integers(1, 70)), draw(prunings((1, 1)))
@@ -173,6 +183,7 @@ def other_kernels(draw: st.DrawFn) -> KernelSpec:
         activation=draw(st.sampled_from(Activation)),
         pruning=pruning,
         pad_channels_before=before,
+        groups=groups,
         seed=draw(st.integers(0, 1000)),
     )
 
@@ -186,10 +197,11 @@ def torch_kernel(
     window = (kernel.kernel_h, kernel.kernel_w)
     match kernel.op:
         case Op.CONV2D | Op.DEPTHWISE_CONV2D | Op.FULLY_CONNECTED:
-            groups = kernel.in_channels if kernel.op is Op.DEPTHWISE_CONV2D else 1
             value = functional.conv2d(
-                value, weights["weight"], weights["bias"], kernel.stride, kernel.padding, groups=groups
+                value, weights["weight"], weights["bias"], kernel.stride, kernel.padding, groups=num_groups(kernel)
             )
+        case Op.FIRST_CHANNELS | Op.LAST_CHANNELS | Op.CHANNEL_SHUFFLE:
+            value = moved_channels(kernel, value)
         case Op.MAX_POOL:
             value = functional.max_pool2d(value, window, kernel.stride, kernel.padding)
         case Op.AVG_POOL:

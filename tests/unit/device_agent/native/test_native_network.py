@@ -58,7 +58,12 @@ def networks(draw: st.DrawFn) -> NetworkPlan:
         activation = draw(st.sampled_from(Activation))
         inputs, residual = (source,), None
         choice = draw(
-            st.sampled_from(("conv", "conv", "conv", "depthwise", "pool", "add", "shortcut", "global", "mul", "concat"))
+            st.sampled_from(
+                (
+                    *("conv", "conv", "conv", "grouped", "depthwise", "pool", "add"),
+                    *("shortcut", "global", "mul", "concat", "part", "shuffle"),
+                )
+            )
         )
         if choice == "conv":
             extent = draw(st.sampled_from(((1, 1), (3, 3), (5, 5))))
@@ -80,7 +85,7 @@ def networks(draw: st.DrawFn) -> NetworkPlan:
         elif choice == "depthwise":
             kernel = KernelSpec(
                 op=Op.DEPTHWISE_CONV2D,
-                out_channels=channels,
+                out_channels=channels * draw(st.sampled_from((1, 1, 2))),
                 kernel_h=3,
                 kernel_w=3,
                 padding=1,
@@ -109,6 +114,27 @@ def networks(draw: st.DrawFn) -> NetworkPlan:
             )
         elif choice == "global":
             kernel = KernelSpec(op=Op.GLOBAL_AVG_POOL, out_channels=channels, activation=activation, **common)
+        elif choice == "grouped" and channels % 2 == 0:
+            kernel = KernelSpec(
+                op=Op.CONV2D,
+                out_channels=2 * draw(st.integers(1, 9)),
+                kernel_h=3,
+                kernel_w=3,
+                padding=1,
+                stride=draw(st.sampled_from((1, 2))),
+                groups=2,
+                activation=activation,
+                **common,
+            )
+        elif choice == "part" and channels > 1:
+            kernel = KernelSpec(
+                op=draw(st.sampled_from((Op.FIRST_CHANNELS, Op.LAST_CHANNELS))),
+                out_channels=draw(st.integers(1, channels - 1)),
+                activation=activation,
+                **common,
+            )
+        elif choice == "shuffle" and channels % 2 == 0:
+            kernel = KernelSpec(op=Op.CHANNEL_SHUFFLE, out_channels=channels, groups=2, activation=activation, **common)
         elif choice == "mul" and (channels, 1, 1) in shapes.values():
             kernel = KernelSpec(op=Op.MUL, out_channels=channels, activation=activation, **common)
             inputs = (source, draw(st.sampled_from([o for o, shape in shapes.items() if shape == (channels, 1, 1)])))

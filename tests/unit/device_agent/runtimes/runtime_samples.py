@@ -53,6 +53,26 @@ KERNELS = {
     "fully connected hardsigmoid": KernelSpec(
         op=Op.FULLY_CONNECTED, in_channels=20, out_channels=10, activation=Activation.HARDSIGMOID
     ),
+    "conv groups": conv(12, 8, groups=4, activation=Activation.RELU6),
+    "conv groups strided": conv(6, 8, groups=2, stride=2, extent=10),
+    "conv groups 1x1": conv(6, 10, groups=2, kernel_h=1, kernel_w=1, padding=0, activation=Activation.SILU),
+    "conv groups vectors": conv(6, 10, 1, groups=2),
+    "depthwise times 3": KernelSpec(
+        op=Op.DEPTHWISE_CONV2D, in_channels=5, out_channels=15, input_h=9, input_w=7, kernel_h=3, kernel_w=3, padding=1,
+        stride=2, activation=Activation.RELU,
+    ),
+    "depthwise 7x7 times 2": KernelSpec(
+        op=Op.DEPTHWISE_CONV2D, in_channels=3, out_channels=6, input_h=9, input_w=9, kernel_h=7, kernel_w=7, padding=3,
+    ),
+    "first channels": KernelSpec(op=Op.FIRST_CHANNELS, in_channels=7, out_channels=3, input_h=5, input_w=6),
+    "last channels": KernelSpec(
+        op=Op.LAST_CHANNELS, in_channels=7, out_channels=3, input_h=5, input_w=6, activation=Activation.SILU
+    ),
+    "last channels of a vector": KernelSpec(
+        op=Op.LAST_CHANNELS, in_channels=40, out_channels=23, activation=Activation.RELU
+    ),
+    "shuffle": same(Op.CHANNEL_SHUFFLE, 12, 7, groups=3, activation=Activation.RELU),
+    "shuffle vectors": same(Op.CHANNEL_SHUFFLE, 12, 1, groups=4),
     "max pool": same(Op.MAX_POOL, kernel_h=3, kernel_w=3, stride=2, padding=1),
     "average pool": same(Op.AVG_POOL, kernel_h=3, kernel_w=3, stride=2, padding=1),
     "global average": same(Op.GLOBAL_AVG_POOL),

@@ -11,7 +11,7 @@ from device_agent.contracts import KernelSpec, Op
 from device_agent.runtimes.reference import output_agrees, run_kernel, run_network
 from device_agent.synthesis import kernel_inputs, synthesize_input, synthesize_weights
 from tests.unit.device_agent.runtimes.runtime_samples import KERNELS, small_network
-from tests.unit.device_agent.torch_parts import activated, with_second
+from tests.unit.device_agent.torch_parts import activated, moved_channels, num_groups, with_second
 
 
 def torch_output(kernel: KernelSpec) -> np.ndarray:
@@ -20,14 +20,14 @@ def torch_output(kernel: KernelSpec) -> np.ndarray:
     t = {name: torch.from_numpy(values).double() for name, values in synthesize_weights(kernel).items()}
     window = (kernel.kernel_h, kernel.kernel_w)
     match kernel.op:
-        case Op.CONV2D:
-            y = F.conv2d(batch, t["weight"], t["bias"], kernel.stride, kernel.padding)
-        case Op.DEPTHWISE_CONV2D:
-            y = F.conv2d(batch, t["weight"], t["bias"], kernel.stride, kernel.padding, groups=kernel.in_channels)
+        case Op.CONV2D | Op.DEPTHWISE_CONV2D:
+            y = F.conv2d(batch, t["weight"], t["bias"], kernel.stride, kernel.padding, groups=num_groups(kernel))
         case Op.FULLY_CONNECTED:
             y = F.conv2d(batch, t["weight"], t["bias"])
         case Op.ADD | Op.MUL | Op.CONCAT:
             y = batch
+        case Op.FIRST_CHANNELS | Op.LAST_CHANNELS | Op.CHANNEL_SHUFFLE:
+            y = moved_channels(kernel, batch)
         case Op.MAX_POOL:
             y = F.max_pool2d(batch, window, kernel.stride, kernel.padding)
         case Op.AVG_POOL:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from device_agent.contracts import NETWORK_INPUT, NetworkPlan, Op, PlanOp
-from tests.unit.device_agent.torch_parts import activated, with_second
+from tests.unit.device_agent.torch_parts import activated, moved_channels, num_groups, with_second
 
 
 def run_plan(plan: NetworkPlan, tensors: Mapping[str, np.ndarray], x: Tensor) -> Tensor:
@@ -30,8 +30,7 @@ def _run_op(op: PlanOp, inputs: list[Tensor], tensors: Mapping[str, np.ndarray])
         weight = torch.from_numpy(tensors[f"{op.name}.weight"]).double()
         bias = torch.from_numpy(tensors[f"{op.name}.bias"]).double()
         assert weight.shape == k.weight_shape
-        groups = k.in_channels if k.op is Op.DEPTHWISE_CONV2D else 1
-        return F.conv2d(x, weight, bias, stride=k.stride, padding=k.padding, groups=groups)
+        return F.conv2d(x, weight, bias, stride=k.stride, padding=k.padding, groups=num_groups(k))
     if len(inputs) > 1:
         return with_second(k, x, inputs[1])
     if k.op is Op.MAX_POOL:
@@ -40,5 +39,7 @@ def _run_op(op: PlanOp, inputs: list[Tensor], tensors: Mapping[str, np.ndarray])
         return F.avg_pool2d(x, (k.kernel_h, k.kernel_w), k.stride)
     if k.op is Op.GLOBAL_AVG_POOL:
         return x.mean((2, 3), keepdim=True)
+    if k.op in (Op.FIRST_CHANNELS, Op.LAST_CHANNELS, Op.CHANNEL_SHUFFLE):
+        return moved_channels(k, x)
     behind = k.out_channels - k.in_channels - k.pad_channels_before
     return F.pad(x[:, :, :: k.stride, :: k.stride], (0, 0, 0, 0, k.pad_channels_before, behind))

@@ -180,8 +180,9 @@ class Body(nn.Module):
         (lambda m, x: x * x, r"multiplies tensors of \(8, 8, 8\) and \(8, 8, 8\): only a factor for each channel"),
         (lambda m, x: x * x.mean((2, 3)), "only a factor for each channel"),
         (lambda m, x: x.unflatten(1, (2, 4)), "only a vector to"),
+        (lambda m, x: F.relu(x.unflatten(1, (2, -1))), "as in a channel shuffle"),
+        (lambda m, x: x.unflatten(1, (2, -1)).flatten(1, 2), "as in a channel shuffle"),
         (lambda m, x: torch.cat([x, x], 2), "concatenation over axis of 2"),
-        (lambda m, x: F.relu(torch.cat([x, x], 1)), "an activation must follow"),
         (lambda m, x: torch.sigmoid(torch.sigmoid(x)), "follows another activation"),
         (lambda m, x: x + 1.0, "not a tensor"),
         (lambda m, x: m.conv[0](x[:, :3, :, :]), "every s-th pixel"),
@@ -314,11 +315,16 @@ def test_gates_over_concatenations() -> None:
     ]
     check_pruned(model, spec, Decisions(channels={"left": 3, "right": 2, "last.0": 4}))
 
-    other = trace_network(randomise(JoinedGate(fits=False)), (3, 8, 8), "joined")
-    assert [g.name for g in other.groups] == ["stem.0", "last.0"]
-    assert {r.name: r.reason for r in other.refused} == dict.fromkeys(
-        ("left", "right", "whole"), "'mul' meets concatenations whose parts differ, 10 and 4+6 channels"
-    )
+    # What makes a gate as a whole is cut where the parts meet.
+    model = randomise(JoinedGate(fits=False))
+    spec = trace_network(model, (3, 8, 8), "joined")
+    assert spec.refused == ()
+    assert {g.name: g.channels for g in spec.groups} == {"stem.0": 8, "left": 4, "right": 6, "last.0": 6}
+    assert [m for m in spec.group("right").members if m.op == "whole"] == [
+        GroupMember(op="whole", axis=Axis.IN, offset=4),
+        GroupMember(op="whole", axis=Axis.OUT, offset=4),
+    ]
+    check_pruned(model, spec, Decisions(channels={"left": 3, "right": 2, "last.0": 4}))
 
 
 def test_the_proof_finds_parts_in_another_order() -> None:
@@ -344,7 +350,6 @@ def check_pruned(model: nn.Module, spec: NetworkSpec, decisions: Decisions) -> N
 
 def test_names_convolutions_that_have_no_kernel() -> None:
     for layer, message in (
-        (nn.Conv2d(4, 8, 3, groups=2), "2 groups of 4 channels"),
         (nn.Conv2d(4, 8, 3, dilation=2), "dilation of 2"),
         (nn.Conv2d(4, 8, 3, stride=(1, 2)), "stride differs"),
         (nn.Conv2d(4, 8, 3, padding="same"), "given as numbers"),

@@ -87,7 +87,8 @@ def test_every_state_and_reason_has_words() -> None:
     assert set(wording.STANDING_LABELS) == set(Standing)
     assert set(wording.REASON_TEXTS) == set(VerdictReason)
     for op in Op:
-        spec = KernelSpec(op=op, in_channels=8, out_channels=16 if op is Op.CONCAT else 8)
+        out_channels = {Op.CONCAT: 16, Op.FIRST_CHANNELS: 3, Op.LAST_CHANNELS: 3}.get(op, 8)
+        spec = KernelSpec(op=op, in_channels=8, out_channels=out_channels)
         assert wording.kernel_words(spec)[0]
     for scheme in PruningScheme:
         density = 1.0 if scheme is PruningScheme.DENSE else 0.25
