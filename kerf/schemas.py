@@ -49,6 +49,9 @@ Op: TypeAlias = Literal[
     "shortcut_pad",
     "mul",
     "concat",
+    "first_channels",
+    "last_channels",
+    "channel_shuffle",
 ]
 PruningScheme: TypeAlias = Literal["dense", "unstructured", "group", "block_punched", "pattern", "block"]
 ReportStatus: TypeAlias = Literal["accepted", "duplicate", "late"]
@@ -362,11 +365,16 @@ class KernelSpec(TypedDict):
     before the activation. ADD, MUL and CONCAT have two inputs (`input_shapes`). For SHORTCUT_PAD, `out_channels -
     in_channels` zero channels are added, `pad_channels_before` of them in front.
 
+    `groups` above 1 makes a CONV2D a grouped one: blocks of filters that read one block of input channels each; it is
+    dense, and takes no residual. One input channel for each group is a DEPTHWISE_CONV2D instead, which writes one or
+    more channels for each that it reads. Of a CHANNEL_SHUFFLE, `groups` is the number of blocks.
+
     Raises `ContractError` on impossible shapes.
     """
 
     activation: Activation
     dtype: DType
+    groups: int
     in_channels: int
     input_h: int
     input_w: int

@@ -108,6 +108,13 @@ class _Writer:
             self._node(_BINARY[kernel.op], sources, result)
         elif kernel.op is Op.CONCAT:
             self._node("Concat", sources, result, axis=1)
+        elif kernel.op in (Op.FIRST_CHANNELS, Op.LAST_CHANNELS):
+            first = 0 if kernel.op is Op.FIRST_CHANNELS else kernel.in_channels - kernel.out_channels
+            bounds = {"begin": first, "end": first + kernel.out_channels, "axes": 1}
+            inputs = [self._constant(f"{name}:{key}", np.array([value], np.int64)) for key, value in bounds.items()]
+            self._node("Slice", [*sources, *inputs], result)
+        elif kernel.op is Op.CHANNEL_SHUFFLE:
+            self._shuffle(name, kernel, sources[0], result)
         elif kernel.op is Op.MAX_POOL:
             self._node("MaxPool", sources, result, **_window(kernel))
         elif kernel.op is Op.AVG_POOL:
@@ -144,6 +151,15 @@ class _Writer:
             self._node("Pad", [source, self._constant(f"{name}:pads", pads)], result)
         elif kernel.stride == 1:
             self._node("Identity", [source], result)
+
+    def _shuffle(self, name: str, kernel: KernelSpec, source: str, result: str) -> None:
+        # 0 is the extent as it is: any number of images.
+        blocks = [0, kernel.groups, kernel.in_channels // kernel.groups, kernel.input_h, kernel.input_w]
+        shapes = {"blocks": blocks, "channels": [0, kernel.in_channels, kernel.input_h, kernel.input_w]}
+        constants = [self._constant(f"{name}:{key}", np.array(value, np.int64)) for key, value in shapes.items()]
+        self._node("Reshape", [source, constants[0]], f"{name}:folded")
+        self._node("Transpose", [f"{name}:folded"], f"{name}:swapped", perm=[0, 2, 1, 3, 4])
+        self._node("Reshape", [f"{name}:swapped", constants[1]], result)
 
     def _activation(self, name: str, activation: Activation, source: str, result: str) -> None:
         if activation is Activation.RELU6:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -66,12 +67,14 @@ def build_space(spec: NetworkSpec, config: SpaceConfig) -> SearchSpace:
     return SearchSpace(variables=tuple(variables), default_scheme=default)
 
 
-def channel_choices(channels: int, config: ChannelsConfig) -> tuple[int, ...]:
+def channel_choices(channels: int, config: ChannelsConfig, repeats: int = 1) -> tuple[int, ...]:
     """Multiples of `multiple_of` from `min_ratio * channels` on, and `channels` itself; thinned to `max_choices`.
 
-    Always ends with `channels`, and starts with the smallest multiple that is allowed.
+    Each channel stands for `repeats` channels of every operator at least, as behind shuffles and around grouped
+    convolutions, and the operators are to have multiples. Always ends with `channels`, and starts with the smallest
+    multiple that is allowed.
     """
-    step = config.multiple_of
+    step = config.multiple_of // math.gcd(config.multiple_of, repeats)
     first = max(1, math.ceil(config.min_ratio * channels / step - 1e-9)) * step
     return spread((*range(first, channels, step), channels), config.max_choices)
 
@@ -213,7 +216,8 @@ def _depth_variables(spec: NetworkSpec, config: DepthConfig) -> list[Variable]:
 def _channel_variables(spec: NetworkSpec, config: ChannelsConfig) -> list[Variable]:
     variables = []
     for group in spec.groups:
-        choices = channel_choices(group.channels, config)
+        repeats = min(Counter((member.op, member.axis) for member in group.members).values())
+        choices = channel_choices(group.channels, config, repeats)
         if len(choices) > 1:
             variables.append(Variable(kind=VariableKind.CHANNELS, target=group.name, choices=choices))
     return variables

@@ -20,8 +20,9 @@ _XNNPACK = (PruningScheme.UNSTRUCTURED, PruningScheme.GROUP)
 class LayerInspection:
     """An operator of the fused dense network.
 
-    `out_group` is the channel group that its outputs are, None where they stay: removed channels are less work in every
-    runtime. `zeros` has the schemes whose zeros a runtime skips in it, for the runtimes that skip any.
+    `out_group` is the channel group that its outputs are, or several with commas, None where they stay: removed
+    channels are less work in every runtime. `zeros` has the schemes whose zeros a runtime skips in it, for the runtimes
+    that skip any.
     """
 
     name: str
@@ -44,7 +45,11 @@ class RuntimeInspection:
 def inspect_layers(spec: NetworkSpec) -> tuple[tuple[LayerInspection, ...], tuple[RuntimeInspection, ...]]:
     """The operators of a network, and the runtimes that it can be measured in."""
     inside, note = _sparse_path(spec)
-    groups = {m.op: group.name for group in spec.groups for m in group.members if m.axis is Axis.OUT}
+    groups: dict[str, dict[str, None]] = {}
+    for group in spec.groups:
+        for member in group.members:
+            if member.axis is Axis.OUT:
+                groups.setdefault(member.op, {})[group.name] = None
     layers = []
     for op in spec.plan.ops:
         zeros: dict[str, tuple[PruningScheme, ...]] = {}
@@ -58,7 +63,7 @@ def inspect_layers(spec: NetworkSpec) -> tuple[tuple[LayerInspection, ...], tupl
                 kernel=op.kernel,
                 macs=op.kernel.macs,
                 parameters=op.kernel.parameters,
-                out_group=groups.get(op.name),
+                out_group=", ".join(groups[op.name]) if op.name in groups else None,
                 zeros=zeros,
             )
         )

@@ -49,7 +49,8 @@ class Admm:
         """grad += rho (W - U + Z): the gradient of rho / 2 |W - U + Z|^2 (released code, lib/Trainer)."""
         for name in self._pruning:
             weight = _weight(model, name)
-            assert weight.grad is not None
+            if weight.grad is None:  # frozen
+                continue
             weight.grad.add_(weight - self._projected[name] + self._dual[name], alpha=self._penalty)
 
     @torch.no_grad()

@@ -265,7 +265,9 @@ class SgdRun:
         model, optimizer = self._pruned.model, self._optimizer
         tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
         for name, parameter in model.named_parameters():
-            tensors[f"momentum.{name}"] = optimizer.state[parameter]["momentum_buffer"]
+            # Frozen parameters have none.
+            if "momentum_buffer" in optimizer.state[parameter]:
+                tensors[f"momentum.{name}"] = optimizer.state[parameter]["momentum_buffer"]
         tensors |= {f"best.{name}": tensor for name, tensor in self._best.items()}
         if self._regulariser is not None:
             tensors |= {f"regulariser.{name}": tensor for name, tensor in self._regulariser.tensors().items()}
@@ -284,7 +286,8 @@ class SgdRun:
         model.load_state_dict(found.group("model"))
         momenta = found.group("momentum")
         for name, parameter in model.named_parameters():
-            self._optimizer.state[parameter]["momentum_buffer"] = _as_weight(momenta[name])
+            if name in momenta:
+                self._optimizer.state[parameter]["momentum_buffer"] = _as_weight(momenta[name])
         self._best = found.group("best")
         if self._regulariser is not None:
             self._regulariser.restore({name: _as_weight(t) for name, t in found.group("regulariser").items()})

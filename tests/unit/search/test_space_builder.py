@@ -33,6 +33,10 @@ def test_channel_choices() -> None:
     assert channel_choices(32, config) == (8, 12, 16, 20, 24, 28, 32)
     assert channel_choices(18, config) == (8, 12, 16, 18)  # a quarter of 18 is above 4
     assert channel_choices(3, config) == (3,)
+    # Each stands for two, or for 32: layers have multiples of 4 all the same.
+    assert channel_choices(8, config, repeats=2) == (2, 4, 6, 8)
+    assert channel_choices(4, config, repeats=32) == (1, 2, 3, 4)
+    assert channel_choices(8, config, repeats=3) == (4, 8)
     thinned = channel_choices(512, config)
     assert len(thinned) == 8
     assert (thinned[0], thinned[-1]) == (128, 512)

@@ -94,6 +94,26 @@ class OwnBranches(nn.Module):
         return result
 
 
+class OwnSplits(nn.Module):
+    """A channel split, a grouped convolution, an activation behind a concatenation, a shuffle, and a depthwise
+    convolution that makes two channels of each; the stem is frozen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+        self.stem.requires_grad_(False)
+        self.inner = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, groups=2, bias=False), nn.BatchNorm2d(8))
+        self.several = nn.Sequential(nn.Conv2d(16, 32, 3, 2, 1, groups=16, bias=False), nn.BatchNorm2d(32), nn.ReLU())
+        self.out = nn.Linear(32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept, processed = self.stem(x).chunk(2, 1)
+        x = F.relu(torch.cat([kept, self.inner(processed)], 1))
+        result: Tensor = self.out(self.several(F.channel_shuffle(x, 2)).mean((2, 3)))
+        return result
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OwnNetwork:
     """A converted network, and the accuracy of the original on the test images."""
@@ -192,6 +212,20 @@ def test_a_network_with_concatenations_is_searched_exported_and_verified(sqlite_
     assert kernels["cat"]["op"] == "concat"
     assert (kernels["norm"]["op"], kernels["norm"]["in_channels"]) == ("depthwise_conv2d", made["stem"])
     assert kernels["depthwise.0"]["out_channels"] == made["one"] + made["three"] + joined
+
+
+def test_a_network_with_splits_and_groups_is_searched_exported_and_verified(
+    sqlite_lab: ServerLab, tmp_path: Path
+) -> None:
+    kernels = searched(sqlite_lab, OwnSplits, tmp_path, groups=2)
+
+    made = kernels["stem.0"]["out_channels"]
+    assert made < 16
+    assert kernels["chunk"]["op"] == "first_channels"
+    assert kernels["chunk"]["out_channels"] + kernels["chunk_2"]["out_channels"] == made
+    assert (kernels["inner.0"]["groups"], kernels["cat"]["activation"]) == (2, "relu")
+    assert [k["groups"] for k in kernels.values() if k["op"] == "channel_shuffle"] == [2]
+    assert kernels["several.0"]["out_channels"] == 2 * kernels["several.0"]["in_channels"]
 
 
 def test_networks_that_a_search_cannot_use_are_refused(sqlite_lab: ServerLab, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
@@ -18,13 +19,14 @@ from search.accuracy.slicing import SlicedNetwork
 from search.domain.config import ChannelsConfig, SpaceConfig
 from search.domain.network import NetworkSpec
 from search.domain.space import Decisions
-from search.export import FORMAT_FILES, export_files
+from search.export import FORMAT_FILES, ONNX_FILE, export_files
 from search.genome_costs import GenomeCosts
 from search.latency.families import coordinates_of, family_of, kernel_at
 from search.latency.knots import knots_for
 from search.lowering import lower
 from search.networks.build import build_network
 from search.networks.convert import convert_module
+from search.onnx_export import INPUT
 from search.pruning.apply import apply_decisions
 from search.pruning.channels import remove_channels
 from search.pruning.embedding import embed
@@ -138,6 +140,9 @@ def test_a_family_is_trained_pruned_exported_and_verified(name: str) -> None:
 def verify_files(plan: NetworkPlan, tensors: dict[str, np.ndarray], x: np.ndarray, expected: np.ndarray) -> None:
     """Every runtime that is here computes from the exported files what torch does."""
     files = export_files(plan, tensors)
+    session = onnxruntime.InferenceSession(files[ONNX_FILE], providers=["CPUExecutionProvider"])
+    (output,) = session.run(None, {INPUT: x[None]})
+    np.testing.assert_allclose(output.reshape(-1), expected.reshape(-1), rtol=1e-4, atol=1e-5)
     for name, form in _RUNTIMES.items():
         runtime = make_runtime(name) if name == "native" else runtime_or_none(name)
         if runtime is not None:
