@@ -58,9 +58,9 @@ class GatedNet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = convolution(1, 32, 3)
-        self.blocks = nn.Sequential(Block(32, 48), Block(48, 96, stride=2))
-        self.head = nn.Linear(96, NUM_CLASSES)
+        self.stem = convolution(1, 16, 3)
+        self.blocks = nn.Sequential(Block(16, 32), Block(32, 64, stride=2))
+        self.head = nn.Linear(64, NUM_CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.blocks(self.stem(x))
@@ -86,7 +86,7 @@ def normalised(images: np.ndarray) -> Tensor:
 
 def train(network: nn.Module, images: np.ndarray, labels: np.ndarray, epochs: int) -> None:
     x, y = normalised(images), torch.from_numpy(labels)
-    optimizer = torch.optim.Adam(network.parameters(), lr=2e-3)
+    optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
     network.train()
     for epoch in range(epochs):
         losses = []
@@ -107,7 +107,7 @@ def accuracy(network: nn.Module, images: np.ndarray, labels: np.ndarray) -> floa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the tutorial's network on digits.")
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--output", type=Path, default=Path("."), help="Folder for the three files.")
     options = parser.parse_args()
     torch.manual_seed(0)

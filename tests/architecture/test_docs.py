@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from device_agent.contracts import VerdictReason
 from device_agent.settings import ENVIRONMENT
 from search.domain.config import SearchConfig, parse_config
 from search.domain.result import FrontPoint, SearchResult, result_schema
 from server.settings import ENV_PREFIX, Settings
+from tests.docs.blocks import pages, tokens
 
 ROOT = Path(__file__).parents[2]
 CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
@@ -61,3 +65,36 @@ def test_the_schema_has_the_fields_of_the_result() -> None:
 @pytest.mark.parametrize("reason", VerdictReason)
 def test_every_reason_of_a_verdict_is_explained(reason: VerdictReason) -> None:
     assert f"| `{reason.value}` |" in MEASURING
+
+
+@functools.cache
+def anchors(page: str) -> set[str]:
+    """What links to the headings of a page end with."""
+    parsed = tokens(page)
+    headings = [parsed[i + 1].content for i, token in enumerate(parsed) if token.type == "heading_open"]
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [*pages(), "DECISIONS.md", "CHANGELOG.md"])
+def test_links_lead_somewhere(page: str) -> None:
+    lost = []
+    for token in tokens(page):
+        for child in token.children or ():
+            link = child.attrs.get("href") or child.attrs.get("src")
+            if not isinstance(link, str) or "://" in link or link.startswith("mailto:"):
+                continue
+            path, _, anchor = link.partition("#")
+            target = (ROOT / page).parent / path if path else ROOT / page
+            found = target.exists() and target.resolve().is_relative_to(ROOT)
+            if found and anchor:
+                found = target.suffix == ".md" and anchor in anchors(str(target.resolve().relative_to(ROOT)))
+            if not found:
+                lost.append(link)
+    assert lost == []
+
+
+def test_every_page_is_in_the_site() -> None:
+    """The navigation is a list of pages, apart from those that are generated."""
+    text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    listed = set(re.findall(r"[\w/-]+\.md", str(yaml.safe_load(text)["nav"])))
+    assert {page.removeprefix("docs/") for page in pages() if page.startswith("docs/")} <= listed

@@ -132,6 +132,8 @@ class Reader:
             time.sleep(0.1)
         if service == ("kerf", "up"):
             self.environment["KERF_SERVER"] = f"http://127.0.0.1:{self.port}"
+            # Its own user's, which the client finds.
+            self.environment.pop("KERF_TOKEN", None)
 
     def close(self) -> None:
         """Stop what the page started, the last first, as Ctrl-C would. Raises `AssertionError` unless it ends well."""

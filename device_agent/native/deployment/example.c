@@ -61,6 +61,11 @@ static double now_ms(void) {
   return 1e3 * (double)time.tv_sec + 1e-6 * (double)time.tv_nsec;
 }
 
+static int ascending(const void *left, const void *right) {
+  const double first = *(const double *)left, second = *(const double *)right;
+  return (first > second) - (first < second);
+}
+
 int main(int argc, char **argv) {
   size_t image_bytes, input_bytes, best = 0;
   void *image, *memory;
@@ -68,7 +73,7 @@ int main(int argc, char **argv) {
   KerfNetwork *network;
   float *input;
   const float *output;
-  double shortest_ms = 1e30;
+  double times_ms[RUNS];
 
   if (argc < 2 || argc > 4) {
     fprintf(stderr, "usage: %s network.kerf [INPUT.bin [OUTPUT.bin]]\n", argv[0]);
@@ -105,15 +110,16 @@ int main(int argc, char **argv) {
   for (int run = 0; run < RUNS; run++) {
     const double start_ms = now_ms();
     check(kerf_network_run(network), "run");
-    const double time_ms = now_ms() - start_ms;
-    if (time_ms < shortest_ms) shortest_ms = time_ms;
+    times_ms[run] = now_ms() - start_ms;
   }
+  qsort(times_ms, RUNS, sizeof(double), ascending);
   printf("network: %s\n", info.name);
   printf("input: %d x %d x %d, output: %d x %d x %d\n", (int)info.input.channels, (int)info.input.height,
          (int)info.input.width, (int)info.output.channels, (int)info.output.height, (int)info.output.width);
   printf("memory: %zu bytes beside the %zu of the image\n", (size_t)info.memory_bytes, image_bytes);
   printf("instruction set: %s, tuned for %s\n", kerf_backend_name(kerf_network_backend(network)), info.isa);
   printf("top: %zu (%g)\n", best, (double)output[best]);
-  printf("shortest of %d runs: %.4f ms\n", RUNS, shortest_ms);
+  printf("shortest of %d runs: %.4f ms\n", RUNS, times_ms[0]);
+  printf("median of %d runs: %.4f ms\n", RUNS, times_ms[RUNS / 2]);
   return 0;
 }

@@ -22,3 +22,4 @@ print(f"network: {plan.name}, input {plan.input_shape}, output {plan.output_shap
 print(f"instruction set: {network.isa}")
 print(f"top: {int(output.argmax())} ({output.max():g})")
 print(f"shortest of 100 runs: {min(times_ns) / 1e6:.4f} ms")
+print(f"median of 100 runs: {np.median(times_ns) / 1e6:.4f} ms")
