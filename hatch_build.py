@@ -1,7 +1,8 @@
 """Build hook: compiles the native kernels when Kerf is installed on a machine that has a C++ compiler.
 
 Without a compiler the wheel is pure Python, and the agent builds the library at first use, once there is a compiler.
-KERF_NATIVE_BUILD=require makes a missing or failing compiler an error; KERF_NATIVE_BUILD=skip builds nothing.
+A compiler that fails is an error, as pip shows no warnings. KERF_NATIVE_BUILD=require makes a missing compiler an
+error, too; KERF_NATIVE_BUILD=skip builds nothing.
 
 KERF_NATIVE_TARGET=aarch64 makes a wheel for that machine instead of this one, to be handed on (`make wheels`).
 """
@@ -59,6 +60,11 @@ class NativeBuildHook(BuildHookInterface[Any]):
         except build.CompilerError as error:
             if choice == "require":
                 raise
+            if build.find_compiler() is not None:
+                raise build.CompilerError(
+                    f"{error}\nTo install without the native kernels, set KERF_NATIVE_BUILD=skip: the agent then "
+                    "compiles them when it starts"
+                ) from None
             self.app.display_warning(f"the native kernels were not built: {error}")
             return
         for stale in folder.glob("libkerf_native-*.so"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -15,9 +16,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from device_agent.log import log_event
 from device_agent.native.build import CompilerError, build_library, library_name
 from device_agent.native.errors import NativeBuildError, NativeError
 
+#: Logged before the library is compiled, which only happens where it did not come with the package.
+COMPILING_EVENT = "compiling_kernels"
 ABI_VERSION = 9
 #: The vector lengths that a tile can have, in float32 elements.
 VECTOR_LENGTHS = (16, 8, 4)
@@ -249,6 +253,8 @@ def load_library() -> Library:
         if (folder / name).is_file():
             return Library(folder / name)
     reasons = []
+    # Minutes on a slow machine: whoever waits should know for what.
+    log_event(logging.getLogger(__name__), logging.INFO, COMPILING_EVENT, library=name)
     for folder in folders:
         try:
             folder.mkdir(parents=True, exist_ok=True)

@@ -33,6 +33,9 @@ def up(
         state_dir=state or default_data_dir(), host=host, port=port, with_agent=agent, simulated=simulated
     )
     console = Console()
+    # Standard output says when it runs.
+    parts = "server, worker and agent" if agent else "server and worker"
+    Console(stderr=True).print(f"starting {parts}; logs are in {options.state_dir / 'logs'}")
     with running_stack(options) as stack:
         console.print(f"Kerf runs at {stack.url} (state in {stack.state_dir}). Ctrl-C stops it.")
         while not stop.wait(0.5):

@@ -97,4 +97,5 @@ def test_every_page_is_in_the_site() -> None:
     """The navigation is a list of pages, apart from those that are generated."""
     text = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     listed = set(re.findall(r"[\w/-]+\.md", str(yaml.safe_load(text)["nav"])))
-    assert {page.removeprefix("docs/") for page in pages() if page.startswith("docs/")} <= listed
+    missing = {page.removeprefix("docs/") for page in pages() if page.startswith("docs/")} - listed
+    assert not missing, f"add {', '.join(sorted(missing))} to `nav` in mkdocs.yml"

@@ -88,6 +88,16 @@ def test_without_a_compiler_the_wheel_is_pure(source_tree: Path, monkeypatch: py
     assert "no C++ compiler" in warnings[0]
 
 
+def test_a_compiler_that_fails_is_an_error(source_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = tmp_path / "c++"
+    compiler.write_text("#!/bin/sh\necho out of memory >&2\nexit 1\n", encoding="utf-8")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.delenv("KERF_NATIVE_BUILD", raising=False)
+    with pytest.raises(RuntimeError, match=r"(?s)out of memory.*KERF_NATIVE_BUILD=skip"):
+        run_hook(source_tree)
+
+
 def test_a_required_library_that_cannot_be_built_is_an_error(
     source_tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
