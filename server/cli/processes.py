@@ -35,9 +35,9 @@ def up(
     console = Console()
     # Standard output says when it runs.
     parts = "server, worker and agent" if agent else "server and worker"
-    Console(stderr=True).print(f"starting {parts}; logs are in {options.state_dir / 'logs'}")
+    Console(stderr=True).print(f"starting {parts}; logs are in {options.state_dir / 'logs'}", soft_wrap=True)
     with running_stack(options) as stack:
-        console.print(f"Kerf runs at {stack.url} (state in {stack.state_dir}). Ctrl-C stops it.")
+        console.print(f"Kerf runs at {stack.url} (state in {stack.state_dir}). Ctrl-C stops it.", soft_wrap=True)
         while not stop.wait(0.5):
             stack.check()
         console.print("stopping")
