@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from device_agent.contracts import ContractError, decode
+from kerf import NotFound
 from search.domain.result import SearchResult
 from server.cli.config_file import ConfigFileError
 from server.cli.connection import ServerOption, TokenOption, connect
@@ -57,7 +58,13 @@ def _result(search: str, server: str | None, token: str | None) -> dict[str, Any
     path = Path(search)
     if not path.exists():
         with connect(server, token) as client:
-            return client.searches.result(search)
+            try:
+                return client.searches.result(search)
+            except NotFound:
+                raise ConfigFileError(
+                    f"{search!r} is neither a file or folder here nor a search on {client.server}: `kerf search ls` "
+                    "lists the searches"
+                ) from None
     file = path / RESULT_FILE if path.is_dir() else path
     try:
         data = json.loads(file.read_text(encoding="utf-8"))

@@ -229,3 +229,12 @@ def test_a_verdict_of_every_kind_has_a_word() -> None:
     series = replace(result.device.series[0], verdicts={verdict.value: 1 for verdict in Verdict})
     page = report_page(encode(replace(result, device=replace(result.device, series=(series,)))))
     assert page.hardware[0].series[0].verdicts == "trusted 1, noisy 1, rejected 1"
+
+
+def test_what_is_neither_here_nor_on_the_server_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing = httpx.MockTransport(lambda request: httpx.Response(404, json={"detail": "there is no search 'out'"}))
+    client = Client("http://kerf.test", "kerf_u_x", transport=nothing)
+    monkeypatch.setattr(command, "connect", lambda *_: client)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigFileError, match="'out' is neither a file or folder here nor a search on"):
+        command.report("out", Path("report.html"))
