@@ -78,7 +78,7 @@ def convert(
 
 @app.command()
 def inspect(
-    file: Annotated[Path, typer.Argument(help="A .kerf file.", show_default=False)],
+    file: Annotated[Path, typer.Argument(help="A .kerf or ONNX file.", show_default=False)],
     device: Annotated[
         str | None,
         typer.Option(
@@ -98,14 +98,14 @@ def inspect(
     """Show a network: sizes, operators, channel groups that can be pruned, on which runtime zeros pay in which layer,
     and what no kernel runs yet. With --device, also what the server knows or predicts of each layer's latency.
     """
-    from search.networks.file import read_network
     from search.networks.inspection import inspect_network
+    from search.networks.intake import take_network
 
     if runtime is not None and device is None:
         raise ConfigFileError(f"--runtime {runtime} belongs to a device: name it with --device")
     if device is not None and series is not None:
         raise ConfigFileError("--series is of one device already: leave --device out")
-    found = inspect_network(read_network(file))
+    found = inspect_network(take_network(file, file.stem).network)
     latencies = None
     if device is not None or series is not None:
         if not found.layers:

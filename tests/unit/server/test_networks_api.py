@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 import kerf
+from search.domain.config import ModelConfig
 from search.limited_process import Limits
 from search.networks import take_process
 from search.networks.convert import convert_module
@@ -23,6 +24,7 @@ from search.networks.kinds import RunsCode
 from server.catalog import networks
 from tests.unit.search.networks.onnx_files import exported, node, onnx_model, saved, weights
 from tests.unit.server.server_lab import ServerLab
+from tests.unit.server.worker_lab import WorkerLab, quick_search
 
 
 def make() -> nn.Module:
@@ -136,6 +138,28 @@ def test_without_torch_a_server_says_where_to_convert(sqlite_lab: ServerLab, tmp
     path = exported(make(), tmp_path / "net.onnx")
     with mock.patch.object(networks, "converts_onnx", return_value=False):
         assert "kerf models convert net.onnx" in registered(sqlite_lab, path, status=422)["detail"]
+
+
+@pytest.mark.usefixtures("here")
+def test_a_search_may_name_an_onnx_file(sqlite_lab: ServerLab, tmp_path: Path) -> None:
+    """It is converted when it is submitted, once, and the search's config names what was made of it."""
+    worker = WorkerLab(sqlite_lab)
+    digest = stored(sqlite_lab, exported(make(), tmp_path / "net.onnx"))
+    config = quick_search("onnx search", model=ModelConfig(network=digest))
+
+    first, second = worker.submit(config), worker.submit(config)
+    (network,) = sqlite_lab.get("/v1/networks").json()["items"]
+
+    assert network["sha256"] != digest == network["source_sha256"]
+    for search_id in (first, second):
+        found = sqlite_lab.get(f"/v1/searches/{search_id}").json()["config"]
+        assert found["model"]["network"] == network["sha256"]
+    # Under another name it is another network, and the file alone no longer says which.
+    sqlite_lab.request("POST", "/v1/networks", json={"name": "other", "sha256": digest})
+    refused = sqlite_lab.post("/v1/searches", config)
+    assert refused.status_code == 422
+    assert "was registered as 2 networks" in refused.json()["detail"]
+    assert worker.submit(quick_search("own", model=ModelConfig(network=network["sha256"])))
 
 
 @pytest.mark.usefixtures("here")

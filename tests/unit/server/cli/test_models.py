@@ -110,6 +110,8 @@ def test_onnx_is_converted(tmp_path: Path) -> None:
     torch.testing.assert_close(build_network(read_network(output)).model(x), model(x))
 
     assert said["nodes"] == 4
+    groups = [json.loads(run("inspect", file, "--json"))["groups"] for file in (path, output)]
+    assert groups[0] == groups[1] != []
     assert "says nothing of training" in said["notes"][0]
     with pytest.raises(ContractError, match="leave --example-shape out"):
         convert(path, output, shape="3,9,9")
