@@ -161,13 +161,15 @@ class ComparedKernel(TypedDict):
 class Comparison(TypedDict):
     """Two series over the kernels that both have. `differing_parts` says in which parts of the key they differ.
 
-    `kernels` are at most `limit`, those farthest from 1 first; `summary` is over all of them. A kernel that one side
-    measured in several modes is in neither, and counted as `ambiguous`.
+    `is_sample` where both series are so large that a part of their kernels was drawn by chance: then every figure is of
+    that part. `kernels` are at most `limit`, those farthest from 1 first; `summary` is over all of them. A kernel that
+    one side measured in several modes is in neither, and counted as `ambiguous`.
     """
 
     ambiguous: int
     differing_parts: list[str]
     first: SeriesView
+    is_sample: bool
     kernels: list[ComparedKernel]
     only_first: int
     only_second: int
@@ -561,11 +563,17 @@ class PredictionAnswer(TypedDict):
 class ProfitMap(TypedDict):
     """Pruned kernels of one series. Counts say how many pay, cost and are open beyond noise, and for how many there is
     no dense kernel; `ambiguous` kernels were measured in several modes and are in none of them.
+
+    Counts are of the whole series; `kernels` are a part of it, and `next` is the cursor of the next one. `computed_at`
+    is when a worker made the map, null where it was made for this answer; `is_stale` where the series has grown since.
     """
 
     ambiguous: int
+    computed_at: str | None
     costing: int
+    is_stale: bool
     kernels: list[KernelProfit]
+    next: str | None
     paying: int
     series: SeriesView
     undecided: int

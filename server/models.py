@@ -91,8 +91,20 @@ class KernelRow(Base):
     created_at: Mapped[float] = mapped_column(Double, default=now_s())
 
     __table_args__ = (
-        # What curves over channels and densities are looked up by.
-        Index("ix_kernel_shape", "op", "kernel_h", "stride", "input_h", "in_channels", "out_channels"),
+        # What curves over channels and densities are looked up by. With all that can be filtered by, and the identity,
+        # it answers filters that do not begin with an operator without reading the table.
+        Index(
+            "ix_kernel_shape",
+            "op",
+            "kernel_h",
+            "stride",
+            "input_h",
+            "in_channels",
+            "out_channels",
+            "scheme",
+            "density",
+            "id",
+        ),
     )
 
 
@@ -366,6 +378,29 @@ class CardRow(Base):
     num_measurements: Mapped[int] = mapped_column(Integer)
     card: Mapped[str] = mapped_column(CompressedText)
     computed_at: Mapped[float] = mapped_column(Double, default=now_s())
+
+
+class ProfitRow(Base):
+    """What a worker last worked out about what pruning gains in a series: the counts; `ProfitPartRow` has the kernels.
+
+    `num_measurements` is that of the series at the time: where it has more now, the map is old.
+    """
+
+    __tablename__ = "latency_profit"
+    series_id: Mapped[str] = mapped_column(Id, ForeignKey("latency_series.id"), primary_key=True)
+    num_measurements: Mapped[int] = mapped_column(Integer)
+    summary: Mapped[str] = mapped_column(CompressedText)
+    computed_at: Mapped[float] = mapped_column(Double, default=now_s())
+
+
+class ProfitPartRow(Base):
+    """Some shapes of one scheme of a profit map, numbered from 1. "" as `scheme` has kernels without a dense one."""
+
+    __tablename__ = "latency_profit_part"
+    series_id: Mapped[str] = mapped_column(Id, ForeignKey("latency_series.id"), primary_key=True)
+    scheme: Mapped[str] = mapped_column(String(64), primary_key=True)
+    part: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    kernels: Mapped[str] = mapped_column(CompressedText)
 
 
 class LatencyModelRow(Base):

@@ -162,10 +162,15 @@ class LatencyOperations(Bound):
 
     @operation("GET", "/v1/latency:profit")
     def profit(
-        self, *, device: str | None = None, runtime: str | None = None, series: str | None = None
+        self,
+        *,
+        device: str | None = None,
+        runtime: str | None = None,
+        series: str | None = None,
+        cursor: str | None = None,
     ) -> Request[ProfitMap]:
-        """How much faster than its dense kernel each pruned one of a series is."""
-        return Request(query={"device": device, "runtime": runtime, "series": series})
+        """How much faster than its dense kernel each pruned one of a series is: some shapes, and where to go on."""
+        return Request(query={"device": device, "runtime": runtime, "series": series, "cursor": cursor})
 
     @operation("POST", "/v1/latency:predict", is_repeatable=True)
     def predict(self, series_id: str, kernels: Sequence[Mapping[str, Any]]) -> Request[PredictionAnswer]:

@@ -92,7 +92,17 @@ def upgrade() -> None:
         batch_op.create_index(batch_op.f("ix_kernel_op"), ["op"], unique=False)
         batch_op.create_index(
             "ix_kernel_shape",
-            ["op", "kernel_h", "stride", "input_h", "in_channels", "out_channels"],
+            [
+                "op",
+                "kernel_h",
+                "stride",
+                "input_h",
+                "in_channels",
+                "out_channels",
+                "scheme",
+                "density",
+                "id",
+            ],
             unique=False,
         )
 
@@ -647,6 +657,28 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("series_id", name=op.f("pk_latency_card")),
     )
     op.create_table(
+        "latency_profit",
+        sa.Column("series_id", sa.String(length=80), nullable=False),
+        sa.Column("num_measurements", sa.Integer(), nullable=False),
+        sa.Column("summary", sa.LargeBinary(), nullable=False),
+        sa.Column("computed_at", sa.Double(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["series_id"], ["latency_series.id"], name=op.f("fk_latency_profit_series_id_latency_series")
+        ),
+        sa.PrimaryKeyConstraint("series_id", name=op.f("pk_latency_profit")),
+    )
+    op.create_table(
+        "latency_profit_part",
+        sa.Column("series_id", sa.String(length=80), nullable=False),
+        sa.Column("scheme", sa.String(length=64), nullable=False),
+        sa.Column("part", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("kernels", sa.LargeBinary(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["series_id"], ["latency_series.id"], name=op.f("fk_latency_profit_part_series_id_latency_series")
+        ),
+        sa.PrimaryKeyConstraint("series_id", "scheme", "part", name=op.f("pk_latency_profit_part")),
+    )
+    op.create_table(
         "latency_model",
         sa.Column("series_id", sa.String(length=80), nullable=False),
         sa.Column("from_series_id", sa.String(length=80), nullable=True),
@@ -668,6 +700,8 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.drop_table("latency_model")
+    op.drop_table("latency_profit_part")
+    op.drop_table("latency_profit")
     op.drop_table("latency_card")
     with op.batch_alter_table("latency_drift_check", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_latency_drift_check_series_id"))

@@ -282,6 +282,12 @@ def profit(
     """Show how much faster than dense each pruned kernel of one series really is, with 95 % intervals."""
     with connect(server, token) as client:
         found = client.latency.profit(**_given(device=device, runtime=runtime, series=series))
+        kernels, cursor = list(found["kernels"]), found["next"]
+        while cursor is not None:
+            part = client.latency.profit(series=found["series"]["id"], cursor=cursor)
+            kernels += part["kernels"]
+            cursor = part["next"]
+    found |= {"kernels": kernels, "next": None}
     if as_json:
         print_json(found)
         return
@@ -298,6 +304,7 @@ def profit(
     typer.echo(
         f"series {found['series']['id']}: {found['paying']} pay, {found['costing']} cost, {found['undecided']} open "
         f"within noise, {found['without_dense']} without a dense kernel, {found['ambiguous']} in several modes"
+        + (f"; worked out {found['computed_at']}, the series has grown since" if found["is_stale"] else "")
     )
 
 
@@ -318,6 +325,8 @@ def _print_comparison(found: Mapping[str, Any]) -> None:
             f"{side['source']}"
         )
     console.print(f"they differ in: {', '.join(found['differing_parts'])}")
+    if found["is_sample"]:
+        console.print("both are large: all figures are of a part of their kernels, drawn by chance")
     summary = found["summary"]
     if summary is None:
         console.print("no kernel is in both")

@@ -51,6 +51,7 @@ def compare_page(session: Session, first_id: str | None, second_id: str | None) 
         second_name=names.get(second_id or "", ""),
         problem=problem,
         differing=() if found is None else found.differing_parts,
+        is_sample=found is not None and found.is_sample,
         tiles=() if found is None or problem else _tiles(found),
         scatter=None if found is None else log_scatter([_point(item) for item in found.kernels]),
         num_compared=0 if found is None or found.summary is None else found.summary.count,

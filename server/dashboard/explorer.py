@@ -20,8 +20,9 @@ from server.dashboard.queries import measurement_views
 from server.dashboard.series import series_views
 from server.dashboard.wording import OP_NAMES, SCHEME_NAMES, VERDICT_LABELS, kernel_words
 from server.errors import NotFound
-from server.latency.listing import LatencyFilter, Place, list_latencies, place_key
+from server.latency.listing import LatencyFilter, ListedPart, Place, list_latencies, place_key
 from server.latency.neighbours import Neighbour, Varied, by_scheme, neighbours
+from server.latency.queries import LOOKED_THROUGH
 from server.latency.series import get_series
 from server.models import DeviceRow, KernelRow, LatencyRow, SeriesRow
 from server.wire import encode_cursor
@@ -53,24 +54,25 @@ def explorer_page(session: Session, wanted: LatencyFilter, *, after: Place | Non
         )
         for row, name in found[:SHOWN_SERIES]
     )
-    rows: Sequence[tuple[LatencyRow, KernelRow]] = ()
+    part = ListedPart(rows=(), following=None)
     if chosen_id is not None:
-        listed = list_latencies(session, replace(wanted, series_id=chosen_id), after=after, limit=SHOWN_ROWS + 1)
-        rows = [(row, kernel) for row, _, kernel, _ in listed]
+        # One series is looked through: what its device or runtime is has been said by choosing it.
+        within = replace(wanted, series_id=chosen_id, device_id=None, runtime=None, runtime_version=None, source=None)
+        part = list_latencies(session, within, after=after, limit=SHOWN_ROWS)
         asked["series"] = chosen_id
-    shown, last = rows[:SHOWN_ROWS], None
-    if len(rows) > SHOWN_ROWS:
-        last = shown[-1][0]
     return ExplorerPage(
         choices=_choices(session, wanted),
         numbers={name: _number(getattr(wanted, name)) for name in NUMBER_FILTERS},
         series=links,
         more_series=len(found) > SHOWN_SERIES,
         chosen=next((link for link in links if link.is_chosen), None),
-        rows=tuple(_line(row, decode(KernelSpec, kernel.spec), now) for row, kernel in shown),
+        rows=tuple(_line(row, decode(KernelSpec, kernel.spec), now) for row, _, kernel, _ in part.rows),
         is_first=after is None,
+        looked_through=LOOKED_THROUGH if part.following is not None and len(part.rows) < SHOWN_ROWS else None,
         query=urlencode(asked),
-        next_query="" if last is None else urlencode({**asked, "cursor": encode_cursor(place_key(last))}),
+        next_query=""
+        if part.following is None
+        else urlencode({**asked, "cursor": encode_cursor(place_key(part.following))}),
     )
 
 

@@ -160,8 +160,9 @@ def unit_of(baseline: Baseline, front: Sequence[FrontRow]) -> LatencyUnit:
 
 
 def chart_data(session: Session, search_id: str) -> dict[str, Any]:
-    """What the chart draws. Latencies in ms, to be shown in `unit`; accuracies as parts of 1."""
-    baseline = baseline_of(session, get_search(session, search_id))
+    """What the chart draws. Latencies in ms, to be shown in `unit`; accuracies as parts of 1, to be called `metric`."""
+    search = get_search(session, search_id)
+    baseline = baseline_of(session, search)
     front = front_rows(session, search_id, baseline)
     points = [_point(row) for row in front]
     measured = [p for p in points if p["measured_latency_ms"] is not None and p["shown_accuracy"] is not None]
@@ -173,6 +174,7 @@ def chart_data(session: Session, search_id: str) -> dict[str, Any]:
     )
     return {
         "unit": {"name": unit.name, "per_ms": unit.per_ms},
+        "metric": metric_of(session, search) or "accuracy",
         "evaluated": _cloud(session, search_id),
         "front": [p for p in points if p["accuracy_estimate"] is not None],
         "selected": [p for p in points if p["selected"] and p["accuracy_estimate"] is not None],

@@ -48,8 +48,9 @@ class LatencyLine:
 class ExplorerPage:
     """The latency database by filters, one series at a time: figures of two are never in one table.
 
-    `numbers` are the texts of the form's number fields by name. `query` is the address of the page without its place in
-    the list, behind the "?"; `next_query` that of the next part, "" on the last.
+    `numbers` are the texts of the form's number fields by name. `looked_through` is how many kernels were looked at for
+    this part, where too few of them fit to fill it; None otherwise. `query` is the address of the page without its
+    place in the list, behind the "?"; `next_query` that of the next part, "" on the last.
     """
 
     choices: Mapping[str, tuple[Choice, ...]]
@@ -59,6 +60,7 @@ class ExplorerPage:
     chosen: SeriesLink | None
     rows: tuple[LatencyLine, ...]
     is_first: bool
+    looked_through: int | None
     query: str
     next_query: str
 
@@ -114,7 +116,9 @@ class ComparedRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComparePage:
-    """Two series beside each other; `problem` says why there is nothing to compare."""
+    """Two series beside each other; `problem` says why there is nothing to compare. `is_sample`: of a part of their
+    kernels, drawn by chance.
+    """
 
     first: tuple[Choice, ...]
     second: tuple[Choice, ...]
@@ -122,6 +126,7 @@ class ComparePage:
     second_name: str
     problem: str
     differing: tuple[str, ...]
+    is_sample: bool
     tiles: tuple[Tile, ...]
     scatter: Scatter | None
     num_compared: int

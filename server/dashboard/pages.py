@@ -360,11 +360,15 @@ class SchemeLink:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProfitPage:
     """What pruning gains in one series, one scheme at a time; `schemes` are empty where no dense kernel stands beside
-    a pruned one. `columns` are densities, or ranges of them.
+    a pruned one. `columns` are densities, or ranges of them. Not `is_made`: the map waits for a worker; `made_s` is how
+    long ago one made it, None where it is made with the page.
     """
 
     series: SeriesView
     device: DeviceLink
+    is_made: bool
+    is_stale: bool
+    made_s: float | None
     tiles: tuple[Tile, ...]
     schemes: tuple[SchemeLink, ...]
     scheme: SchemeLink | None

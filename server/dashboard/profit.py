@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
-from device_agent.contracts import KernelSpec
-from search.domain.space import SchemeChoice
-from search.latency.profit import Profit, count_profits, profits
+from server.dashboard.formats import count
 from server.dashboard.pages import DeviceLink, ProfitCell, ProfitPage, ProfitRow, SchemeLink, Tile
 from server.dashboard.series import series_views
 from server.dashboard.wording import scheme_words, shape_words
 from server.errors import NotFound
-from server.latency.profit import SeriesFigures, series_figures
+from server.latency.profit import FoundProfit, KernelProfit, dense_of, find_profit
 from server.latency.series import get_series
 from server.models import DeviceRow
 
-#: Rows of one page of the map.
-SHOWN_SHAPES = 40
 #: More densities than this are put together by tenths.
 MAX_COLUMNS = 12
 _TENTHS = 10
@@ -38,101 +33,106 @@ def profit_page(session: Session, series_id: str, now: float, *, scheme: str | N
     """
     series = get_series(session, series_id)
     device = session.get_one(DeviceRow, series.device_id)
-    figures = series_figures(session, series_id)
-    items = profits(figures.figures)
-    counts = count_profits(items)
-    by_scheme: dict[str, list[Profit]] = defaultdict(list)
-    for item in items:
-        if item.speed_up is not None:
-            by_scheme[scheme_name(item.kernel)].append(item)
-    names = sorted(by_scheme, key=lambda name: (-len(by_scheme[name]), name))
-    if scheme is not None and scheme not in by_scheme:
+    found = find_profit(session, series)
+    schemes = () if found is None else found.summary.schemes
+    names = [summary.name for summary in schemes]
+    if scheme is not None and found is not None and scheme not in names:
         raise NotFound(f"There is no kernel of the scheme {scheme!r} beside a dense one in the series {series_id}.")
-    shown = scheme or (names[0] if names else None)
+    shown = next((summary for summary in schemes if scheme in (None, summary.name)), None)
     links = tuple(
         SchemeLink(
-            name=name,
-            words=scheme_words(by_scheme[name][0].kernel.pruning),
-            num_kernels=len(by_scheme[name]),
-            is_shown=name == shown,
+            name=summary.name,
+            words=scheme_words(summary.pruning),
+            num_kernels=summary.num_kernels,
+            is_shown=summary is shown,
         )
-        for name in names
+        for summary in schemes
     )
-    heat = heat_map(by_scheme[shown] if shown else ())
-    num_pages = max(1, math.ceil(len(heat.shapes) / SHOWN_SHAPES))
-    page = min(page, num_pages)
+    columns = Columns.of(())
+    rows: tuple[ProfitRow, ...] = ()
+    if found is not None and shown is not None:
+        page = min(page, shown.num_parts)
+        columns = Columns.of(shown.densities)
+        rows = heat_rows(found.read_part((shown.name, page)), columns)
     return ProfitPage(
         series=series_views([series], now)[0],
         device=DeviceLink(device_id=device.id, name=device.name),
-        tiles=(
-            Tile(label="Faster than dense", value=str(counts.paying), note="beyond noise"),
-            Tile(label="Slower than dense", value=str(counts.costing), note="beyond noise"),
-            Tile(label="Open", value=str(counts.undecided), note="within noise, or without an interval"),
-            Tile(
-                label="No ratio",
-                value=str(counts.without_dense + figures.ambiguous),
-                note=f"{counts.without_dense} without a dense kernel, {figures.ambiguous} in several modes",
-            ),
-        ),
+        is_made=found is not None,
+        is_stale=found is not None and found.is_stale,
+        made_s=None if found is None or found.computed_at is None else now - found.computed_at,
+        tiles=() if found is None else _tiles(found),
         schemes=links,
         scheme=next((link for link in links if link.is_shown), None),
-        columns=heat.columns,
-        rows=heat.rows(figures, (page - 1) * SHOWN_SHAPES, SHOWN_SHAPES),
-        num_shapes=len(heat.shapes),
+        columns=columns.labels,
+        rows=rows,
+        num_shapes=0 if shown is None else shown.num_shapes,
         page=page,
-        num_pages=num_pages,
+        num_pages=1 if shown is None else shown.num_parts,
     )
 
 
-def scheme_name(kernel: KernelSpec) -> str:
-    """The scheme with its block as configs write it, such as "group:4x1"."""
-    return str(SchemeChoice.of(kernel.pruning))
+def _tiles(found: FoundProfit) -> tuple[Tile, ...]:
+    counts, ambiguous = found.summary.counts, found.summary.ambiguous
+    return (
+        Tile(label="Faster than dense", value=count(counts.paying), note="beyond noise"),
+        Tile(label="Slower than dense", value=count(counts.costing), note="beyond noise"),
+        Tile(label="Open", value=count(counts.undecided), note="within noise, or without an interval"),
+        Tile(
+            label="No ratio",
+            value=count(counts.without_dense + ambiguous),
+            note=f"{count(counts.without_dense)} without a dense kernel, {count(ambiguous)} in several modes",
+        ),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HeatMap:
-    """Columns ascend in density; of each dense kernel the pruned ones of its shape, by column."""
+class Columns:
+    """The columns of the map, ascending in density: each density, or each tenth where they are many."""
 
-    columns: tuple[str, ...]
-    shapes: Mapping[KernelSpec, Mapping[int, Sequence[Profit]]]
+    labels: tuple[str, ...]
+    places: tuple[float, ...]
+    by_tenths: bool
 
-    def rows(self, found: SeriesFigures, first: int, count: int) -> tuple[ProfitRow, ...]:
-        return tuple(
-            ProfitRow(
-                shape=shape_words(dense),
-                dense_ns=found.figures[dense].median,
-                cells=tuple(_cell(cells[c], found) if c in cells else None for c in range(len(self.columns))),
-            )
-            for dense, cells in itertools.islice(self.shapes.items(), first, first + count)
-        )
+    @classmethod
+    def of(cls, densities: Sequence[float]) -> Columns:
+        if len(densities) <= MAX_COLUMNS:
+            labels = tuple(f"{100 * density:.3g} %" for density in densities)
+            return cls(labels=labels, places=tuple(densities), by_tenths=False)
+        tenths = sorted({_tenth(density) for density in densities})
+        labels = tuple(f"{10 * tenth} to {10 * tenth + 10} %" for tenth in tenths)
+        return cls(labels=labels, places=tuple(tenths), by_tenths=True)
 
-
-def heat_map(items: Sequence[Profit]) -> HeatMap:
-    """Shapes in the order of `items`, which all have a dense kernel."""
-    densities = sorted({item.kernel.pruning.density for item in items})
-    if len(densities) <= MAX_COLUMNS:
-        column_of = {density: column for column, density in enumerate(densities)}
-        columns = tuple(f"{100 * density:.3g} %" for density in densities)
-    else:
-        tenths = {density: min(int(density * _TENTHS), _TENTHS - 1) for density in densities}
-        kept = sorted(set(tenths.values()))
-        column_of = {density: kept.index(tenth) for density, tenth in tenths.items()}
-        columns = tuple(f"{10 * tenth} to {10 * tenth + 10} %" for tenth in kept)
-    shapes: dict[KernelSpec, dict[int, list[Profit]]] = {}
-    for item in items:
-        cells = shapes.setdefault(item.dense_kernel, {})
-        cells.setdefault(column_of[item.kernel.pruning.density], []).append(item)
-    return HeatMap(columns=columns, shapes=shapes)
+    def place_of(self, density: float) -> int:
+        return self.places.index(_tenth(density) if self.by_tenths else density)
 
 
-def _cell(items: Sequence[Profit], found: SeriesFigures) -> ProfitCell:
+def _tenth(density: float) -> int:
+    return min(int(density * _TENTHS), _TENTHS - 1)
+
+
+def heat_rows(kernels: Sequence[KernelProfit], columns: Columns) -> tuple[ProfitRow, ...]:
+    """A row for each shape, in the order of `kernels`, which all have a dense one; those of a shape come together."""
+    rows = []
+    for dense, same in itertools.groupby(kernels, key=dense_of):
+        cells: dict[int, list[KernelProfit]] = {}
+        for item in same:
+            cells.setdefault(columns.place_of(item.kernel.pruning.density), []).append(item)
+        dense_ns = next(iter(cells.values()))[0].dense_ns
+        assert dense_ns is not None
+        drawn = tuple(_cell(cells[c]) if c in cells else None for c in range(len(columns.labels)))
+        rows.append(ProfitRow(shape=shape_words(dense), dense_ns=dense_ns, cells=drawn))
+    return tuple(rows)
+
+
+def _cell(items: Sequence[KernelProfit]) -> ProfitCell:
     ratios = [item.speed_up for item in items if item.speed_up is not None]
-    speed_up = math.exp(sum(math.log(r.ratio) for r in ratios) / len(ratios))
+    speed_up = math.exp(sum(math.log(ratio) for ratio in ratios) / len(ratios))
+    is_open = all(item.pays is None and item.speed_up_ci95 is not None for item in items)
     return ProfitCell(
         speed_up=speed_up,
-        ci95=ratios[0].ci95 if len(ratios) == 1 else None,
-        level="open" if all(r.differs is False for r in ratios) else _level(speed_up),
-        is_noisy=any(not found.noisy.isdisjoint({item.kernel, item.dense_kernel}) for item in items),
+        ci95=items[0].speed_up_ci95 if len(items) == 1 else None,
+        level="open" if is_open else _level(speed_up),
+        is_noisy=any(item.is_noisy for item in items),
         num_kernels=len(items),
     )
 

@@ -26,12 +26,13 @@ from search.latency.predictor import HeldOut, LatencyPredictor
 from search.latency.table import KernelLatency, LatencyTable
 from server.columns import database_time_s
 from server.database import Database
-from server.latency.figures import QUIET_S, due_series, series_kernels
+from server.latency.figures import MAX_FIGURES, QUIET_S, due_series, series_kernels
 from server.latency.series import SeriesKey, differing_parts, get_series, key_of
 from server.models import (
     CandidateRow,
     CardRow,
     DocumentRow,
+    LatencyRow,
     MeasurementRow,
     SearchRow,
     SearchTaskRow,
@@ -151,6 +152,7 @@ class _Facts:
 
     key: SeriesKey
     num_measurements: int
+    num_kernels: int
     verdicts: dict[str, int]
     device_minutes: float
     kernels: tuple[KernelLatency, ...]
@@ -178,7 +180,7 @@ def make_card(facts: _Facts) -> SeriesCard:
         without_model = str(error)
     return SeriesCard(
         num_measurements=facts.num_measurements,
-        num_kernels=len(table.kernels),
+        num_kernels=facts.num_kernels,
         verdicts=facts.verdicts,
         device_minutes=facts.device_minutes,
         table=_errors(in_table),
@@ -232,12 +234,16 @@ def _facts(session: Session, series: SeriesRow) -> _Facts:
     own = (MeasurementRow.series_id == series.id, MeasurementRow.status == ReportStatus.ACCEPTED)
     verdicts = select(MeasurementRow.verdict, func.count()).where(*own).group_by(MeasurementRow.verdict)
     seconds = session.scalar(select(func.sum(MeasurementRow.duration_s)).where(MeasurementRow.series_id == series.id))
+    distinct = select(LatencyRow.kernel_id).where(LatencyRow.series_id == series.id).distinct().subquery()
+    counted = select(func.count()).select_from(distinct)
+    kernels = series_kernels(session, series.id)
     return _Facts(
         key=key_of(series),
         num_measurements=series.num_measurements,
+        num_kernels=len(kernels) if len(kernels) < MAX_FIGURES else int(session.scalar(counted) or 0),
         verdicts={verdict.value: count for verdict, count in session.execute(verdicts)},
         device_minutes=float(seconds or 0.0) / 60.0,
-        kernels=series_kernels(session, series.id),
+        kernels=kernels,
         networks=_networks(session, series),
     )
 

@@ -18,11 +18,11 @@ from device_agent.contracts import (
     setup_id,
 )
 from server.context import ContextDep, Reader
-from server.errors import NotFound, Unprocessable
+from server.errors import BadRequest, NotFound, Unprocessable
 from server.fleet.repository import get_device
 from server.latency import queries
 from server.latency.listing import one_series
-from server.latency.profit import ProfitMap, profit_map, series_figures
+from server.latency.profit import ProfitMap, part_cursor, require_profit
 from server.latency.queries import KernelFilter, MeasurementFilter
 from server.latency.repository import raw_measurement
 from server.latency.schemas import (
@@ -47,6 +47,8 @@ from server.wire import (
     body_of,
     body_schema,
     decode_cursor,
+    encode_cursor,
+    iso,
     page,
     page_answer,
 )
@@ -99,7 +101,9 @@ def list_measurements(
     cursor: str | None = None,
     limit: Limit = DEFAULT_PAGE,
 ) -> Response:
-    """Measurements, the newest first; the verdict and the provenance are beside every number."""
+    """Measurements, the newest first; the verdict and the provenance are beside every number. Where few fit, a page may
+    have fewer than `limit`, even none, and yet a `next`.
+    """
     wanted = MeasurementFilter(
         device_id=device_id,
         kernel_id=kernel_id,
@@ -111,9 +115,9 @@ def list_measurements(
         status=status,
     )
     with context.database.read() as session:
-        rows = queries.list_measurements(session, wanted, before=decode_cursor(cursor), limit=limit + 1)
-    part = page(rows, limit, key=lambda row: row[0].result_key)
-    return ContractResponse(Page(items=tuple(measurement_view(*row) for row in part.items), next=part.next))
+        part = queries.list_measurements(session, wanted, before=decode_cursor(cursor), limit=limit)
+    following = None if part.following is None else encode_cursor(part.following)
+    return ContractResponse(Page(items=tuple(measurement_view(*row) for row in part.rows), next=following))
 
 
 @router.get("/measurements/{result_key}/raw")
@@ -168,11 +172,32 @@ def get_profit_map(
     device: str | None = None,
     runtime: str | None = None,
     series: str | None = None,
+    cursor: str | None = None,
 ) -> Response:
-    """How much faster than its dense kernel each pruned one of a series really is. A device, with or without a runtime,
-    may stand for its only series; where it has several the request is refused, naming them.
+    """How much faster than its dense kernel each pruned one of a series really is, some shapes at a time. A device,
+    with or without a runtime, may stand for its only series; where it has several the request is refused, naming them.
     """
     with context.database.read() as session:
         row = one_series(session, "profit", series=series, device=device, runtime=runtime)
-        found = profit_map(series_view(row), series_figures(session, row.id))
-    return ContractResponse(found)
+        found = require_profit(session, row)
+        places = [part_cursor(key) for key in found.places()]
+        place = decode_cursor(cursor) or (places[0] if places else None)
+        if place is not None and place not in places:
+            raise BadRequest(f"cursor {cursor!r} is not one of this map: leave it out to begin at the start")
+        number = len(places) if place is None else places.index(place)
+        kernels = () if place is None else found.read_part(found.places()[number])
+    counts = found.summary.counts
+    return ContractResponse(
+        ProfitMap(
+            series=series_view(row),
+            paying=counts.paying,
+            costing=counts.costing,
+            undecided=counts.undecided,
+            without_dense=counts.without_dense,
+            ambiguous=found.summary.ambiguous,
+            computed_at=iso(found.computed_at),
+            is_stale=found.is_stale,
+            kernels=kernels,
+            next=encode_cursor(places[number + 1]) if number + 1 < len(places) else None,
+        )
+    )

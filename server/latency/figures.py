@@ -16,16 +16,24 @@ from search.latency.families import without_seed
 from search.latency.table import KernelLatency, kernel_latency
 from search.normal import SIGMAS_OF_95_PERCENT
 from server.columns import now_s
-from server.models import CardRow, KernelRow, LatencyModelRow, LatencyRow, MeasurementRow, SeriesRow
+from server.models import CardRow, KernelRow, LatencyModelRow, LatencyRow, MeasurementRow, ProfitRow, SeriesRow
 
 #: A series that was measured in less than this ago is still growing.
 QUIET_S = 5.0
+#: Figures of a series that a card or a model is made of: ten times what a model takes, and seconds of a worker's time.
+MAX_FIGURES = 20_000
 
 
 def due_series(
-    session: Session, kept: type[CardRow] | type[LatencyModelRow], *is_old: ColumnElement[bool], quiet_s: float
+    session: Session,
+    kept: type[CardRow] | type[LatencyModelRow] | type[ProfitRow],
+    *is_old: ColumnElement[bool],
+    quiet_s: float,
+    only: ColumnElement[bool] | None = None,
 ) -> str | None:
-    """A series with kernels of which `kept` has nothing, or what is of other measurements or `is_old`."""
+    """A series with kernels of which `kept` has nothing, or what is of other measurements or `is_old`; `only` of those
+    that fit.
+    """
     query = (
         select(SeriesRow.id)
         .outerjoin(kept, kept.series_id == SeriesRow.id)
@@ -38,7 +46,7 @@ def due_series(
         .order_by(SeriesRow.last_at.desc(), SeriesRow.id)
         .limit(1)
     )
-    return session.scalars(query).first()
+    return session.scalars(query if only is None else query.where(only)).first()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,17 +60,25 @@ class StoredFigure:
     statistics: Statistics | None
 
 
-def stored_figures(session: Session, series_id: str, *, limit: int | None = None) -> list[StoredFigure]:
+def stored_figures(session: Session, series_id: str, *, limit: int = MAX_FIGURES) -> list[StoredFigure]:
     """The latest usable figures of a series, one for each kernel and mode, the latest last; brought to one speed of the
-    machine by the reference kernel in each measurement.
+    machine by the reference kernel in each measurement. Of more than `limit` a part drawn by chance.
     """
+    # Identities of kernels are hashes: the first of them are drawn by chance.
+    drawn = (
+        select(LatencyRow.kernel_id, LatencyRow.mode)
+        .where(LatencyRow.series_id == series_id)
+        .order_by(LatencyRow.kernel_id, LatencyRow.mode)
+        .limit(limit)
+        .subquery()
+    )
     query = (
         select(LatencyRow, KernelRow.spec, MeasurementRow.statistics)
+        .join(drawn, (drawn.c.kernel_id == LatencyRow.kernel_id) & (drawn.c.mode == LatencyRow.mode))
         .join(KernelRow, KernelRow.id == LatencyRow.kernel_id)
         .join(MeasurementRow, MeasurementRow.result_key == LatencyRow.result_key)
         .where(LatencyRow.series_id == series_id)
         .order_by(LatencyRow.updated_at, LatencyRow.kernel_id, LatencyRow.mode)
-        .limit(limit)
     )
     found = [
         (row, without_seed(decode(KernelSpec, spec)), None if data is None else decode(Statistics, data))
@@ -78,7 +94,9 @@ def stored_figures(session: Session, series_id: str, *, limit: int | None = None
 
 
 def series_kernels(session: Session, series_id: str) -> tuple[KernelLatency, ...]:
-    """The latest figure of each kernel. A kernel that was measured in several modes is no one figure, and left out."""
+    """The latest figure of each kernel, of at most `MAX_FIGURES` drawn by chance. A kernel that was measured in several
+    modes is no one figure, and left out.
+    """
     found = stored_figures(session, series_id)
     modes = Counter(item.row.kernel_id for item in found)
     entries: dict[str, KernelLatency] = {}

@@ -1,23 +1,21 @@
-"""Reading the roll-up by filters, and pairing the kernels of two series."""
+"""Reading the roll-up by filters, and finding the one series that is meant."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Select, select, tuple_
+from sqlalchemy import ColumnElement, Select, func, select, tuple_
 from sqlalchemy.orm import Session
 
 from device_agent.contracts import Source, Verdict
 from server.errors import NotFound, Unprocessable
+from server.latency.queries import FEW_KERNELS, LOOKED_THROUGH
 from server.latency.series import differing_parts, get_series, key_of
 from server.models import DeviceRow, KernelRow, LatencyRow, SeriesRow
 
 #: Series that are named where a choice is asked for.
 _NAMED_SERIES = 10
-#: Kernels of one series that are compared: above any that was seen.
-MAX_COMPARED = 100_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,18 +40,20 @@ class LatencyFilter:
 
     def conditions(self) -> list[ColumnElement[bool]]:
         """For a query that joins series and kernels, and has the column `verdict` of its own."""
-        equal = {
-            SeriesRow: ("device_id", "runtime", "runtime_version", "source"),
-            KernelRow: ("op", "in_channels", "out_channels", "input_h", "kernel_h", "stride", "scheme"),
-        }
-        found = [
-            getattr(table, name) == getattr(self, name)
-            for table, names in equal.items()
-            for name in names
-            if getattr(self, name) is not None
-        ]
+        found = [*self.series_conditions(), *self.kernel_conditions()]
         if self.series_id is not None:
             found.append(SeriesRow.id == self.series_id)
+        return found
+
+    def series_conditions(self) -> list[ColumnElement[bool]]:
+        """What a series must be, but for its identity."""
+        names = ("device_id", "runtime", "runtime_version", "source")
+        return [getattr(SeriesRow, name) == getattr(self, name) for name in names if getattr(self, name) is not None]
+
+    def kernel_conditions(self) -> list[ColumnElement[bool]]:
+        """What a kernel must be."""
+        names = ("op", "in_channels", "out_channels", "input_h", "kernel_h", "stride", "scheme")
+        found = [getattr(KernelRow, name) == getattr(self, name) for name in names if getattr(self, name) is not None]
         if self.min_density is not None:
             found.append(KernelRow.density >= self.min_density)
         if self.max_density is not None:
@@ -61,51 +61,132 @@ class LatencyFilter:
         return found
 
 
-#: The place of a row in the listing.
+#: The place of a row in the listing: (series, kernel, mode), the primary key.
 Place = tuple[str, str, str]
 #: Between the parts of a place in a cursor: in no identity and no mode.
 PLACE_SEPARATOR = "|"
 
 ListedLatency = tuple[LatencyRow, SeriesRow, KernelRow, str]
 
-
-def place_key(row: LatencyRow) -> str:
-    """The place of a row as a cursor holds it."""
-    return PLACE_SEPARATOR.join((row.kernel_id, row.series_id, row.mode))
+#: What looking into a series costs by itself, in rows.
+_SERIES_COST = 200
 
 
-def list_latencies(
-    session: Session, wanted: LatencyFilter, *, after: Place | None, limit: int
-) -> Sequence[ListedLatency]:
-    """Figures with their series, kernel and device name, in the order of (kernel, series, mode)."""
-    query = listing_query(wanted, after=after, limit=limit)
-    return [(row[0], row[1], row[2], row[3]) for row in session.execute(query)]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListedPart:
+    """Rows that fit, and the place to go on after, None at the end.
+
+    There may be fewer rows than were asked for, even none, and yet a place to go on from: a part looks through at most
+    `LOOKED_THROUGH` rows, so that it takes the same time however large the database is and however few rows fit.
+    """
+
+    rows: tuple[ListedLatency, ...]
+    following: Place | None
+
+
+def place_of(row: LatencyRow) -> Place:
+    return (row.series_id, row.kernel_id, row.mode)
+
+
+def place_key(place: Place) -> str:
+    """A place as a cursor holds it."""
+    return PLACE_SEPARATOR.join(place)
+
+
+def list_latencies(session: Session, wanted: LatencyFilter, *, after: Place | None, limit: int) -> ListedPart:
+    """Up to `limit` figures with their series, kernel and device name, in the order of (series, kernel, mode)."""
+    few = _few_kernels(session, wanted)
+    is_filtered = wanted.verdict is not None or bool(wanted.kernel_conditions())
+    rows: list[ListedLatency] = []
+    left = LOOKED_THROUGH
+    for series_id in _fitting_series(session, wanted, after):
+        begin = after if after is not None and after[0] == series_id else None
+        end = None
+        if few is not None:
+            left -= len(few)
+        elif is_filtered:
+            looked = session.scalar(select(func.count()).select_from(_places(series_id, begin).limit(left).subquery()))
+            if looked == left:
+                found = session.execute(_places(series_id, begin).offset(left - 1).limit(1)).one()
+                end = (series_id, found[0], found[1])
+            left -= looked or 0
+        query = listing_query(wanted, series_id, kernel_ids=few, after=begin, until=end, limit=limit + 1 - len(rows))
+        rows += [(row[0], row[1], row[2], row[3]) for row in session.execute(query)]
+        if len(rows) > limit:
+            return ListedPart(rows=tuple(rows[:limit]), following=place_of(rows[limit - 1][0]))
+        left -= _SERIES_COST
+        if end is not None or left <= 0:
+            return ListedPart(rows=tuple(rows), following=end or (series_id, _BEYOND, ""))
+    return ListedPart(rows=tuple(rows), following=None)
+
+
+#: Behind every kernel's identity.
+_BEYOND = "~"
 
 
 def listing_query(
-    wanted: LatencyFilter, *, after: Place | None, limit: int
+    wanted: LatencyFilter,
+    series_id: str,
+    *,
+    kernel_ids: Sequence[str] | None = None,
+    after: Place | None = None,
+    until: Place | None = None,
+    limit: int,
 ) -> Select[LatencyRow, SeriesRow, KernelRow, str]:
-    place = (LatencyRow.kernel_id, LatencyRow.series_id, LatencyRow.mode)
+    """The figures of one series behind `after`, up to and with `until`; of `kernel_ids` where they are known."""
+    place = (LatencyRow.kernel_id, LatencyRow.mode)
     query = (
         select(LatencyRow, SeriesRow, KernelRow, DeviceRow.name)
         .join(SeriesRow, SeriesRow.id == LatencyRow.series_id)
         .join(KernelRow, KernelRow.id == LatencyRow.kernel_id)
         .join(DeviceRow, DeviceRow.id == SeriesRow.device_id)
-        .where(*wanted.conditions())
+        .where(LatencyRow.series_id == series_id)
         .order_by(*place)
         .limit(limit)
     )
+    # Kernels that were looked up fit already.
+    query = (
+        query.where(*wanted.kernel_conditions())
+        if kernel_ids is None
+        else query.where(LatencyRow.kernel_id.in_(kernel_ids))
+    )
     if wanted.verdict is not None:
         query = query.where(LatencyRow.verdict == wanted.verdict)
-    if wanted.series_id is not None:
-        # Of the roll-up itself: its primary key then has the rows in their order.
-        query = query.where(LatencyRow.series_id == wanted.series_id)
     if after is not None:
-        query = query.where(tuple_(*place) > tuple_(*after))
-        if wanted.series_id is not None:
-            # What follows of the kernel, for a database that uses no index for a comparison of rows.
-            query = query.where(LatencyRow.kernel_id >= after[0])
+        # The first of both alone would do, but for a database that uses no index for a comparison of rows.
+        query = query.where(LatencyRow.kernel_id >= after[1], tuple_(*place) > tuple_(*after[1:]))
+    if until is not None:
+        query = query.where(LatencyRow.kernel_id <= until[1], tuple_(*place) <= tuple_(*until[1:]))
     return query
+
+
+def _places(series_id: str, after: Place | None) -> Select[str, str]:
+    """The places of a series behind one of them, from the primary key alone."""
+    place = (LatencyRow.kernel_id, LatencyRow.mode)
+    query = select(*place).where(LatencyRow.series_id == series_id).order_by(*place)
+    if after is not None:
+        query = query.where(LatencyRow.kernel_id >= after[1], tuple_(*place) > tuple_(*after[1:]))
+    return query
+
+
+def _fitting_series(session: Session, wanted: LatencyFilter, after: Place | None) -> Sequence[str]:
+    """The series of the filter, from that of `after` on."""
+    query = select(SeriesRow.id).where(*wanted.series_conditions()).order_by(SeriesRow.id)
+    if wanted.series_id is not None:
+        query = query.where(SeriesRow.id == wanted.series_id)
+    if after is not None:
+        query = query.where(SeriesRow.id >= after[0])
+    # Each costs some rows, so that no part comes to more.
+    return session.scalars(query.limit(LOOKED_THROUGH // _SERIES_COST + 1)).all()
+
+
+def _few_kernels(session: Session, wanted: LatencyFilter) -> Sequence[str] | None:
+    """The kernels that fit, where they are few; None where they are many, or where any kernel fits."""
+    conditions = wanted.kernel_conditions()
+    if not conditions:
+        return None
+    found = session.scalars(select(KernelRow.id).where(*conditions).limit(FEW_KERNELS + 1)).all()
+    return found if len(found) <= FEW_KERNELS else None
 
 
 def find_device(session: Session, name: str) -> DeviceRow:
@@ -145,14 +226,3 @@ def one_series(
             code="several_series",
         )
     return found[0]
-
-
-def medians(session: Session, series_id: str) -> dict[str, LatencyRow | None]:
-    """The figure of each kernel of a series; None for a kernel that was measured in several modes, which is no one
-    figure.
-    """
-    rows: dict[str, list[LatencyRow]] = defaultdict(list)
-    query = select(LatencyRow).where(LatencyRow.series_id == series_id).order_by(LatencyRow.kernel_id)
-    for row in session.scalars(query.limit(MAX_COMPARED)):
-        rows[row.kernel_id].append(row)
-    return {kernel: found[0] if len(found) == 1 else None for kernel, found in rows.items()}

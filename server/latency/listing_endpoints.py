@@ -32,6 +32,7 @@ from server.wire import (
     Page,
     answer,
     decode_cursor,
+    encode_cursor,
     iso,
     page,
     page_answer,
@@ -109,17 +110,19 @@ def get_latencies(
     cursor: str | None = None,
     limit: Limit = DEFAULT_PAGE,
 ) -> Response:
-    """The latest usable figure of each kernel in each series. Figures of different keys are different rows."""
+    """The latest usable figure of each kernel in each series, one series after the other. Figures of different keys are
+    different rows. Where few rows fit, a page may have fewer than `limit`, even none, and yet a `next`.
+    """
     with context.database.read() as session:
-        rows = list_latencies(session, wanted, after=list_place(cursor), limit=limit + 1)
-    part = page(rows, limit, key=lambda row: place_key(row[0]))
+        part = list_latencies(session, wanted, after=list_place(cursor), limit=limit)
     views = tuple(
         LatencyView(
             kernel=decode(KernelSpec, kernel.spec), latency=latency(row), series=series_view(series), device_name=name
         )
-        for row, series, kernel, name in part.items
+        for row, series, kernel, name in part.rows
     )
-    return ContractResponse(Page(items=views, next=part.next))
+    following = None if part.following is None else encode_cursor(place_key(part.following))
+    return ContractResponse(Page(items=views, next=following))
 
 
 @router.get("/latency-series", responses=page_answer(SeriesView))

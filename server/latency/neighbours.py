@@ -52,8 +52,11 @@ def neighbours_query(series_id: str, kernel: KernelSpec, varied: Varied) -> Sele
     fixed = ["op", "kernel_h", "stride", "input_h"]
     if kernel.op not in KEEPS_CHANNELS or varied is Varied.DENSITY:
         fixed += [name for name in ("in_channels", "out_channels") if name != varied.value]
+    values = {name: getattr(kernel, name) for name in fixed}
+    if varied is not Varied.DENSITY:
+        values |= {"scheme": kernel.pruning.scheme.value, "density": kernel.pruning.density}
     # Kernels of the shape first, then their figures: as one join, SQLite begins with all of the series.
-    shape = select(KernelRow.id).where(*(getattr(KernelRow, name) == getattr(kernel, name) for name in fixed))
+    shape = select(KernelRow.id).where(*(getattr(KernelRow, name) == value for name, value in values.items()))
     return (
         select(KernelRow.spec, LatencyRow)
         .join(LatencyRow, LatencyRow.kernel_id == KernelRow.id)

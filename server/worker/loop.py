@@ -20,6 +20,7 @@ from server.database import Database, is_away, is_full
 from server.errors import ApiError, Unavailable
 from server.latency.card import refresh_card
 from server.latency.kernel_models import refresh_model
+from server.latency.profit import refresh_profit
 from server.searches import repository
 from server.searches.repository import ClaimLost, JobClaim
 from server.settings import Settings
@@ -30,13 +31,17 @@ from server.worker.run import RunInterrupted, SearchFailed, SearchRun, signal_of
 _USER_ERRORS = (SearchFailed, SearchError, ContractError, DataError, CheckpointError, ApiError)
 
 #: What a worker without a search works out for series of measurements: what it is called, and one step of it.
-_REFRESHED: dict[str, Callable[[Database], str | None]] = {"card": refresh_card, "latency_model": refresh_model}
+_REFRESHED: dict[str, Callable[[Database], str | None]] = {
+    "card": refresh_card,
+    "profit_map": refresh_profit,
+    "latency_model": refresh_model,
+}
 
 log = structlog.get_logger(__name__)
 
 #: How often the table is asked for work while there is none.
 IDLE_INTERVAL_S = 0.5
-#: How often a worker without a search looks whether the card or the latency model of a series is due.
+#: How often a worker without a search looks whether the card, the profit map or the latency model of a series is due.
 REFRESH_INTERVAL_S = 5.0
 #: How long it leaves cards, or models, alone after one that could not be made.
 REFRESH_PAUSE_S = 600.0

@@ -25,8 +25,8 @@
     if (point.predicted_latency_ms !== undefined) lines.push(`predicted ${latency(point.predicted_latency_ms)}`);
     if (point.measured_latency_ms != null) lines.push(`measured ${latency(point.measured_latency_ms)}`);
     if (point.latency_ci95_ms) lines.push(`95 % interval ${point.latency_ci95_ms.map(latency).join(" to ")}`);
-    if (point.accuracy_estimate != null) lines.push(`accuracy estimate ${percent(point.accuracy_estimate)}`);
-    if (point.accuracy != null) lines.push(`test accuracy ${percent(point.accuracy)}`);
+    if (point.accuracy_estimate != null) lines.push(`${front.metric} estimate ${percent(point.accuracy_estimate)}`);
+    if (point.accuracy != null) lines.push(`test ${front.metric} ${percent(point.accuracy)}`);
     if (point.accuracy_ci95) lines.push(`95 % interval ${point.accuracy_ci95.map(percent).join(" to ")}`);
     if (point.verdict) lines.push(point.verdict);
     if (point.standing) lines.push(point.standing);
@@ -146,7 +146,7 @@
         ...axis, scale: false, name: `latency, ${data.unit.name} (one image)`, nameGap: 28, min: 0,
         max: (range) => roundUp(1.06 * Math.max(range.max, ...data.baselines.map((l) => scaled(l.latency_ms)))),
       },
-      yAxis: { ...axis, name: "accuracy, %", nameGap: 36 },
+      yAxis: { ...axis, name: `${data.metric}, %`, nameGap: 36 },
       series,
     };
   }

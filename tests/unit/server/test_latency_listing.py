@@ -9,6 +9,7 @@ import pytest
 
 from device_agent.contracts import Block, Measurement, Provenance
 from device_agent.contracts.statistics import summarize
+from server.latency import compare, queries
 from server.latency.series import SeriesKey
 from tests.unit.server.server_lab import SETUP, LabAgent, ServerLab, kernel_task, measurement, report_of
 
@@ -110,7 +111,7 @@ def test_filters_and_pages(lab: ServerLab) -> None:
         if cursor is None:
             break
     assert len(found) == 4
-    assert found == sorted(found)
+    assert found == sorted(found), "of one series"
     assert lab.get("/v1/latencies?cursor=eA").status_code == 400
 
 
@@ -145,3 +146,44 @@ class TestComparison:
         found = lab.get("/v1/latency:compare?first_device=board&second_device=other&second_runtime=native").json()
         assert (found["ambiguous"], found["summary"], found["kernels"]) == (1, None, [])
         assert "device" in found["differing_parts"]
+
+    @pytest.mark.parametrize("sizes", [(8, 6), (3, 8), (8, 2)])
+    def test_of_large_series_a_part_is_drawn(
+        self, sqlite_lab: ServerLab, monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, int]
+    ) -> None:
+        """Whatever is compared of a part is what all of it would say of those kernels; a small side is never cut."""
+        lab = sqlite_lab
+        first, second = lab.agent(), lab.agent(device_name="other")
+        for agent, count in zip((first, second), sizes, strict=True):
+            measure(lab, agent, *(under(100.0 + i) for i in range(count)))
+        path = "/v1/latency:compare?first_device=board&second_device=other"
+        whole = lab.get(path).json()
+        assert whole["is_sample"] is False
+        monkeypatch.setattr(compare, "MAX_COMPARED", 4)
+        part = lab.get(path).json()
+        assert part["is_sample"] is (min(sizes) > 4)
+        if not part["is_sample"]:
+            assert part == whole
+            return
+        kept = {item["kernel_id"] for item in part["kernels"]}
+        ordered = sorted(item["kernel_id"] for item in whole["kernels"])
+        assert kept == set(ordered[: len(kept)])
+        assert part["summary"]["count"] == len(kept) == 4
+        assert part["only_second"] == 0
+
+
+def test_measurements_are_looked_through_in_parts(lab: ServerLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    agent = lab.agent()
+    measure(lab, agent, *(under(100.0 + i) for i in range(7)))
+    whole = lab.get("/v1/measurements", params={"device_id": agent.device_id, "verdict": "trusted"}).json()
+    assert (len(whole["items"]), whole["next"]) == (7, None)
+    monkeypatch.setattr(queries, "LOOKED_THROUGH", 3)
+    keys, pages, cursor = [], 0, None
+    while pages == 0 or cursor is not None:
+        params = {"verdict": "rejected" if pages % 2 else "trusted", **({"cursor": cursor} if cursor else {})}
+        page = lab.get("/v1/measurements", params=params).json()
+        keys += [item["result_key"] for item in page["items"]]
+        pages, cursor = pages + 1, page["next"]
+    # The second of three parts asked for what nothing is.
+    assert pages == 3
+    assert keys == [item["result_key"] for item in whole["items"][:3] + whole["items"][6:]]

@@ -116,8 +116,11 @@ def test_a_segmentation_network_is_searched_trained_and_exported(
     console = Console(file=io.StringIO(), width=200)
     print_front(decode(SearchResult, result), console)
     assert "mean IoU %" in console.file.getvalue()  # type: ignore[attr-defined]
-    page = sqlite_lab.client.get(f"/searches/{search_id}", headers={"Cookie": f"{TOKEN_COOKIE}={sqlite_lab.user}"})
+    own = {"Cookie": f"{TOKEN_COOKIE}={sqlite_lab.user}"}
+    page = sqlite_lab.client.get(f"/searches/{search_id}", headers=own)
     assert "mean IoU, the mean over images" in page.text
+    assert "latency against mean IoU in per cent" in page.text
+    assert sqlite_lab.client.get(f"/searches/{search_id}/front.json", headers=own).json()["metric"] == "mean IoU"
 
 
 def test_targets_that_follow_the_image_are_neither_flipped_nor_resized(

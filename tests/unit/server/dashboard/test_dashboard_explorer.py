@@ -25,6 +25,7 @@ from server.context import Context
 from server.dashboard.explorer import SHOWN_ROWS
 from server.dashboard.lines import Value, line_picture, round_ticks
 from server.dashboard.queries import latest_measurements_query
+from server.latency import listing
 from server.latency.listing import LatencyFilter, listing_query
 from server.latency.neighbours import Varied, by_scheme, neighbours, neighbours_query
 from tests.unit.server.dashboard import seed
@@ -102,6 +103,27 @@ def test_filters_filter(local: TestClient, series_id: str, query: str, fits: obj
     assert ("No kernel fits" in page) == (not wanted)
 
 
+def test_a_part_looks_through_so_many_and_says_so(
+    local: TestClient, context: Context, series_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With no few kernels to look up, and ten looked at: each part tells where to go on, and nothing is lost."""
+    monkeypatch.setattr(listing, "FEW_KERNELS", -1)
+    monkeypatch.setattr(listing, "LOOKED_THROUGH", 10)
+    monkeypatch.setattr(listing, "_SERIES_COST", 1)
+    wanted = LatencyFilter(series_id=series_id, scheme="group")
+    place, parts, found = None, 0, []
+    with context.database.read() as session:
+        while parts == 0 or place is not None:
+            part = listing.list_latencies(session, wanted, after=place, limit=4)
+            found += [row.kernel_id for row, *_ in part.rows]
+            parts, place = parts + 1, part.following
+    assert parts >= len(lab_kernels()) // 10
+    assert found == sorted(kernel_id(k) for k in lab_kernels() if k.pruning.scheme is PruningScheme.GROUP)
+    page = local.get(f"/explorer?series={series_id}&op=max_pool").text
+    assert "do not fit; the series has more" in text_of(page)
+    assert "Look further" in page
+
+
 def test_verdict_and_device_filter_and_keep_what_was_chosen(local: TestClient, series_id: str) -> None:
     page = local.get(f"/explorer?device=explored&verdict=noisy&series={series_id}").text
     assert len(listed(page)) == 1
@@ -164,12 +186,14 @@ def test_neighbours_differ_in_nothing_else(context: Context, series_id: str) -> 
 
 
 def test_every_query_goes_by_an_index_and_sorts_nothing(context: Context, series_id: str) -> None:
-    wanted = LatencyFilter(series_id=series_id, op="conv2d", scheme="group", verdict=Verdict.TRUSTED)
-    place = ("k_0", series_id, "dense")
+    wanted = LatencyFilter(op="conv2d", scheme="group", verdict=Verdict.TRUSTED)
+    place, end = (series_id, "k_0", "dense"), (series_id, "k_f", "dense")
     with context.database.read() as session:
         plans = {
-            "list": plan(session, listing_query(wanted, after=None, limit=51)),
-            "next part": plan(session, listing_query(wanted, after=place, limit=51)),
+            "list": plan(session, listing_query(wanted, series_id, limit=51)),
+            "next part": plan(session, listing_query(wanted, series_id, after=place, limit=51)),
+            "bounded": plan(session, listing_query(wanted, series_id, until=end, limit=51)),
+            "few": plan(session, listing_query(wanted, series_id, kernel_ids=["k_1", "k_2"], limit=51)),
             "curve": plan(session, neighbours_query(series_id, SHAPE, Varied.DENSITY)),
             "width": plan(session, neighbours_query(series_id, SHAPE, Varied.OUT_CHANNELS)),
             "device": plan(session, latest_measurements_query(limit=30, device_id="device_1")),
@@ -180,6 +204,8 @@ def test_every_query_goes_by_an_index_and_sorts_nothing(context: Context, series
         if name != "latest":  # the first of all rows, in the order of the primary key
             assert not re.search(r"^SCAN", found, re.MULTILINE), (name, found)
     assert "series_id=? AND kernel_id>?" in plans["next part"]
+    assert "series_id=? AND kernel_id<?" in plans["bounded"]
+    assert "series_id=? AND kernel_id=?" in plans["few"]
     assert "ix_kernel_shape (op=? AND kernel_h=? AND stride=? AND input_h=? AND in_channels=?" in plans["curve"]
     assert "(series_id=? AND kernel_id=?)" in plans["curve"]
     assert "ix_kernel_shape (op=? AND kernel_h=? AND stride=? AND input_h=? AND in_channels=?" in plans["width"]

@@ -218,6 +218,7 @@ def test_front_data_before_the_first_candidate(local: TestClient, seeded: Seeded
     data = local.get(f"/searches/{seeded.failed_id}/front.json").json()
     assert data.pop("unit") == {"name": "ms", "per_ms": 1.0}
     assert data == {
+        "metric": "accuracy",
         "evaluated": [],
         "front": [],
         "selected": [],

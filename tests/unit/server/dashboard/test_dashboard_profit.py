@@ -9,13 +9,15 @@ from dataclasses import replace
 import pytest
 from fastapi.testclient import TestClient
 
-from device_agent.contracts import KernelSpec, KernelTask, Op, PruningScheme, Source, Verdict, WeightPruning
+from device_agent.contracts import DENSE, KernelSpec, KernelTask, Op, PruningScheme, Source, Verdict, WeightPruning
 from search.latency.comparison import Figure
 from search.latency.profit import profits
 from server.context import Context
-from server.dashboard import profit
-from server.dashboard.profit import MAX_COLUMNS, heat_map
-from server.latency.profit import SeriesFigures
+from server.dashboard.profit import MAX_COLUMNS, Columns, heat_rows
+from server.latency import profit
+from server.latency.figures import due_series
+from server.latency.profit import KernelProfit, SeriesFigures, kernel_profit, refresh_profit
+from server.models import ProfitRow
 from server.searches.repository import EXCLUDED_CHOICES, put_document
 from tests.unit.server.dashboard import seed
 from tests.unit.server.dashboard.test_dashboard_pages import text_of
@@ -32,17 +34,27 @@ def group(density: float) -> WeightPruning:
     return WeightPruning(scheme=PruningScheme.GROUP, density=density, block_filters=4)
 
 
-def figures_of(medians: dict[KernelSpec, float], noisy: frozenset[KernelSpec] = frozenset()) -> SeriesFigures:
-    figures = {kernel: Figure(median=m, ci95=(0.99 * m, 1.01 * m)) for kernel, m in medians.items()}
-    return SeriesFigures(figures=figures, noisy=noisy, ambiguous=0)
+def profit_of(kernel: KernelSpec, median: float, dense_ns: float, *, is_noisy: bool = False) -> KernelProfit:
+    """As the map has it, with intervals of 1 % to each side of both medians."""
+    figures = {kernel: Figure(median=median, ci95=(0.99 * median, 1.01 * median))}
+    figures[replace(kernel, pruning=DENSE)] = Figure(median=dense_ns, ci95=(0.99 * dense_ns, 1.01 * dense_ns))
+    (item,) = profits(figures)
+    noisy = frozenset({kernel}) if is_noisy else frozenset()
+    return kernel_profit(item, SeriesFigures(figures=figures, noisy=noisy, ambiguous=0))
+
+
+def columns_of(kernels: list[KernelProfit]) -> Columns:
+    return Columns.of(sorted({item.kernel.pruning.density for item in kernels}))
 
 
 def test_colours_follow_the_ratio_and_noise_has_none() -> None:
-    medians = {dense(8): 900.0} | {replace(dense(8), pruning=group(d)): 900.0 / s for d, s in SPEED_UPS.items()}
-    found = figures_of(medians, noisy=frozenset({replace(dense(8), pruning=group(0.2))}))
-    heat = heat_map(profits(found.figures))
-    (row,) = heat.rows(found, 0, 10)
-    assert heat.columns == ("10 %", "20 %", "40 %", "50 %", "60 %", "80 %", "90 %")
+    found = [
+        profit_of(replace(dense(8), pruning=group(d)), 900.0 / s, 900.0, is_noisy=d == 0.2)
+        for d, s in SPEED_UPS.items()
+    ]
+    columns = columns_of(found)
+    (row,) = heat_rows(found, columns)
+    assert columns.labels == ("10 %", "20 %", "40 %", "50 %", "60 %", "80 %", "90 %")
     cells = [cell for cell in row.cells if cell is not None]
     assert [cell.speed_up for cell in cells] == pytest.approx(list(SPEED_UPS.values()))
     assert [cell.level for cell in cells] == ["up3", "up2", "up1", "open", "down1", "down2", "down3"]
@@ -52,13 +64,11 @@ def test_colours_follow_the_ratio_and_noise_has_none() -> None:
 
 def test_many_densities_are_put_together_by_tenths() -> None:
     densities = [0.05 + 0.01 * i for i in range(MAX_COLUMNS + 8)]
-    medians = {dense(8): 100.0} | {replace(dense(8), pruning=group(d)): 100.0 * d for d in densities}
-    medians |= {dense(32): 100.0, replace(dense(32), pruning=group(0.051)): 50.0}
-    found = figures_of(medians)
-    heat = heat_map(profits(found.figures))
-    assert heat.columns == ("0 to 10 %", "10 to 20 %", "20 to 30 %")
-    first, second = heat.rows(found, 0, 10)
-    assert heat.rows(found, 1, 10) == (second,)
+    found = [profit_of(replace(dense(8), pruning=group(d)), 100.0 * d, 100.0) for d in densities]
+    found.append(profit_of(replace(dense(32), pruning=group(0.051)), 50.0, 100.0))
+    columns = columns_of(found)
+    assert columns.labels == ("0 to 10 %", "10 to 20 %", "20 to 30 %")
+    first, second = heat_rows(found, columns)
     assert [cell.num_kernels for cell in first.cells if cell is not None] == [5, 10, 5]
     assert first.cells[0] is not None
     # The geometric mean of 1 / 0.05 to 1 / 0.09.
@@ -70,7 +80,7 @@ def test_many_densities_are_put_together_by_tenths() -> None:
 def test_the_page_is_a_table_by_scheme_and_in_parts(
     local: TestClient, context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(profit, "SHOWN_SHAPES", 5)
+    monkeypatch.setattr(profit, "SHAPES_PER_PART", 5)
     device = seed.enrol(context, "board", seed.profile("Cortex-A55", 4))
     claim = seed.submit(context, "profit", device)
     shapes = [dense(channels) for channels in range(4, 11)]
@@ -101,6 +111,23 @@ def test_the_page_is_a_table_by_scheme_and_in_parts(
     assert "10 %" in text_of(other)
     assert local.get(f"/series/{series}/profit?scheme=pattern:4x1/4").status_code == 404
     assert local.get("/series/s_unknown/profit").status_code == 404
+
+    # The same of a series that is too large to work out with the page: a worker makes the map, and pages read it.
+    whole = [local.get(f"/series/{series}/profit?page={n}").text for n in (1, 2)]
+    monkeypatch.setattr(profit, "MEASUREMENTS_AT_ONCE", 3)
+    assert "a worker makes it when it has no search" in text_of(local.get(f"/series/{series}/profit").text)
+    while refresh_profit(context.database, quiet_s=0.0) is not None:
+        pass
+    stored = [local.get(f"/series/{series}/profit?page={n}").text for n in (1, 2)]
+    for now, before in zip(stored, whole, strict=True):
+        assert re.findall(r"<t[hd].*", now) == re.findall(r"<t[hd].*", before)
+        assert "Worked out" in text_of(now)
+    assert "the series has grown since" not in text_of(stored[0])
+    more = KernelTask(kernel=replace(shapes[0], pruning=group(0.5)), setup=seed.SETUP)
+    seed.measure(context, claim, (more,), source=Source.MEASURED, judge=lambda _: (Verdict.TRUSTED, ()))
+    assert "the series has grown since" in text_of(local.get(f"/series/{series}/profit").text)
+    with context.database.read() as session:
+        assert due_series(session, ProfitRow, quiet_s=0.0) is not None
 
 
 def test_a_series_without_pairs_says_so(local: TestClient, context: Context, seeded: seed.Seeded) -> None:

@@ -1,0 +1,1 @@
+"""Pages of the dashboard and queries of the latency database over a large database."""
