@@ -18,7 +18,7 @@ from tests.docs.blocks import ROOT, Block, simple_commands
 
 #: A search that trains takes minutes on a busy machine.
 BLOCK_TIMEOUT_S = 1800.0
-START_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 600.0
 STOP_TIMEOUT_S = 60.0
 #: Commands that run until they are stopped -> what they print, or log, once they work.
 SERVICES = {

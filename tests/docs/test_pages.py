@@ -186,10 +186,11 @@ def weights_for(reader: Reader) -> None:
     save_file(names["make"]().state_dict(), reader.folder / "weights.safetensors")  # type: ignore[operator]
 
 
-def prepare(page: str, reader: Reader, finished: Finished) -> None:
+def prepare(page: str, reader: Reader, request: pytest.FixtureRequest) -> None:
     """What a page takes for granted."""
     if page not in OWN_SERVER:
-        with_finished(reader, finished)
+        # A search takes a while: pages that do without have none.
+        with_finished(reader, request.getfixturevalue("finished"))
     if page == "docs/own-networks.md":
         with_network(reader)
         weights_for(reader)
@@ -206,9 +207,9 @@ def prepare(page: str, reader: Reader, finished: Finished) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_a_page_can_be_followed(page: str, tmp_path: Path, finished: Finished) -> None:
+def test_a_page_can_be_followed(page: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     with reading(tmp_path, VALUES) as reader:
-        prepare(page, reader, finished)
+        prepare(page, reader, request)
         for block in blocks(page):
             if block.language == "bash" and block.not_run is None:
                 told = reader.follow(block)
