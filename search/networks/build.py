@@ -56,6 +56,37 @@ def build_network(network: Network) -> BuiltNetwork:
     return BuiltNetwork(model=model.eval(), graph_nodes=nodes, shapes=shapes)
 
 
+def build_joined(network: Network) -> BuiltNetwork:
+    """`build_network` of a network with one output: several are joined to one vector, one behind the other in the order
+    of the document, as that is what runs on a device.
+
+    Raises `ContractError` where one of several outputs is no vector.
+    """
+    built = build_network(network)
+    names = network.document.outputs
+    if len(names) == 1:
+        return built
+    for name in names:
+        shape = built.shapes[name]
+        if len(shape) != 1 and shape[1:] != (1, 1):
+            raise ContractError(
+                f"the output {name!r} has the shape {'x'.join(map(str, shape))}: of several outputs, each must be a "
+                "vector, such as that of a linear layer behind a global pooling"
+            )
+    graph = built.model.graph
+    (output,) = (node for node in graph.nodes if node.op == "output")
+    with graph.inserting_before(output):
+        vectors = [
+            graph.call_function(torch.flatten, (built.graph_nodes[name], 1))
+            if len(built.shapes[name]) > 1
+            else built.graph_nodes[name]
+            for name in names
+        ]
+        output.args = (graph.call_function(torch.cat, (vectors, 1)),)
+    built.model.recompile()
+    return built
+
+
 def build_classifier(network: Network, num_classes: int) -> BuiltNetwork:
     """`build_network` for a network that gives one number for each class. Raises `ContractError` where it does not."""
     built = build_network(network)
@@ -64,7 +95,7 @@ def build_classifier(network: Network, num_classes: int) -> BuiltNetwork:
         told = " and ".join("x".join(map(str, shape)) for shape in outputs)
         raise ContractError(
             f"the network {network.document.name!r} gives {told} for an image, but the data has {num_classes} classes: "
-            "convert a network with one output of as many values"
+            "convert a network with one output of as many values, or give a task of your own, which takes several"
         )
     return built
 

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from device_agent.contracts import ContractError, NetworkPlan
 from search.domain.space import Decisions
-from search.networks.build import build_network
+from search.networks.build import build_joined
 from search.networks.file import Network
 from search.pruning.apply import apply_decisions
 from search.pruning.fold import to_plan_tensors
@@ -20,7 +20,7 @@ def dense_network(network: Network) -> tuple[NetworkPlan, dict[str, NDArray[np.f
 
     Raises `ContractError` where it has something that no kernel runs.
     """
-    built = build_network(network)
+    built = build_joined(network)
     document = network.document
     try:
         spec = trace_network(built.model, document.input.shape, document.name)

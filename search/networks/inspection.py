@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
-from device_agent.contracts import NETWORK_INPUT
+from device_agent.contracts import NETWORK_INPUT, ContractError
 from search.domain.network import PruningGroup, RefusedBlock, RefusedGroup, RemovableBlock
-from search.networks.build import BuiltNetwork, build_network
+from search.networks.build import BuiltNetwork, build_joined, build_network
 from search.networks.document import NetworkDocument, NetworkNode
 from search.networks.file import Network
 from search.networks.ops import NetworkOp
@@ -64,8 +64,8 @@ def inspect_network(network: Network) -> NetworkInspection:
     spec = None
     if not not_lowered:
         try:
-            spec = trace_network(built.model, document.input.shape, document.name)
-        except UnsupportedNetwork as error:
+            spec = trace_network(build_joined(network).model, document.input.shape, document.name)
+        except (UnsupportedNetwork, ContractError) as error:
             not_lowered = (NotLowered(node="", op="", reason=str(error)),)
     layers, runtimes = ((), ()) if spec is None else inspect_layers(spec)
     frozen = {node.weights[role] for node in document.nodes for role in node.frozen}
@@ -105,14 +105,6 @@ def _not_recognised(document: NetworkDocument, built: BuiltNetwork) -> tuple[Not
             recognise(built.graph_nodes[node.name], modules)
         except UnsupportedNetwork as error:
             found.append(NotLowered(node=node.name, op=node.op.value, reason=str(error)))
-    if len(document.outputs) > 1:
-        found.append(
-            NotLowered(
-                node=document.outputs[1],
-                op="",
-                reason=f"{len(document.outputs)} outputs ({', '.join(document.outputs)}): kernels run networks of one",
-            )
-        )
     return tuple(found)
 
 

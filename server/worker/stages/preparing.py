@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from device_agent.contracts import ContractError
 from search.algorithms.repair import least_violating
 from search.data.batches import as_tensors
 from search.data.dataset import ImageData
@@ -22,7 +21,7 @@ from search.known_figures import PLAN_METRICS, bounds_problem, plan_figures
 from search.lowering import lower
 from search.models.checkpoint import load_checkpoint, save_checkpoint
 from search.models.zoo import build_model
-from search.networks.build import build_classifier, build_network
+from search.networks.build import build_classifier, build_joined
 from search.networks.file import Network, read_network
 from search.pruning.resolution import check_resolutions
 from search.pruning.trace import trace_network
@@ -127,12 +126,7 @@ def _own_model(network: Network, train: ImageData, task: OwnTask | None) -> nn.M
     """A user's network, whose outputs the task was seen to take."""
     if task is None:
         return build_classifier(network, train.num_classes).model
-    if len(network.document.outputs) != 1:
-        raise ContractError(
-            f"the network {network.document.name!r} has {len(network.document.outputs)} outputs: convert one with "
-            "a single output"
-        )
-    model = build_network(network).model
+    model = build_joined(network).model
     images, targets = as_tensors(train.evenly(_IMAGES_TRIED))
     # Brightness does not matter here: what is tried is whether shapes and types fit.
     with torch.no_grad():

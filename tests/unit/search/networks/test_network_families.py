@@ -24,7 +24,7 @@ from search.genome_costs import GenomeCosts
 from search.latency.families import coordinates_of, family_of, kernel_at
 from search.latency.knots import knots_for
 from search.lowering import lower
-from search.networks.build import build_network
+from search.networks.build import build_joined
 from search.networks.convert import convert_module
 from search.onnx_export import INPUT
 from search.pruning.apply import apply_decisions
@@ -88,12 +88,26 @@ class Raw(nn.Module):
         return F.hardswish(torch.cat([F.conv2d(x, self.kernel, padding=1), self.side(x)], 1))
 
 
+class Heads(nn.Module):
+    """Global pooling and three heads; the first is what the network is trained for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body = conv_bn(3, 8, stride=2), conv_bn(8, 8)
+        self.label, self.box, self.last = nn.Linear(8, 4), nn.Linear(8, 2), nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        pooled = F.adaptive_avg_pool2d(F.relu(self.body(F.relu(self.stem(x)))), 1)
+        return self.label(pooled.flatten(1)), torch.sigmoid(self.box(pooled.flatten(1))), self.last(pooled)
+
+
 FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "channel_shuffle": lambda: Classifier(Shuffles(), 16),
     "channel_split": lambda: Classifier(nn.Sequential(conv_bn(3, 8), nn.ReLU(), CrossStage()), 17),
     "groups": lambda: Classifier(Groups(), 16),
     "raw_convolution": lambda: Classifier(Raw(), 10),
     "frozen_stem": frozen_stem,
+    "several_heads": Heads,
 }
 
 
@@ -104,7 +118,9 @@ def trained(make: Callable[[], nn.Module]) -> nn.Module:
         model = make().train()
         optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05, momentum=0.9)
         for _ in range(4):
-            loss = F.cross_entropy(model(torch.randn(16, *INPUT_SHAPE)), torch.randint(0, 4, (16,)))
+            outputs = model(torch.randn(16, *INPUT_SHAPE))
+            first = outputs[0] if isinstance(outputs, tuple) else outputs
+            loss = F.cross_entropy(first, torch.randint(0, 4, (16,)))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -119,9 +135,12 @@ def halves(spec: NetworkSpec) -> Decisions:
 def test_a_family_is_trained_pruned_exported_and_verified(name: str) -> None:
     original = trained(FAMILIES[name])
     network = convert_module(original, torch.zeros(1, *INPUT_SHAPE), name).network
-    model = build_network(network).model
+    model = build_joined(network).model
     spec = trace_network(model, INPUT_SHAPE, name)
     x = torch.randn(1, *INPUT_SHAPE, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        outputs = original(x) if name == "several_heads" else (original(x),)
+        torch.testing.assert_close(model(x), torch.cat([o.flatten(1) for o in outputs], 1), rtol=1e-4, atol=1e-5)
 
     decisions = halves(spec)
     pruned = apply_decisions(model, spec, decisions)
