@@ -22,6 +22,7 @@ from search.algorithms.repair import least_violating
 from search.domain.config import MeasuringStrategy, parse_config
 from search.domain.objective import Constraint, Metric
 from search.domain.space import Decisions, Genome
+from search.errors import KernelNotMeasured
 from search.known_figures import NetworkFigures, bounds_problem
 from search.latency.active import first_kernels
 from search.latency.drift import at_usual_speed, usual_references
@@ -70,6 +71,9 @@ _FINISHED = 1
 #: Of the seeds of a search, the one that draws the first kernels of active measuring.
 _FIRST_KERNELS = 20_110_803
 
+#: How many kernels without a figure an error names; all of them are among the search's messages.
+_SHOWN_LEFT_OUT = 3
+
 
 def profile(run: SearchRun, prepared: Prepared) -> Profile:
     """Measure what the tables need, or read the finished ones back. Raises `SearchFailed` where a device cannot."""
@@ -79,11 +83,10 @@ def profile(run: SearchRun, prepared: Prepared) -> Profile:
         run.enter(STAGE)
         if run.config.latency_from is not None:
             devices = tuple(fitted(d, *_taken_over(run, run.config.latency_from, d)) for d in device_ids)
+            result = _checked(run, prepared, devices)
         else:
-            devices = _measured(run, prepared)
-        _check_same_source(run, devices)
-        result = Profile(devices=devices, over=run.config.latency_over_devices)
-        _check_coverage(run, prepared, result)
+            result = _measured(run, prepared)
+        devices = result.devices
         for device in devices:
             run.put_document(device_document(LATENCY_TABLE, device.device_id, device_ids), dump_table(device.table))
             run.put_document(device_document(LATENCY_CARD, device.device_id, device_ids), card_of(device))
@@ -103,6 +106,13 @@ def profile(run: SearchRun, prepared: Prepared) -> Profile:
         devices=tuple(_fitted(run, d, table, summaries[d]) for d, table in zip(device_ids, tables, strict=True)),
         over=run.config.latency_over_devices,
     )
+
+
+def _checked(run: SearchRun, prepared: Prepared, devices: tuple[DeviceLatencies, ...]) -> Profile:
+    _check_same_source(run, devices)
+    result = Profile(devices=devices, over=run.config.latency_over_devices)
+    _check_coverage(run, prepared, result)
+    return result
 
 
 def _check_same_source(run: SearchRun, devices: Sequence[DeviceLatencies]) -> None:
@@ -158,8 +168,9 @@ class _Networks:
     pruned_tasks: tuple[NetworkTask, ...]
 
 
-def _measured(run: SearchRun, prepared: Prepared) -> tuple[DeviceLatencies, ...]:
+def _measured(run: SearchRun, prepared: Prepared) -> Profile:
     """Kernels and whole networks measured on all devices at the same time."""
+    left_out: list[str] = []
     kernel_tasks = [KernelTask(kernel=kernel, setup=run.config.measuring.kernels) for kernel in _kernels(run, prepared)]
     pruned = tuple(untrained(prepared, prepared.space.decode(g)) for g in calibration_genomes(run, prepared))
     networks = _Networks(
@@ -177,10 +188,20 @@ def _measured(run: SearchRun, prepared: Prepared) -> tuple[DeviceLatencies, ...]
     num_networks = len(baselines[0]) + len(networks.pruned_tasks)
     on = f" on {len(device_ids)} devices" if len(device_ids) > 1 else ""
     outcomes = measure(run, STAGE, orders, f"{len(kernel_tasks)} kernels, {num_networks} networks{on}")
-    return tuple(
-        _device_latencies(run, device_id, networks, own, kernel_tasks, found, num_reused)
-        for device_id, own, found, num_reused in zip(device_ids, baselines, outcomes, reused, strict=True)
-    )
+    try:
+        devices = tuple(
+            _device_latencies(run, device_id, networks, own, kernel_tasks, found, num_reused, left_out)
+            for device_id, own, found, num_reused in zip(device_ids, baselines, outcomes, reused, strict=True)
+        )
+        return _checked(run, prepared, devices)
+    except KernelNotMeasured as error:
+        if not left_out:
+            raise
+        more = f"; and {len(left_out) - _SHOWN_LEFT_OUT} more" if len(left_out) > _SHOWN_LEFT_OUT else ""
+        raise SearchFailed(
+            f"the latency table lacks kernels that this search needs, as they could not be measured: "
+            f"{'; '.join(left_out[:_SHOWN_LEFT_OUT])}{more}. What cannot be predicted for it: {error}"
+        ) from None
 
 
 def _device_latencies(
@@ -191,8 +212,9 @@ def _device_latencies(
     kernel_tasks: Sequence[KernelTask],
     outcomes: Sequence[tuple[str, Outcome]],
     kernels_reused: int,
+    all_left_out: list[str],
 ) -> DeviceLatencies:
-    """The table of one device of what came back from it."""
+    """The table of one device of what came back from it. What cannot be in it is added to `all_left_out`."""
     config = run.config.measuring
     where = run.where(device_id)
     network_tasks = [*baseline_tasks.values(), *networks.pruned_tasks]
@@ -200,6 +222,7 @@ def _device_latencies(
     measured = [_success(outcome) for _, outcome in outcomes[: len(network_tasks)]]
     _warn_rejected(run, network_tasks, measured, where)
     kernels, left_out = usable(run, kernel_tasks, outcomes[len(network_tasks) :], where)
+    all_left_out += [f"{text}{where}" for text in left_out]
     if not kernels:
         raise SearchFailed(f"no kernel could be measured{where}; the first: {left_out[0]}")
     warn_mixed(run, [outcome for _, outcome in kernels], where)

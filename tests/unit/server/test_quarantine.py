@@ -6,9 +6,11 @@ import dataclasses
 
 import pytest
 
-from device_agent.contracts import FailureReason, KernelTask, kernel_id
+from device_agent.contracts import FailureReason, KernelTask, Lease, kernel_id
 from server.states import TaskState
+from server.worker.run import SearchFailed
 from tests.unit.server.server_lab import SETUP, LabAgent, ServerLab, failure, kernel_task, report_of
+from tests.unit.server.worker_lab import WorkerLab, quick_search
 
 TASK = kernel_task(1)
 SUBJECT = kernel_id(TASK.kernel)
@@ -89,3 +91,20 @@ def test_the_list_is_paged(lab: ServerLab) -> None:
     assert subjects == sorted(kernel_id(kernel_task(n).kernel) for n in (1, 2, 3))
     assert second["next"] is None
     assert lab.get("/v1/quarantine?cursor=YQ").status_code == 400
+
+
+def test_a_search_that_cannot_do_without_a_kernel_that_crashes_names_it(
+    sqlite_lab: ServerLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = WorkerLab(sqlite_lab)
+    measured = worker._measured
+
+    def crashing(lease: Lease) -> object:
+        if isinstance(lease.task, KernelTask) and lease.task.kernel.pruning.density == 1.0:
+            return failure(FailureReason.CRASHED, "died by SIGSEGV")
+        return measured(lease)
+
+    monkeypatch.setattr(worker, "_measured", crashing)
+    search_id = worker.submit(quick_search("crashing"))
+    with pytest.raises(SearchFailed, match=r"lacks kernels .* crashed \(died by SIGSEGV\).* What cannot be predicted"):
+        worker.run(search_id)
