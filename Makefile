@@ -62,7 +62,7 @@ chaos: setup
 
 # Requests made up from the OpenAPI document, and damaged files: minutes.
 fuzz: setup
-	$(BIN)/python -m tests.fuzz.api --cases 20000 --json bench/results/fuzz.json
+	$(BIN)/python -m tests.fuzz.api --cases 22000 --json bench/results/fuzz.json
 	$(BIN)/python -m tests.fuzz.files
 
 bench: bench-kernels bench-search bench-latency

@@ -34,6 +34,10 @@ MAX_NAME_CHARS = 200
 MAX_LIFETIME_S = 10 * 366 * 24 * 3600.0
 
 
+#: One that is over before its maker has it is of no use.
+MIN_LIFETIME_S = 1.0
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenRequest:
     """A token for the user `name`. It expires after `lifetime_s`; None is never."""
@@ -49,8 +53,10 @@ class TokenRequest:
             raise ContractError("scopes is empty: name what the token allows")
         if Scope.AGENT in self.scopes:
             raise ContractError("scopes: 'agent' belongs to devices: make an enrolment code instead")
-        if self.lifetime_s is not None and not 0 < self.lifetime_s <= MAX_LIFETIME_S:
-            raise ContractError(f"lifetime_s {self.lifetime_s!r} is not between 0 and {MAX_LIFETIME_S:g}")
+        if self.lifetime_s is not None and not MIN_LIFETIME_S <= self.lifetime_s <= MAX_LIFETIME_S:
+            raise ContractError(
+                f"lifetime_s {self.lifetime_s!r} is not between {MIN_LIFETIME_S:g} and {MAX_LIFETIME_S:g}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -62,6 +62,7 @@ def test_tokens_are_the_business_of_admins(lab: ServerLab) -> None:
         ({"scopes": ["agent"]}, "enrolment code"),
         ({"scopes": ["root"]}, "root"),
         ({"lifetime_s": 0.0}, "lifetime_s 0.0"),
+        ({"lifetime_s": 1e-09}, "lifetime_s 1e-09"),
         ({"life": 1}, "life"),
     ],
 )
