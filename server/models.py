@@ -272,7 +272,7 @@ class MeasurementRow(Base):
     import_key: Mapped[str | None] = mapped_column(Id, unique=True)
     device_id: Mapped[str] = mapped_column(Id, ForeignKey("device.id"))
     profile_id: Mapped[str] = mapped_column(Id)
-    kernel_id: Mapped[str | None] = mapped_column(Id, ForeignKey("kernel.id"), index=True)
+    kernel_id: Mapped[str | None] = mapped_column(Id, ForeignKey("kernel.id"))
     artifact_sha256: Mapped[str | None] = mapped_column(String(64))
     setup_id: Mapped[str] = mapped_column(Id)
     status: Mapped[ReportStatus] = mapped_column(enum_column(ReportStatus))
@@ -300,8 +300,9 @@ class MeasurementRow(Base):
     created_at: Mapped[float] = mapped_column(Double, default=now_s())
 
     __table_args__ = (
-        # Result keys are in the order of time: the latest of a device are the end of its part.
+        # Result keys are in the order of time: the latest of a device, or of a kernel in a series, end its part.
         Index("ix_measurement_device_latest", "device_id", "result_key"),
+        Index("ix_measurement_kernel_latest", "kernel_id", "series_id", "result_key"),
     )
 
 

@@ -578,7 +578,7 @@ def upgrade() -> None:
     )
     with op.batch_alter_table("measurement", schema=None) as batch_op:
         batch_op.create_index("ix_measurement_device_latest", ["device_id", "result_key"], unique=False)
-        batch_op.create_index(batch_op.f("ix_measurement_kernel_id"), ["kernel_id"], unique=False)
+        batch_op.create_index("ix_measurement_kernel_latest", ["kernel_id", "series_id", "result_key"], unique=False)
         batch_op.create_index(batch_op.f("ix_measurement_series_id"), ["series_id"], unique=False)
         batch_op.create_index(batch_op.f("ix_measurement_task_id"), ["task_id"], unique=False)
 
@@ -716,7 +716,7 @@ def downgrade() -> None:
     with op.batch_alter_table("measurement", schema=None) as batch_op:
         batch_op.drop_index(batch_op.f("ix_measurement_task_id"))
         batch_op.drop_index(batch_op.f("ix_measurement_series_id"))
-        batch_op.drop_index(batch_op.f("ix_measurement_kernel_id"))
+        batch_op.drop_index("ix_measurement_kernel_latest")
         batch_op.drop_index("ix_measurement_device_latest")
 
     op.drop_table("measurement")

@@ -82,7 +82,10 @@ def list_measurements(
     query = keys.with_only_columns(MeasurementRow, KernelRow).outerjoin(
         KernelRow, KernelRow.id == MeasurementRow.kernel_id
     )
-    query = query.where(*(getattr(MeasurementRow, name) == value for name, value in given.items()))
+    for name, value in given.items():
+        column = getattr(MeasurementRow, name)
+        # A device has many more than a kernel or a task: its index must not be taken in place of theirs.
+        query = query.where((column.concat("") if name == "device_id" else column) == value)
     if last is not None:
         query = query.where(MeasurementRow.result_key >= last)
     found = [(row[0], row[1]) for row in session.execute(query.limit(limit + 1))]

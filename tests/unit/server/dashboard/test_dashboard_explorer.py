@@ -196,6 +196,7 @@ def test_every_query_goes_by_an_index_and_sorts_nothing(context: Context, series
             "few": plan(session, listing_query(wanted, series_id, kernel_ids=["k_1", "k_2"], limit=51)),
             "curve": plan(session, neighbours_query(series_id, SHAPE, Varied.DENSITY)),
             "width": plan(session, neighbours_query(series_id, SHAPE, Varied.OUT_CHANNELS)),
+            "kernel": plan(session, latest_measurements_query(limit=15, series_id=series_id, kernel_id="k_1")),
             "device": plan(session, latest_measurements_query(limit=30, device_id="device_1")),
             "latest": plan(session, latest_measurements_query(limit=30)),
         }
@@ -210,6 +211,7 @@ def test_every_query_goes_by_an_index_and_sorts_nothing(context: Context, series
     assert "(series_id=? AND kernel_id=?)" in plans["curve"]
     assert "ix_kernel_shape (op=? AND kernel_h=? AND stride=? AND input_h=? AND in_channels=?" in plans["width"]
     assert "ix_measurement_device_latest (device_id=?)" in plans["device"]
+    assert "ix_measurement_kernel_latest (kernel_id=? AND series_id=?)" in plans["kernel"]
 
 
 @pytest.mark.parametrize(
