@@ -77,7 +77,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     return app
 
 
-def _refuse_nul(request: Request) -> None:
+async def _refuse_nul(request: Request) -> None:
     """PostgreSQL cannot compare with a NUL, so no identity has one."""
     if "\0" in request.url.path or "%00" in request.url.query:
         raise BadRequest("the address holds a NUL character")

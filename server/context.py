@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
@@ -37,7 +37,8 @@ class Context:
     stopping: asyncio.Event
 
 
-def get_context(request: Request) -> Context:
+# What waits for nothing is `async`: anything else would cost a hop to a thread in each request.
+async def get_context(request: Request) -> Context:
     context: Context = request.app.state.context
     return context
 
@@ -62,10 +63,10 @@ def get_principal(
 PrincipalDep = Annotated[Principal, Depends(get_principal)]
 
 
-def require(*scopes: Scope) -> Callable[[Principal], Principal]:
+def require(*scopes: Scope) -> Callable[[Principal], Coroutine[Any, Any, Principal]]:
     """A dependency: the principal, who must have one of `scopes`. Raises `Forbidden`."""
 
-    def check(principal: PrincipalDep) -> Principal:
+    async def check(principal: PrincipalDep) -> Principal:
         if not any(principal.may(scope) for scope in scopes):
             needed = " or ".join(repr(s.value) for s in scopes)
             raise Forbidden(f"this needs the scope {needed}; the token has {sorted(s.value for s in principal.scopes)}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import insert, or_, select, update
+from sqlalchemy import bindparam, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from server.columns import now_s
@@ -38,18 +38,20 @@ def insert_token(
     return token_id
 
 
+#: Built once: every request asks this, and to build it takes longer than to answer it.
+_FIND_TOKEN = select(
+    TokenRow,
+    or_(TokenRow.last_used_at.is_(None), TokenRow.last_used_at < now_s() - LAST_USED_RESOLUTION_S).label("due"),
+).where(
+    TokenRow.token_hash == bindparam("token_hash"),
+    TokenRow.revoked_at.is_(None),
+    or_(TokenRow.expires_at.is_(None), TokenRow.expires_at > now_s()),
+)
+
+
 def find_token(session: Session, token_hash: str) -> tuple[TokenRow, bool] | None:
     """A token that may be used now, and whether its `last_used_at` is due."""
-    row = session.execute(
-        select(
-            TokenRow,
-            or_(TokenRow.last_used_at.is_(None), TokenRow.last_used_at < now_s() - LAST_USED_RESOLUTION_S).label("due"),
-        ).where(
-            TokenRow.token_hash == token_hash,
-            TokenRow.revoked_at.is_(None),
-            or_(TokenRow.expires_at.is_(None), TokenRow.expires_at > now_s()),
-        )
-    ).one_or_none()
+    row = session.execute(_FIND_TOKEN, {"token_hash": token_hash}).one_or_none()
     return None if row is None else (row[0], bool(row[1]))
 
 

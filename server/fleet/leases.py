@@ -6,11 +6,12 @@ whatever an older lending still does is recognised as late. Only the database's 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import String, case, cast, exists, func, literal, select, update
+from sqlalchemy import ARRAY, String, any_, bindparam, case, cast, exists, func, literal, select, update
 from sqlalchemy.orm import Session
 from sqlalchemy.sql import ColumnElement
 
@@ -43,17 +44,16 @@ class LeasedTask:
 
 def has_work(session: Session, device_id: str) -> bool:
     """Whether a claim for this device would return something. Reads only."""
-    return bool(session.scalar(select(exists().where(TaskRow.device_id == device_id, _ready() | _leased()))))
+    return bool(session.scalar(_HAS_WORK, {"device_id": device_id}))
 
 
 def ready_tasks(session: Session, device_ids: Sequence[str]) -> dict[str, int]:
     """How many tasks wait for each of these devices."""
-    query = (
-        select(TaskRow.device_id, func.count())
-        .where(TaskRow.device_id.in_(device_ids), _ready())
-        .group_by(TaskRow.device_id)
-    )
-    return {row.device_id: row[1] for row in session.execute(query)}
+    if session.get_bind().dialect.name == "sqlite":
+        rows = session.execute(_READY_SQLITE, {"device_ids": json.dumps(list(device_ids))})
+    else:
+        rows = session.execute(_READY_POSTGRESQL, {"device_ids": list(device_ids)})
+    return {row.device_id: row[1] for row in rows}
 
 
 def redeliver(session: Session, device_id: str, limit: int, duration_s: float) -> list[LeasedTask]:
@@ -190,7 +190,9 @@ def lock_tasks(session: Session, device_id: str, task_ids: Sequence[str]) -> dic
 
 def succeed(session: Session, task: TaskRow, *, result_key: str, verdict: Verdict) -> None:
     """Complete a task with a measurement."""
-    _end_lease(session, task, state=TaskState.SUCCEEDED, result_key=result_key, verdict=verdict, finished_at=now_s())
+    session.execute(
+        _SUCCEED, {"of_task": task.id, "of_attempt": task.attempt, "by_key": result_key, "by_verdict": verdict}
+    )
 
 
 def fail(session: Session, task: TaskRow, failure: MeasurementFailure) -> None:
@@ -245,6 +247,35 @@ def _held(device_id: str, lease_id: str, attempt: int) -> tuple[ColumnElement[bo
         TaskRow.state == TaskState.LEASED,
     )
 
+
+#: Built once, and with all devices in one parameter: thousands of agents may wait, and this is asked several times a
+#: second for all of them.
+_READY = select(TaskRow.device_id, func.count()).where(_ready()).group_by(TaskRow.device_id)
+_READY_POSTGRESQL = _READY.where(TaskRow.device_id == any_(bindparam("device_ids", type_=ARRAY(String))))
+_READY_SQLITE = _READY.where(
+    TaskRow.device_id.in_(select(func.json_each(bindparam("device_ids")).table_valued("value").c.value))
+)
+
+#: Built once: the end of most leases.
+_SUCCEED = (
+    update(TaskRow.__table__)  # type: ignore[arg-type]
+    .where(
+        TaskRow.id == bindparam("of_task"),
+        TaskRow.state == TaskState.LEASED,
+        TaskRow.attempt == bindparam("of_attempt"),
+    )
+    .values(
+        state=TaskState.SUCCEEDED,
+        lease_id=None,
+        lease_expires_at=None,
+        result_key=bindparam("by_key"),
+        verdict=bindparam("by_verdict", type_=TaskRow.__table__.c.verdict.type),
+        finished_at=now_s(),
+    )
+)
+
+#: Built once: waiting agents ask it all the time.
+_HAS_WORK = select(exists().where(TaskRow.device_id == bindparam("device_id"), _ready() | _leased()))
 
 _LEASED_COLUMNS = (
     TaskRow.id,

@@ -27,11 +27,14 @@ from device_agent.contracts import (
 from server.errors import Conflict
 from server.fleet import leases, retry
 from server.fleet.checking import judged, why_inconsistent
-from server.latency.repository import store_failure, store_measurement
+from server.latency.repository import NewMeasurement, store_failure, store_measurements
 from server.models import DeviceRow, ReportRow, TaskRow
 from server.states import TaskState
 
 log = structlog.get_logger(__name__)
+
+#: The table and not its class: the ORM would look at each row in turn.
+_INSERT_REPORT = insert(ReportRow.__table__)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,46 +55,56 @@ def take_reports(
     tasks = leases.lock_tasks(session, device_id, sorted({r.task_id for r in reports}))
     device = session.execute(select(DeviceRow.profile_id, DeviceRow.profile).where(DeviceRow.id == device_id)).one()
     hardware = _Hardware(profile_id=device.profile_id, source=decode(DeviceProfile, device.profile).source)
+    asked = select(ReportRow.result_key, ReportRow.device_id).where(
+        ReportRow.result_key.in_([report.result_key for report in reports])
+    )
+    owners: dict[str, str] = {row.result_key: row.device_id for row in session.execute(asked)}
     receipts, num_ready = [], 0
+    new: list[NewMeasurement] = []
     for report in reports:
-        status = _take(session, device_id, tasks.get(report.task_id), report, hardware, max_attempts)
+        owner = owners.get(report.result_key)
+        if owner == device_id:
+            receipts.append(ReportReceipt(result_key=report.result_key, status=ReportStatus.DUPLICATE))
+            continue
+        if owner is not None:
+            raise Conflict(f"the result_key {report.result_key} belongs to another device: make keys with UUIDv7")
+        task = tasks.get(report.task_id)
+        if task is None:
+            # Another database than the one that gave the task out. There is nothing to attach the data to.
+            log.warning("report_of_unknown_task", device_id=device_id, task_id=report.task_id)
+            receipts.append(ReportReceipt(result_key=report.result_key, status=ReportStatus.LATE))
+            continue
+        owners[report.result_key] = device_id
+        status = _take(session, device_id, task, report, hardware, max_attempts, new)
         receipts.append(ReportReceipt(result_key=report.result_key, status=status))
         if status is ReportStatus.ACCEPTED:
-            task = tasks[report.task_id]
             session.refresh(task)
             num_ready += task.state is TaskState.PENDING
+    store_measurements(session, new)
     return receipts, num_ready
 
 
 def _take(
     session: Session,
     device_id: str,
-    task: TaskRow | None,
+    task: TaskRow,
     report: TaskReport,
     hardware: _Hardware,
     max_attempts: int,
+    new: list[NewMeasurement],
 ) -> ReportStatus:
-    owner = session.scalar(select(ReportRow.device_id).where(ReportRow.result_key == report.result_key))
-    if owner == device_id:
-        return ReportStatus.DUPLICATE
-    if owner is not None:
-        raise Conflict(f"the result_key {report.result_key} belongs to another device: make keys with UUIDv7")
-    if task is None:
-        # Another database than the one that gave the task out. There is nothing to attach the data to.
-        log.warning("report_of_unknown_task", device_id=device_id, task_id=report.task_id)
-        return ReportStatus.LATE
+    """Take one report; a measurement is added to `new`, to be stored with the others of its batch."""
     is_current = task.state is TaskState.LEASED and task.lease_id == report.lease_id and task.attempt == report.attempt
     status = ReportStatus.ACCEPTED if is_current else ReportStatus.LATE
-    session.execute(
-        insert(ReportRow).values(
-            result_key=report.result_key,
-            task_id=task.id,
-            device_id=device_id,
-            lease_id=report.lease_id,
-            attempt=report.attempt,
-            status=status,
-        )
-    )
+    row = {
+        "result_key": report.result_key,
+        "task_id": task.id,
+        "device_id": device_id,
+        "lease_id": report.lease_id,
+        "attempt": report.attempt,
+        "status": status,
+    }
+    session.execute(_INSERT_REPORT, row)
     result = _checked(task, report.result, hardware.source)
     if isinstance(result, MeasurementFailure):
         store_failure(session, task_id=task.id, attempt=report.attempt, failure=result, status=status)
@@ -100,7 +113,7 @@ def _take(
         return status
     if is_current:
         _follow_key(session, task, result, hardware.profile_id)
-    store_measurement(session, result_key=report.result_key, task=task, measurement=result, status=status)
+    new.append(NewMeasurement.of(report.result_key, task, result, status))
     if is_current:
         decision = retry.after_measurement(result, failures=task.failures, max_attempts=max_attempts)
         if decision.retry:

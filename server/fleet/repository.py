@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import bindparam, func, insert, select, update
 from sqlalchemy.orm import Session
 
 from device_agent.contracts import DeviceProfile, EnrolmentRequest, HeartbeatRequest, encode, profile_id
@@ -16,6 +17,9 @@ from server.latency.drift import alarms
 from server.latency.repository import ensure_profile
 from server.models import DeviceRow, TaskRow
 from server.states import TaskState
+
+#: What a heartbeat tells of a device that is still the same.
+_HEARTBEAT = ("runtimes", "agent_version", "conditions", "spooled_reports")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,23 +64,36 @@ def _free_name(session: Session, wanted: str) -> str:
     return name
 
 
+#: Built once: agents report in all the time, and to build it takes longer than to run it. Only for a device whose
+#: description is the one that is stored.
+_SAVE_HEARTBEAT = (
+    update(DeviceRow.__table__)  # type: ignore[arg-type]
+    .where(DeviceRow.id == bindparam("told_id"), DeviceRow.profile_id == bindparam("told_profile_id"))
+    .values(
+        **{name: bindparam(f"told_{name}", type_=DeviceRow.__table__.c[name].type) for name in _HEARTBEAT},
+        last_seen_at=now_s(),
+    )
+    .returning(DeviceRow.enabled)
+)
+
+
 def save_facts(
     session: Session, device_id: str, profile: DeviceProfile, request: EnrolmentRequest | HeartbeatRequest
 ) -> bool:
     """Store what an agent tells about its device; returns whether the device is enabled."""
-    values = {
-        "profile_id": ensure_profile(session, profile),
-        "profile": encode(profile),
-        "runtimes": encode(request.runtimes),
-        "agent_version": request.agent_version,
-        "last_seen_at": now_s(),
-    }
+    values: dict[str, Any] = {"runtimes": encode(request.runtimes), "agent_version": request.agent_version}
     if isinstance(request, HeartbeatRequest):
         values |= {"conditions": encode(request.conditions), "spooled_reports": request.spooled_reports}
+        told = {"id": device_id, "profile_id": profile_id(profile), **values}
+        known = session.execute(
+            _SAVE_HEARTBEAT, {f"told_{name}": value for name, value in told.items()}
+        ).scalar_one_or_none()
+        if known is not None:
+            return bool(known)
     enabled = session.execute(
         update(DeviceRow)
         .where(DeviceRow.id == device_id)
-        .values(values)
+        .values(**values, profile_id=ensure_profile(session, profile), profile=encode(profile), last_seen_at=now_s())
         .returning(DeviceRow.enabled)
         .execution_options(synchronize_session=False)
     ).scalar_one()

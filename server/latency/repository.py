@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -159,50 +160,71 @@ def ensure_profile(session: Session, profile: DeviceProfile) -> str:
     return identity
 
 
-def store_measurement(
-    session: Session, *, result_key: str, task: TaskRow, measurement: Measurement, status: ReportStatus
-) -> None:
-    """Store a measurement with its samples, and take it into the roll-up if it is accepted and usable."""
-    p, s = measurement.provenance, measurement.statistics
-    key = series_key(
-        device_id=task.device_id, profile_id=task.profile_id, setup_id=task.setup_id, provenance=measurement.provenance
-    )
-    series = series_id(key)
-    ensure_series(session, [key])
-    session.execute(
-        insert(MeasurementRow).values(
-            result_key=result_key,
-            task_id=task.id,
-            series_id=series,
-            status=status,
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewMeasurement:
+    """A measurement on its way into the database, as its task was when it was taken."""
+
+    key: SeriesKey
+    row: Mapping[str, Any]
+    measurement: Measurement
+    status: ReportStatus
+
+    @classmethod
+    def of(cls, result_key: str, task: TaskRow, measurement: Measurement, status: ReportStatus) -> NewMeasurement:
+        p, s = measurement.provenance, measurement.statistics
+        key = series_key(device_id=task.device_id, profile_id=task.profile_id, setup_id=task.setup_id, provenance=p)
+        row = {
+            "result_key": result_key,
+            "task_id": task.id,
+            "series_id": series_id(key),
+            "status": status,
             **provenance_values(key, p.mode),
-            kernel_id=task.kernel_id,
-            artifact_sha256=task.artifact_sha256,
-            verdict=measurement.verdict,
-            reasons=encode(measurement.reasons),
-            median_ns=s.median_ns,
-            ci95_low_ns=s.ci95_low_ns,
-            ci95_high_ns=s.ci95_high_ns,
-            statistics=encode(s),
-            before=encode(measurement.before),
-            after=encode(measurement.after),
-            output_sha256=measurement.output_sha256,
-            memory_bytes=measurement.memory_bytes,
-            duration_s=measurement.duration_s,
-        )
-    )
-    session.execute(insert(MeasurementRawRow).values(result_key=result_key, measurement=dumps(measurement)))
-    count_measurements(session, {series: 1})
-    usable = status is ReportStatus.ACCEPTED and measurement.verdict is not Verdict.REJECTED
-    if usable and task.kernel_id is not None:
+            "kernel_id": task.kernel_id,
+            "artifact_sha256": task.artifact_sha256,
+            "verdict": measurement.verdict,
+            "reasons": encode(measurement.reasons),
+            "median_ns": s.median_ns,
+            "ci95_low_ns": s.ci95_low_ns,
+            "ci95_high_ns": s.ci95_high_ns,
+            "statistics": encode(s),
+            "before": encode(measurement.before),
+            "after": encode(measurement.after),
+            "output_sha256": measurement.output_sha256,
+            "memory_bytes": measurement.memory_bytes,
+            "duration_s": measurement.duration_s,
+        }
+        return cls(key=key, row=row, measurement=measurement, status=status)
+
+
+def store_measurements(session: Session, new: Sequence[NewMeasurement]) -> None:
+    """Store measurements with their samples, and take those that are accepted and usable into the roll-up.
+
+    One statement a table for all of them: to build and run one for each measurement is most of what it costs.
+    """
+    if not new:
+        return
+    ensure_series(session, [item.key for item in new])
+    session.execute(insert(MeasurementRow.__table__), [dict(item.row) for item in new])  # type: ignore[arg-type]
+    raw = [{"result_key": item.row["result_key"], "measurement": dumps(item.measurement)} for item in new]
+    session.execute(insert(MeasurementRawRow.__table__), raw)  # type: ignore[arg-type]
+    count_measurements(session, Counter(item.row["series_id"] for item in new))
+    entries: dict[tuple[str, str, str], Latest] = {}
+    for item in new:
+        row = item.row
+        if item.status is not ReportStatus.ACCEPTED or item.measurement.verdict is Verdict.REJECTED:
+            continue
+        if row["kernel_id"] is None:
+            continue
+        place = (row["series_id"], row["kernel_id"], row["mode"])
         entry = Latest(
-            result_key=result_key,
-            verdict=measurement.verdict,
-            median_ns=s.median_ns,
-            ci95_low_ns=s.ci95_low_ns,
-            ci95_high_ns=s.ci95_high_ns,
+            result_key=row["result_key"],
+            verdict=item.measurement.verdict,
+            median_ns=row["median_ns"],
+            ci95_low_ns=row["ci95_low_ns"],
+            ci95_high_ns=row["ci95_high_ns"],
         )
-        roll_up(session, {(series, task.kernel_id, p.mode): entry})
+        entries[place] = entries[place].followed_by(entry) if place in entries else entry
+    roll_up(session, entries)
 
 
 def provenance_values(key: SeriesKey, mode: str) -> dict[str, Any]:
