@@ -54,6 +54,8 @@ class Settings:
             itself, 0 one for every four cores.
         evaluator_threads: Threads of each; 0 shares the cores. Equal numbers give equal fronts to the last bit,
             whatever the number of processes.
+        ray_address: Head of a Ray cluster, "HOST:PORT", whose processes estimate and train instead; "auto" on one of
+            its hosts. Empty is the worker's own machine.
         drift_interval_s: How often the sentinel kernels of each series in use are measured again, while its device is
             idle, to see whether it drifted; 0 is never. Each time costs the device a few seconds.
         open_dashboard: Whether browsers on the server's own machine see the dashboard without signing in. `kerf up`
@@ -80,6 +82,7 @@ class Settings:
     datasets_dir: Path | None = None
     evaluators: int = 0
     evaluator_threads: int = 0
+    ray_address: str = ""
     drift_interval_s: float = 0.0
     open_dashboard: bool = False
     log_json: bool = False
@@ -109,6 +112,10 @@ class Settings:
         for name in ("evaluators", "evaluator_threads"):
             if not 0 <= getattr(self, name) <= 1024:
                 raise ContractError(f"{name} {getattr(self, name)!r} is not in 0..1024")
+        if "://" in self.ray_address:
+            raise ContractError(
+                f"ray_address {self.ray_address!r} is of another client: write HOST:PORT of the head, or auto"
+            )
         if self.artifacts_cache_bytes < 0:
             raise ContractError(f"artifacts_cache_bytes {self.artifacts_cache_bytes!r} must not be negative")
         if min(self.max_artifact_bytes, self.max_body_bytes) < 1:

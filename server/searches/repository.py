@@ -220,6 +220,18 @@ def add_events(session: Session, claim: JobClaim, events: Sequence[SearchEvent])
     return append_events(session, claim.search_id, events)
 
 
+def last_message(session: Session, search_id: str) -> str | None:
+    """The latest line for the user."""
+    query = (
+        select(EventRow.data)
+        .where(EventRow.search_id == search_id, EventRow.kind == "message")
+        .order_by(EventRow.seq.desc())
+        .limit(1)
+    )
+    data = session.scalar(query)
+    return None if data is None else str(data["text"])
+
+
 def append_events(session: Session, search_id: str, events: Sequence[SearchEvent]) -> int:
     """Append events without a claim: for what users do to a job."""
     last = session.execute(

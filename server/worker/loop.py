@@ -15,6 +15,7 @@ from device_agent.contracts import ContractError
 from search.data.dataset import DataError
 from search.errors import SearchError
 from search.models.checkpoint import CheckpointError
+from search.parallel.crew import CrewUnavailable
 from server.artifacts.store import ArtifactStore, open_store
 from server.database import Database, is_away, is_full
 from server.errors import ApiError, Unavailable
@@ -148,6 +149,10 @@ def _serve(
         except ClaimLost as error:
             bound.warning("search_lost", reason=str(error))
         except Exception as error:
+            if isinstance(error, CrewUnavailable):
+                # It may be so for days, and whoever waits for the search cannot see the worker's log.
+                with contextlib.suppress(ClaimLost):
+                    run.message_once(f"{error}. The search waits for it")
             if _passes(error):
                 raise
             if isinstance(error, _USER_ERRORS):
@@ -199,8 +204,8 @@ def _heartbeat(run: SearchRun, stop: threading.Event) -> Iterator[None]:
 
 
 def _passes(error: BaseException) -> bool:
-    """Whether the database or object store is away or the disk full, and not the search wrong."""
-    return is_away(error) or is_full(error) or isinstance(error, Unavailable)
+    """Whether the database, object store or cluster is away or the disk full, and not the search wrong."""
+    return is_away(error) or is_full(error) or isinstance(error, (Unavailable, CrewUnavailable))
 
 
 def _in_short(error: BaseException) -> str:

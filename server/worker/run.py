@@ -135,6 +135,13 @@ class SearchRun:
         """A line for the user."""
         self.event("message", {"text": text})
 
+    def message_once(self, text: str) -> None:
+        """A line for the user, unless it is the last one that there is."""
+        with self.database.read() as session:
+            last = repository.last_message(session, self.search_id)
+        if last != text:
+            self.message(text)
+
     def put_document(self, name: str, text: str) -> None:
         with self.database.write() as session:
             repository.put_document(session, self.claim, name, text)
