@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 .PHONY: setup demo test test-slow test-docs test-sanitizers docs check bench bench-kernels bench-search bench-latency \
-	chaos fuzz wheels clean
+	bench-load chaos fuzz wheels clean
 
 setup: $(VENV)/.installed
 
@@ -64,6 +64,10 @@ chaos: setup
 fuzz: setup
 	$(BIN)/python -m tests.fuzz.api --cases 22000 --json bench/results/fuzz.json
 	$(BIN)/python -m tests.fuzz.files
+
+# QUICK=1: 100 agents on SQLite and on PostgreSQL, under 50 s. The whole, with up to 2,000, takes half an hour.
+bench-load: setup
+	$(BIN)/python -m bench.load $(if $(QUICK),--quick) --json bench/results/load.json
 
 bench: bench-kernels bench-search bench-latency
 

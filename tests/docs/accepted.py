@@ -33,7 +33,9 @@ PROGRAMS = {
         "jq",
         "ls",
         "mkdir",
+        "openssl",
         "pkg",
+        "ray",
     ),
     *("pg_dump", "psql", "systemctl", "tee", "termux-wake-lock", "unzip", "scp", "uptime", "vcgencmd", "./example"),
 }

@@ -1,0 +1,1 @@
+"""What load a server holds: agents that wait, leases and reports, measurements in batches, and all at once."""

@@ -1,0 +1,163 @@
+"""`python -m bench.load`: what one server holds, on SQLite and on PostgreSQL.
+
+python -m bench.load --quick                       # 100 agents on both, under 50 s
+python -m bench.load                               # up to 2,000 agents on PostgreSQL, 300 on SQLite: half an hour
+python -m bench.load --kinds postgresql --servers 2
+python -m bench.load --soak-s 3600                 # all at once for an hour: memory over time
+
+The generator runs on the same machine, and everything else that runs there counts as well: `load_average` is noted at
+both ends of each part, and CPU time is told beside wall-clock time. Latency queries and pages over 10 million rows are
+`python -m bench.dashboard`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import resource
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bench.load import parts
+from bench.load.fleet import Fleet
+from bench.load.stack import Stack, running
+
+KINDS = ("sqlite", "postgresql")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How much of everything. `waiting` has the numbers of agents of its curve; the last is the target."""
+
+    waiting: tuple[int, ...]
+    hold_s: float
+    wakes: int
+    exchanging: int
+    exchange_s: float
+    batches: tuple[int, ...]
+    tasks_each: int
+    depths: tuple[int, ...]
+    claims: int
+    soak_s: float
+    viewers: int
+
+
+def plan_of(kind: str, *, quick: bool, soak_s: float | None) -> Plan:
+    if quick:
+        return Plan(
+            waiting=(100,), hold_s=3.0, wakes=5, exchanging=10, exchange_s=2.0, batches=(8,), tasks_each=64,
+            depths=(100,), claims=20, soak_s=soak_s or 0.0, viewers=1,
+        )  # fmt: skip
+    return Plan(
+        waiting=(100, 300) if kind == "sqlite" else (100, 300, 1000, 2000),
+        hold_s=20.0,
+        wakes=20,
+        exchanging=20,
+        exchange_s=15.0,
+        batches=(1, 8, 64),
+        tasks_each=400,
+        depths=(100, 1000, 10_000),
+        claims=50,
+        soak_s=120.0 if soak_s is None else soak_s,
+        viewers=3,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--servers", type=int, default=1, help="server processes on one database")
+    parser.add_argument("--soak-s", type=float, help="how long everything runs at once")
+    parser.add_argument("--json", type=Path, help="kinds that are not run keep their figures in it")
+    given = parser.parse_args()
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    found: dict[str, Any] = {}
+    if given.json is not None and given.json.exists():
+        found = json.loads(given.json.read_text(encoding="utf-8"))
+    for kind in given.kinds:
+        with running(kind, servers=given.servers) as stack:
+            plan = plan_of(kind, quick=given.quick, soak_s=given.soak_s)
+            name = kind if given.servers == 1 else f"{kind}-{given.servers}-servers"
+            found[name] = {"quick": given.quick, "servers": given.servers, **_run(stack, plan)}
+        if given.json is not None:
+            given.json.parent.mkdir(parents=True, exist_ok=True)
+            given.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def _run(stack: Stack, plan: Plan) -> dict[str, Any]:
+    fleet = Fleet.enrolled(stack, max(*plan.waiting, plan.exchanging))
+    agents = fleet.agents
+    found: dict[str, Any] = {"machine": {"cores": len(os.sched_getaffinity(0))}, "waiting": []}
+    for count in plan.waiting:
+        for heartbeats in (False, True):
+            found["waiting"].append(
+                _measured(
+                    f"waiting {count}",
+                    lambda count=count, heartbeats=heartbeats: parts.waiting(  # type: ignore[misc]
+                        stack, fleet, agents[:count], plan.hold_s, plan.wakes, heartbeats=heartbeats
+                    ),
+                )
+            )
+            # Work that was handed out to see how soon it is felt is nobody's any more.
+            _withdraw(stack)
+    found["exchanging"] = []
+    working = agents[: plan.exchanging]
+    for number, batch in enumerate(plan.batches):
+        fleet.give_work(stack, working, plan.tasks_each, 10_000 * (1 + number))
+        found["exchanging"].append(
+            _measured(
+                f"exchanging, {batch} at a time",
+                lambda batch=batch: parts.exchanging(stack, working, batch, plan.exchange_s),  # type: ignore[misc]
+            )
+        )
+        _withdraw(stack)
+    found["queued"] = _measured(
+        "queued", lambda: _as_figures(parts.queued(stack, fleet, agents[-1], plan.depths, plan.claims))
+    )
+    _withdraw(stack)
+    if plan.soak_s:
+        fleet.give_work(stack, working, 100 * plan.tasks_each, 100_000)
+        found["together"] = _measured(
+            "together",
+            lambda: parts.together(
+                stack, fleet, agents[plan.exchanging : max(plan.waiting)], working, plan.viewers, plan.soak_s, 2.0
+            ),
+        )
+    found["measurements_stored"] = parts.stored_measurements(stack)
+    return found
+
+
+async def _as_figures(work: Coroutine[Any, Any, list[dict[str, Any]]]) -> dict[str, Any]:
+    return {"by_depth": await work}
+
+
+def _measured(name: str, work: Callable[[], Coroutine[Any, Any, dict[str, Any]]]) -> dict[str, Any]:
+    before = os.getloadavg()[0]
+    figures = asyncio.run(work())
+    print(f"{name}: {json.dumps(figures)}", flush=True)
+    return {**figures, "load_average": [round(before, 1), round(os.getloadavg()[0], 1)]}
+
+
+def _withdraw(stack: Stack) -> None:
+    """End what waits or is lent, so that the next part begins with its own work alone."""
+    from sqlalchemy import update
+
+    from server.models import TaskRow
+    from server.states import TaskState
+
+    with stack.database.write() as session:
+        session.execute(
+            update(TaskRow)
+            .where(TaskRow.state.in_([TaskState.PENDING, TaskState.LEASED]))
+            .values(state=TaskState.CANCELLED, lease_id=None, lease_expires_at=None)
+        )
+
+
+if __name__ == "__main__":
+    main()
