@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             log,
             postgresql=database == "postgresql",
             seed=options.seed + number,
-            faults=30 if options.quick else -(-options.faults // len(databases)),
+            faults=16 if options.quick else -(-options.faults // len(databases)),
             quick=options.quick,
         )
     result = summary(log, results) | {"seed": options.seed, "seconds": round(time.monotonic() - began_at, 1)}
