@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-.PHONY: setup demo test test-slow test-docs test-sanitizers docs check bench bench-kernels bench-search bench-latency \
+.PHONY: setup demo test test-slow test-docs test-sanitizers docs audit check bench bench-kernels bench-search bench-latency \
 	bench-load chaos fuzz wheels clean
 
 setup: $(VENV)/.installed
@@ -36,7 +36,13 @@ docs: setup
 test-sanitizers: setup
 	$(BIN)/python -m pytest tests/sanitizers
 
+# Advisories on what is installed, from PyPI's database. Fails where that cannot be asked: unknown is not safe.
+audit: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip-audit>=2.7'
+	$(BIN)/pip-audit --strict --skip-editable
+
 check: setup
+	$(BIN)/python -m pip check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -59,8 +59,9 @@ class ServerClient:
             limits=httpx.Limits(max_connections=4, max_keepalive_connections=2),
             # Loading the certificate store takes 2 MiB and, on a small board, a second: only where it is used.
             verify=server_url.startswith("https:"),
-            # A proxy cannot reach this machine's own loopback interface.
-            trust_env=not is_loopback(server_url),
+            # A proxy cannot reach this machine's own loopback interface. Over TLS the environment also says whom to
+            # trust (SSL_CERT_FILE).
+            trust_env=server_url.startswith("https:") or not is_loopback(server_url),
         )
 
     def __enter__(self) -> Self:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 import httpx
 
 from kerf.backends import AsyncBackend, SyncBackend
-from kerf.local import server_address, user_token
+from kerf.local import is_loopback, server_address, user_token
 from kerf.profiles import with_profile
 from kerf.resources.artifacts import Artifacts, AsyncArtifacts
 from kerf.resources.datasets import AsyncDatasets, Datasets
@@ -43,8 +44,8 @@ class Client(_AnyClient):
 
     Without `server` and `token` the environment (`KERF_SERVER`, `KERF_TOKEN`) says them, or else the profile of
     `kerf auth login` (`KERF_PROFILE` names another than the current one), or else it is the server that
-    `kerf up` runs on this machine. A request that fails on the way is repeated up to `max_attempts` times where that
-    is harmless. `transport` is one of httpx, for proxies and tests.
+    `kerf up` runs on this machine, whose token goes to no other. A request that fails on the way is repeated up to
+    `max_attempts` times where that is harmless. `transport` is one of httpx, for proxies and tests.
     """
 
     _http: httpx.Client
@@ -116,8 +117,12 @@ class AsyncClient(_AnyClient):
 
 def _options(server: str | None, token: str | None, timeout_s: float) -> dict[str, Any]:
     server, token = with_profile(server, token)
+    address = server_address(server)
     return {
-        "base_url": server_address(server),
-        "headers": {"Authorization": f"Bearer {user_token(token)}"},
+        "base_url": address,
+        "headers": {"Authorization": f"Bearer {user_token(token, address)}"},
         "timeout": timeout_s,
+        # A proxy cannot reach this machine's own loopback interface, and has no business with its token. Over TLS the
+        # environment also says whom to trust (SSL_CERT_FILE).
+        "trust_env": address.startswith("https:") or not is_loopback(urlsplit(address).hostname or ""),
     }

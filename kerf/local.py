@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from kerf.errors import NotConfigured
 
@@ -14,6 +16,11 @@ DATA_DIR_VARIABLE = "KERF_DATA_DIR"
 DEFAULT_SERVER = "http://127.0.0.1:8321"
 #: In the data directory: the user token that the embedded mode makes for this machine's user.
 TOKEN_FILE = "user.token"
+#: Beside it: the address of the server that `kerf up` last started there, the only one that the token is shown to.
+ADDRESS_FILE = "server.url"
+
+#: What a server listens on to be reached at every address of its machine.
+_ANY_HOST = ("0.0.0.0", "::")
 
 
 def default_data_dir() -> Path:
@@ -29,15 +36,51 @@ def server_address(server: str | None) -> str:
     return (server or os.environ.get(SERVER_VARIABLE) or DEFAULT_SERVER).rstrip("/")
 
 
-def user_token(token: str | None) -> str:
-    """`token`, or `KERF_TOKEN`, or the one that `kerf up` left in the data directory. Raises `NotConfigured`."""
+def user_token(token: str | None, server: str) -> str:
+    """`token`, or `KERF_TOKEN`, or the one that `kerf up` left in the data directory, if it started `server`.
+
+    Raises `NotConfigured`.
+    """
     found = token or os.environ.get(TOKEN_VARIABLE)
     if found:
         return found.strip()
-    path = default_data_dir() / TOKEN_FILE
+    data_dir = default_data_dir()
+    path = data_dir / TOKEN_FILE
     try:
-        return path.read_text(encoding="utf-8").strip()
+        local = path.read_text(encoding="utf-8").strip()
     except OSError:
         raise NotConfigured(
             f"no token: give one (--token, {TOKEN_VARIABLE}), or start a server here with `kerf up` ({path})"
         ) from None
+    try:
+        made_for = (data_dir / ADDRESS_FILE).read_text(encoding="utf-8").strip()
+    except OSError:
+        made_for = DEFAULT_SERVER
+    if not _is_same_server(server, made_for):
+        raise NotConfigured(
+            f"no token for {server}: the one in {path} is that of {made_for} and goes nowhere else. Give one of that "
+            f"server (--token, {TOKEN_VARIABLE})"
+        )
+    return local
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this machine's own, which nothing outside reaches."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_same_server(server: str, made_for: str) -> bool:
+    """Whether two addresses are one server: all names of this machine's loopback are one, and 0.0.0.0 includes it."""
+    try:
+        asked, own = urlsplit(server), urlsplit(made_for)
+        asked_port, own_port = asked.port, own.port
+    except ValueError:
+        return False
+    hosts = asked.hostname or "", own.hostname or ""
+    is_same_host = hosts[0] == hosts[1] or (is_loopback(hosts[0]) and (is_loopback(hosts[1]) or hosts[1] in _ANY_HOST))
+    return asked.scheme == own.scheme and asked_port == own_port and is_same_host

@@ -29,11 +29,13 @@ from server.errors import BadRequest
 from server.fleet import devices, leases, quarantine_endpoints, service, watching
 from server.fleet import endpoints as agents
 from server.fleet.waiting import LeaseWaiters
+from server.headers import SecurityHeaders
 from server.latency import endpoints as latency
 from server.latency import listing_endpoints as listing
 from server.latency import model_endpoints as latency_models
 from server.latency.exchange import endpoints as exchange
 from server.logs import configure_logging
+from server.rates import RateLimit
 from server.searches import endpoints as searches
 from server.searches import events
 from server.settings import Settings
@@ -51,7 +53,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         description="On-device latency profiling and search for pruned convolutional networks.",
         lifespan=_lifespan,
         dependencies=[Depends(_refuse_nul)],
+        # The interactive pages load their scripts from elsewhere. /openapi.json stays.
+        docs_url=None,
+        redoc_url=None,
     )
+    app.add_middleware(SecurityHeaders)
     app.state.settings = settings
     for module in (
         status,
@@ -94,6 +100,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         store=open_store(settings),
         waiters=LeaseWaiters(),
         stopping=asyncio.Event(),
+        requests=RateLimit(settings.max_requests_per_minute),
+        failed_sign_ins=RateLimit(settings.max_failed_sign_ins_per_minute),
     )
     app.state.context = context
     with _on_stop_signals(asyncio.get_running_loop(), lambda: _stop(context)):

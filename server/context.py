@@ -15,8 +15,9 @@ from server.accounts.service import Principal, Scope, authenticate
 from server.accounts.tokens import SecretHasher
 from server.artifacts.store import ArtifactStore
 from server.database import Database
-from server.errors import Forbidden, Unauthorized
+from server.errors import Forbidden, TooManyRequests, Unauthorized
 from server.fleet.waiting import LeaseWaiters
+from server.rates import RateLimit
 from server.settings import Settings
 
 #: Browsers cannot add a header to an event stream or a page: they send the token in this cookie, for reading only.
@@ -35,6 +36,8 @@ class Context:
     store: ArtifactStore
     waiters: LeaseWaiters
     stopping: asyncio.Event
+    requests: RateLimit
+    failed_sign_ins: RateLimit
 
 
 # What waits for nothing is `async`: anything else would cost a hop to a thread in each request.
@@ -51,13 +54,36 @@ def get_principal(
     context: ContextDep,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
 ) -> Principal:
-    """Whose request this is. Raises `Unauthorized`."""
+    """Whose request this is. Raises `Unauthorized`, or `TooManyRequests`."""
     token = credentials.credentials if credentials else None
     if token is None and request.method in ("GET", "HEAD"):
         token = request.cookies.get(TOKEN_COOKIE)
     if token is None:
         raise Unauthorized("send a token: 'Authorization: Bearer kerf_u_...'", headers={"WWW-Authenticate": "Bearer"})
-    return authenticate(context.database, context.hasher, token)
+    try:
+        principal = authenticate(context.database, context.hasher, token)
+    except Unauthorized:
+        count_failure(request, context)
+        raise
+    request.state.principal = principal
+    if (wait_s := context.requests.take(principal.token_id)) is not None:
+        most = context.settings.max_requests_per_minute
+        raise TooManyRequests(
+            f"this token made more than {most} requests in a minute: slow down",
+            headers={"Retry-After": str(wait_s)},
+        )
+    return principal
+
+
+def count_failure(request: Request, context: Context) -> None:
+    """Note that somebody sent a wrong secret. Raises `TooManyRequests` where that was too often."""
+    address = "" if request.client is None else request.client.host
+    if (wait_s := context.failed_sign_ins.take(address)) is not None:
+        raise TooManyRequests(
+            f"{address} sent too many wrong tokens or codes: wait {wait_s} s",
+            code="too_many_failures",
+            headers={"Retry-After": str(wait_s)},
+        )
 
 
 PrincipalDep = Annotated[Principal, Depends(get_principal)]

@@ -69,6 +69,10 @@ class Unprocessable(ApiError):
     status, code = 422, "invalid"
 
 
+class TooManyRequests(ApiError):
+    status, code, retryable = 429, "too_many_requests", True
+
+
 class Unavailable(ApiError):
     status, code, retryable = 503, "unavailable", True
 

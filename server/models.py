@@ -18,13 +18,15 @@ Id = String(80)
 class DeviceRow(Base):
     """A device under an agent. Its token is in `token`; `agent_key_hash` recognises an agent that enrols again.
 
-    None as `agent_key_hash`: the device has no agent, and its figures were imported.
+    None as `agent_key_hash`: the device has no agent, and its figures were imported. `enrolment_code_id` is the code
+    that let the agent in last.
     """
 
     __tablename__ = "device"
     id: Mapped[str] = mapped_column(Id, primary_key=True)
     name: Mapped[str] = mapped_column(String(200), unique=True)
     agent_key_hash: Mapped[str | None] = mapped_column(String(64), unique=True)
+    enrolment_code_id: Mapped[str | None] = mapped_column(Id)
     profile_id: Mapped[str] = mapped_column(Id)
     profile: Mapped[dict[str, Any]] = mapped_column(JSON)
     runtimes: Mapped[list[dict[str, Any]]] = mapped_column(JSON)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from device_agent.contracts import ContractError
-from kerf.local import TOKEN_FILE, default_data_dir
+from kerf.local import ADDRESS_FILE, TOKEN_FILE, default_data_dir
 
 ENV_PREFIX = "KERF_"
 
@@ -40,6 +40,10 @@ class Settings:
         port: TCP port to listen on; 0 takes a free one.
         max_artifact_bytes: Larger uploads are refused with 413.
         max_body_bytes: Larger JSON bodies are refused with 413.
+        max_requests_per_minute: Of one token, a user's or an agent's, at each server process; more are answered with
+            429. 0 is without limit.
+        max_failed_sign_ins_per_minute: Wrong tokens and enrolment codes from one address; more are answered with 429.
+            0 is without limit.
         lease_duration_s: A lease that is not renewed for so long goes to another attempt.
         max_attempts: A task that failed so often for reasons that count is given up.
         heartbeat_interval_s: Told to agents: how often they report in.
@@ -60,6 +64,8 @@ class Settings:
             idle, to see whether it drifted; 0 is never. Each time costs the device a few seconds.
         open_dashboard: Whether browsers on the server's own machine see the dashboard without signing in. `kerf up`
             sets it. Leave it off where several people share the machine, or where a proxy on it serves others.
+        multi_user: Whether users see only the searches that were submitted with a token of their own name. Admins see
+            all; devices, latencies, models and data sets stay shared.
         log_json: Whether log lines are JSON instead of text.
     """
 
@@ -72,6 +78,8 @@ class Settings:
     port: int = 8321
     max_artifact_bytes: int = 4 << 30
     max_body_bytes: int = 32 << 20
+    max_requests_per_minute: int = 30_000
+    max_failed_sign_ins_per_minute: int = 60
     lease_duration_s: float = 120.0
     max_attempts: int = 3
     heartbeat_interval_s: float = 20.0
@@ -85,6 +93,7 @@ class Settings:
     ray_address: str = ""
     drift_interval_s: float = 0.0
     open_dashboard: bool = False
+    multi_user: bool = False
     log_json: bool = False
 
     def __post_init__(self) -> None:
@@ -120,6 +129,14 @@ class Settings:
             raise ContractError(f"artifacts_cache_bytes {self.artifacts_cache_bytes!r} must not be negative")
         if min(self.max_artifact_bytes, self.max_body_bytes) < 1:
             raise ContractError("max_artifact_bytes and max_body_bytes must be at least 1")
+        for name in ("max_requests_per_minute", "max_failed_sign_ins_per_minute"):
+            if getattr(self, name) < 0:
+                raise ContractError(f"{name} {getattr(self, name)!r} is negative: 0 is without limit")
+        if self.multi_user and self.open_dashboard:
+            raise ContractError(
+                "multi_user hides searches of others, and open_dashboard shows all of them without a sign-in: set "
+                "KERF_OPEN_DASHBOARD=0"
+            )
 
     @property
     def url(self) -> str:
@@ -142,6 +159,11 @@ class Settings:
     def local_token_file(self) -> Path:
         """The user token that the embedded mode makes for this machine's user."""
         return self.data_dir / TOKEN_FILE
+
+    @property
+    def local_address_file(self) -> Path:
+        """Where the embedded mode's server is: the only one that clients show that token to."""
+        return self.data_dir / ADDRESS_FILE
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, **overrides: Any) -> Settings:

@@ -42,6 +42,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         409: "It is not in a state for this",
         413: "Too large",
         422: "A value cannot be used; `errors` names it",
+        429: "Too many requests: wait for as many seconds as Retry-After says",
         503: "Try again in a moment",
     }.items()
 }

@@ -28,6 +28,7 @@ def upgrade() -> None:
         sa.Column("id", sa.String(length=80), nullable=False),
         sa.Column("name", sa.String(length=200), nullable=False),
         sa.Column("agent_key_hash", sa.String(length=64), nullable=True),
+        sa.Column("enrolment_code_id", sa.String(length=80), nullable=True),
         sa.Column("profile_id", sa.String(length=80), nullable=False),
         sa.Column("profile", sa.JSON(), nullable=False),
         sa.Column("runtimes", sa.JSON(), nullable=False),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import bindparam, insert, or_, select, update
+from sqlalchemy import and_, bindparam, exists, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from server.columns import now_s
 from server.ids import new_id
-from server.models import EnrolmentCodeRow, TokenRow
+from server.models import DeviceRow, EnrolmentCodeRow, TokenRow
 
 #: How stale `last_used_at` may be: exact times would turn every read into a write.
 LAST_USED_RESOLUTION_S = 300.0
@@ -101,14 +101,22 @@ def insert_code(session: Session, *, code_hash: str, max_uses: int, lifetime_s: 
     return code_id, float(expires_at)
 
 
-def has_code(session: Session, code_hash: str) -> bool:
-    """Whether the code was ever made here, used up and expired ones included."""
-    return session.scalar(select(EnrolmentCodeRow.id).where(EnrolmentCodeRow.code_hash == code_hash)) is not None
+def may_repeat(session: Session, code_hash: str, device_id: str) -> bool:
+    """Whether an enrolment of a device is one whose answer got lost: the same code, and its token was never used."""
+    is_unused = exists().where(
+        TokenRow.device_id == device_id, TokenRow.revoked_at.is_(None), TokenRow.last_used_at.is_(None)
+    )
+    enrolled_with = exists().where(
+        DeviceRow.id == device_id,
+        DeviceRow.enrolment_code_id == EnrolmentCodeRow.id,
+        EnrolmentCodeRow.code_hash == code_hash,
+    )
+    return bool(session.scalar(select(and_(is_unused, enrolled_with))))
 
 
-def use_code(session: Session, code_hash: str) -> bool:
-    """Take one use of a code, in one statement; False if it is unknown, used up or expired."""
-    used = session.execute(
+def use_code(session: Session, code_hash: str) -> str | None:
+    """Take one use of a code, in one statement; None if it is unknown, used up or expired, else its identity."""
+    return session.execute(
         update(EnrolmentCodeRow)
         .where(
             EnrolmentCodeRow.code_hash == code_hash,
@@ -119,4 +127,3 @@ def use_code(session: Session, code_hash: str) -> bool:
         .returning(EnrolmentCodeRow.id)
         .execution_options(synchronize_session=False)
     ).scalar_one_or_none()
-    return used is not None

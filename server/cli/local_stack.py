@@ -17,6 +17,7 @@ from pathlib import Path
 
 from kerf import Client
 from server.accounts.service import ensure_local_admin_token
+from server.accounts.tokens import write_private
 from server.database import Database, upgrade
 from server.settings import Settings
 
@@ -127,7 +128,9 @@ def running_stack(options: StackOptions) -> Iterator[LocalStack]:
     finally:
         database.dispose()
     port = options.port or _free_port(options.host)
-    stack = LocalStack(url=f"http://{options.host}:{port}", token=token, state_dir=options.state_dir)
+    stack = LocalStack(url=_url(options.host, port), token=token, state_dir=options.state_dir)
+    # Clients without a token of their own show the local one to this address only.
+    write_private(settings.local_address_file, stack.url)
     with _terminated_as_interrupted():
         try:
             _start_all(stack, options, port)
@@ -192,6 +195,10 @@ def _end_with_parent() -> None:
     if sys.platform == "linux":
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM, 0, 0, 0)
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _free_port(host: str) -> int:

@@ -13,13 +13,15 @@ from server.dashboard.wording import StateLabel
 class Viewer:
     """Who looks. In the open local mode nobody signs in, and so nobody can sign out.
 
-    `may_steer`: pause, resume and cancel searches; `may_enrol`: make codes with which devices enrol.
+    `may_steer`: pause, resume and cancel searches; `may_enrol`: make codes with which devices enrol. `sees_only` is the
+    user whose searches alone are shown; None shows all.
     """
 
     name: str
     can_sign_out: bool
     may_steer: bool
     may_enrol: bool
+    sees_only: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

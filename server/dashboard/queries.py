@@ -26,10 +26,10 @@ SHOWN_DEVICE_MEASUREMENTS = 30
 SHOWN_SERIES = 12
 
 
-def overview(session: Session, *, heartbeat_interval_s: float) -> OverviewPage:
-    """Searches and measurements, the latest first, and the devices by name."""
+def overview(session: Session, *, heartbeat_interval_s: float, owner: str | None = None) -> OverviewPage:
+    """Searches (of `owner`) and measurements, the latest first, and the devices by name."""
     now = database_time_s(session)
-    searches = search_rows(session, now, limit=SHOWN_SEARCHES + 1)
+    searches = search_rows(session, now, limit=SHOWN_SEARCHES + 1, owner=owner)
     devices = list_devices(session, after=None, limit=SHOWN_DEVICES + 1)
     views = [device_view(status, heartbeat_interval_s) for status in devices[:SHOWN_DEVICES]]
     return OverviewPage(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import TypeVar
 
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
@@ -14,6 +16,7 @@ from server.dashboard.wording import JOB_LABELS
 from server.fleet.devices import DeviceState, device_state
 from server.fleet.repository import DeviceStatus, list_devices
 from server.models import EventRow, MeasurementRow, SearchRow, SearchTaskRow, TaskRow
+from server.searches.visibility import visible_ids
 from server.states import JobState, TaskState
 
 #: Searches and devices of the page.
@@ -23,11 +26,19 @@ SHOWN_DEVICES = 60
 PACE_EVENTS = 20
 PACE_MEASUREMENTS = 50
 
+#: What stands for the name of a search that the viewer may not see.
+ANOTHERS = "another user's search"
+
+Row = TypeVar("Row", QueuedSearch, WaitingTasks)
+
 _OPEN = tuple(state for state in JobState if not state.is_terminal)
 
 
-def queue_page(session: Session, now: float, *, heartbeat_interval_s: float) -> QueuePage:
-    """Searches in the order in which workers take them, and devices with open tasks by name."""
+def queue_page(session: Session, now: float, *, heartbeat_interval_s: float, owner: str | None = None) -> QueuePage:
+    """Searches in the order in which workers take them, and devices with open tasks by name.
+
+    Searches that `owner` may not see count in all positions, but show neither name nor identity.
+    """
     rows = session.scalars(open_searches_query()).all()
     devices = list_devices(session, after=None, limit=SHOWN_DEVICES)
     queues = [
@@ -35,11 +46,23 @@ def queue_page(session: Session, now: float, *, heartbeat_interval_s: float) -> 
         for status in devices
         if status.num_pending + status.num_leased
     ]
-    return QueuePage(
+    page = QueuePage(
         searches=_searches(session, rows[:SHOWN_SEARCHES], now),
         more_searches=len(rows) > SHOWN_SEARCHES,
         devices=tuple(sorted(queues, key=lambda queue: queue.device.name.lower())),
     )
+    return page if owner is None else _without_others(session, page, owner)
+
+
+def _without_others(session: Session, page: QueuePage, owner: str) -> QueuePage:
+    waiting = {row.search_id for queue in page.devices for row in queue.searches}
+    seen = visible_ids(session, waiting | {row.search_id for row in page.searches}, owner)
+
+    def shown(row: Row) -> Row:
+        return row if row.search_id in seen else replace(row, search_id="", name=ANOTHERS)
+
+    devices = tuple(replace(queue, searches=tuple(shown(row) for row in queue.searches)) for queue in page.devices)
+    return replace(page, searches=tuple(shown(row) for row in page.searches), devices=devices)
 
 
 def open_searches_query() -> Select[SearchRow]:

@@ -25,6 +25,7 @@ from server.searches.effort import measuring_efforts, total_effort
 from server.searches.history import generation_history
 from server.searches.queries import STEERING, device_ids, find_document, get_search
 from server.searches.repository import EXCLUDED_CHOICES, RESULT, get_document
+from server.searches.visibility import is_of
 from server.states import JobStage, JobState
 
 #: Rows of the front's table, and the latest events: what a reader looks through.
@@ -35,11 +36,12 @@ SHOWN_EVENTS = 12
 STAGES = tuple(stage for stage in JobStage if stage is not JobStage.DONE)
 
 
-def search_rows(session: Session, now: float, *, limit: int) -> tuple[pages.SearchRow, ...]:
-    """The newest searches. `now` is the database's time."""
+def search_rows(session: Session, now: float, *, limit: int, owner: str | None = None) -> tuple[pages.SearchRow, ...]:
+    """The newest searches (of `owner`). `now` is the database's time."""
     query = (
         select(SearchRow, DeviceRow, _measured_source())
         .join(DeviceRow, DeviceRow.id == SearchRow.device_id)
+        .where(is_of(owner))
         .order_by(SearchRow.id.desc())
         .limit(limit)
     )

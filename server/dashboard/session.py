@@ -6,7 +6,6 @@ In the embedded mode (`kerf up`) the pages are open to browsers on the same mach
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 from urllib.parse import quote, urlencode, urlsplit
@@ -16,11 +15,13 @@ from fastapi.responses import RedirectResponse
 from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 
+from kerf.local import is_loopback
 from server.accounts.service import Scope, authenticate
 from server.context import TOKEN_COOKIE, Context, ContextDep
 from server.dashboard.pages import Viewer
 from server.dashboard.templating import render
-from server.errors import ApiError, Conflict, Forbidden, NotFound, Unauthorized
+from server.errors import ApiError, Conflict, Forbidden, NotFound, TooManyRequests, Unauthorized
+from server.searches.visibility import require_visible, sees_only
 
 LOGIN_PATH = "/login"
 
@@ -32,6 +33,7 @@ _PROBLEM_TITLES: dict[type[ApiError], str] = {
     NotFound: "Not found",
     Forbidden: "Not allowed",
     Conflict: "Not possible any more",
+    TooManyRequests: "Too often",
 }
 
 
@@ -54,6 +56,16 @@ def get_viewer(request: Request, context: ContextDep) -> Viewer:
 ViewerDep = Annotated[Viewer, Depends(get_viewer)]
 
 
+def check_page_visible(request: Request, context: ContextDep) -> None:
+    """A dependency of all pages. Raises `NotFound` for one about a search that the viewer may not see."""
+    search_id = request.path_params.get("search_id")
+    if search_id is None or not context.settings.multi_user:
+        return
+    viewer = get_viewer(request, context)
+    with context.database.read() as session:
+        require_visible(session, search_id, viewer.sees_only)
+
+
 def viewer_of_token(context: Context, token: str) -> Viewer | None:
     """The user of a token; None where it is not valid, or not for reading (an agent's)."""
     try:
@@ -67,6 +79,7 @@ def viewer_of_token(context: Context, token: str) -> Viewer | None:
         can_sign_out=True,
         may_steer=principal.may(Scope.SEARCHES_WRITE),
         may_enrol=principal.may(Scope.ADMIN),
+        sees_only=sees_only(context.settings, principal),
     )
 
 
@@ -83,14 +96,25 @@ def is_local(request: Request) -> bool:
 
 
 def is_same_site(request: Request) -> bool:
-    """Whether a form was sent from one of our own pages. Browsers always say; other clients need no protection."""
-    return request.headers.get("sec-fetch-site", "same-origin") in ("same-origin", "none")
+    """Whether a form was sent from one of our own pages. Browsers always say; other clients need no protection.
+
+    They say it in Sec-Fetch-Site over TLS and to this machine itself. Over plain HTTP there is only the Origin, and
+    the cookie's SameSite would not do: to it, all ports of a host are one site.
+    """
+    fetched_from = request.headers.get("sec-fetch-site")
+    if fetched_from is not None:
+        return fetched_from in ("same-origin", "none")
+    return "origin" not in request.headers or _is_own_origin(request)
 
 
 def is_own_form(request: Request) -> bool:
     """Whether a browser says that a form is of our own pages: what it needs to change anything without a token."""
+    return is_same_site(request) and _is_own_origin(request)
+
+
+def _is_own_origin(request: Request) -> bool:
     origin = request.headers.get("origin")
-    return is_same_site(request) and origin is not None and urlsplit(origin).netloc == request.headers.get("host")
+    return origin is not None and urlsplit(origin).netloc == request.headers.get("host")
 
 
 def local_path(target: str) -> str:
@@ -114,7 +138,7 @@ class DashboardRoute(APIRoute):
                 return await handle(request)
             except SignInNeeded:
                 return _ask_to_sign_in(request)
-            except (NotFound, Forbidden, Conflict) as error:
+            except tuple(_PROBLEM_TITLES) as error:
                 return await run_in_threadpool(
                     render,
                     "problem.html",
@@ -134,13 +158,3 @@ def _ask_to_sign_in(request: Request) -> Response:
         return RedirectResponse(f"{LOGIN_PATH}?next={quote(target, safe='')}", status_code=303)
     # htmx follows HX-Redirect; scripts see the status.
     return Response(status_code=401, headers={"HX-Redirect": LOGIN_PATH, "Cache-Control": "no-store"})
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the address or name."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

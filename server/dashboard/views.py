@@ -6,17 +6,18 @@ from collections.abc import AsyncIterator
 from typing import Annotated
 from urllib.parse import parse_qs, quote
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from fastapi.staticfiles import StaticFiles
 from starlette.concurrency import run_in_threadpool
 
+from kerf.local import is_loopback
 from server.accounts.service import DEFAULT_CODE_LIFETIME_S, mint_enrolment_code
 from server.artifacts.repository import has_artifact
 from server.artifacts.store import check_digest
 from server.columns import database_time_s
-from server.context import TOKEN_COOKIE, Context, ContextDep
+from server.context import TOKEN_COOKIE, Context, ContextDep, count_failure
 from server.dashboard import queries
 from server.dashboard.candidates import candidate_page
 from server.dashboard.card import card_page
@@ -33,7 +34,7 @@ from server.dashboard.session import (
     LOGIN_PATH,
     DashboardRoute,
     ViewerDep,
-    is_loopback,
+    check_page_visible,
     is_own_form,
     is_same_site,
     local_path,
@@ -48,7 +49,7 @@ from server.latency.listing_endpoints import FilterDep, list_place
 from server.searches.queries import STEERING, find_document, get_search, steer
 from server.searches.repository import RESULT
 
-router = APIRouter(route_class=DashboardRoute, include_in_schema=False)
+router = APIRouter(route_class=DashboardRoute, include_in_schema=False, dependencies=[Depends(check_page_visible)])
 
 #: A token and a path fit many times over.
 MAX_FORM_BYTES = 8192
@@ -62,22 +63,22 @@ LastEventId = Annotated[str | None, Header(alias="Last-Event-ID")]
 
 @router.get("/")
 def show_overview(context: ContextDep, viewer: ViewerDep) -> Response:
-    return render("overview.html", page=_overview(context), viewer=viewer, path="/")
+    return render("overview.html", page=_overview(context, viewer), viewer=viewer, path="/")
 
 
 @router.get("/fragments/overview")
 def overview_fragment(context: ContextDep, viewer: ViewerDep) -> Response:
-    return render("_overview.html", page=_overview(context))
+    return render("_overview.html", page=_overview(context, viewer))
 
 
 @router.get("/queue")
 def show_queue(context: ContextDep, viewer: ViewerDep) -> Response:
-    return render("queue.html", page=_queue(context), viewer=viewer, path="/queue")
+    return render("queue.html", page=_queue(context, viewer), viewer=viewer, path="/queue")
 
 
 @router.get("/fragments/queue")
 def queue_fragment(context: ContextDep, viewer: ViewerDep) -> Response:
-    return render("_queue.html", page=_queue(context))
+    return render("_queue.html", page=_queue(context, viewer))
 
 
 @router.get("/enrol")
@@ -252,6 +253,7 @@ async def log_in(request: Request, context: ContextDep) -> Response:
     form = parse_qs((await _small_body(request)).decode(errors="replace"))
     token, target = form.get("token", [""])[0].strip(), local_path(form.get("next", ["/"])[0])
     if await run_in_threadpool(viewer_of_token, context, token) is None:
+        count_failure(request, context)
         problem = "This is not a valid user token: it is unknown, expired or revoked, or belongs to an agent."
         return render("login.html", status_code=403, viewer=None, path=LOGIN_PATH, next=target, problem=problem)
     response = RedirectResponse(target, status_code=303)
@@ -284,15 +286,18 @@ async def static_file(path: str, request: Request) -> Response:
     return response
 
 
-def _overview(context: Context) -> OverviewPage:
+def _overview(context: Context, viewer: Viewer) -> OverviewPage:
     with context.database.read() as session:
-        return queries.overview(session, heartbeat_interval_s=context.settings.heartbeat_interval_s)
+        return queries.overview(
+            session, heartbeat_interval_s=context.settings.heartbeat_interval_s, owner=viewer.sees_only
+        )
 
 
-def _queue(context: Context) -> QueuePage:
+def _queue(context: Context, viewer: Viewer) -> QueuePage:
+    interval_s = context.settings.heartbeat_interval_s
     with context.database.read() as session:
         now = database_time_s(session)
-        return queue_page(session, now, heartbeat_interval_s=context.settings.heartbeat_interval_s)
+        return queue_page(session, now, heartbeat_interval_s=interval_s, owner=viewer.sees_only)
 
 
 def _enrolment(request: Request, viewer: Viewer, *, code: str) -> Response:

@@ -19,7 +19,7 @@ from device_agent.contracts import (
     ReportBatch,
 )
 from server.accounts.service import Principal
-from server.context import Agent, ContextDep
+from server.context import Agent, ContextDep, count_failure
 from server.errors import Forbidden
 from server.fleet import service
 from server.wire import PROBLEMS, ContractResponse, answer, body_of, body_schema
@@ -28,9 +28,15 @@ router = APIRouter(prefix="/v1", tags=["agents"], responses=PROBLEMS)
 
 
 @router.post("/agents:enrol", openapi_extra=body_schema("EnrolmentRequest"), responses=answer(EnrolmentAnswer))
-def enrol(context: ContextDep, body: Annotated[EnrolmentRequest, Depends(body_of(EnrolmentRequest))]) -> Response:
+def enrol(
+    request: Request, context: ContextDep, body: Annotated[EnrolmentRequest, Depends(body_of(EnrolmentRequest))]
+) -> Response:
     """Exchange an enrolment code for a device and its token. Repeating it gives the same device a new token."""
-    return ContractResponse(service.enrol(context, body))
+    try:
+        return ContractResponse(service.enrol(context, body))
+    except Forbidden:
+        count_failure(request, context)
+        raise
 
 
 @router.post("/agents:heartbeat", openapi_extra=body_schema("HeartbeatRequest"), responses=answer(HeartbeatAnswer))

@@ -55,6 +55,16 @@ def insert_device(session: Session, request: EnrolmentRequest, agent_key_hash: s
     return device_id
 
 
+def set_enrolment_code(session: Session, device_id: str, code_id: str) -> None:
+    """Note with which code the agent of a device enrolled last."""
+    session.execute(
+        update(DeviceRow)
+        .where(DeviceRow.id == device_id)
+        .values(enrolment_code_id=code_id)
+        .execution_options(synchronize_session=False)
+    )
+
+
 def _free_name(session: Session, wanted: str) -> str:
     taken = set(session.scalars(select(DeviceRow.name).where(DeviceRow.name.startswith(wanted, autoescape=True))))
     number, name = 1, wanted

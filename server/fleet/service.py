@@ -42,7 +42,10 @@ MAX_KEY_CHARS = 200
 
 
 def enrol(context: Context, request: EnrolmentRequest) -> EnrolmentAnswer:
-    """Let an agent in. The same `agent_key` gets the same device, and a new token in place of the old one."""
+    """Let an agent in. The same `agent_key` gets the same device, and a new token in place of the old one.
+
+    Each time takes a use of a code, or else an agent whose token was revoked would get another for its old code.
+    """
     if request.wire_version != WIRE_VERSION:
         raise Unprocessable(
             f"the agent speaks wire {request.wire_version}, the server {WIRE_VERSION}: install one release on both",
@@ -64,9 +67,11 @@ def _enrol(context: Context, request: EnrolmentRequest) -> EnrolmentAnswer:
     code_hash, key_hash = context.hasher.hash(request.code), context.hasher.hash(request.agent_key)
     with context.database.write() as session:
         known = repository.find_by_agent_key(session, key_hash)
-        # An agent whose first answer was lost repeats itself with a code that is used up by now.
-        is_allowed = accounts.has_code(session, code_hash) if known else accounts.use_code(session, code_hash)
-        if not is_allowed:
+        code_id = accounts.use_code(session, code_hash)
+        if code_id is None and known is not None and accounts.may_repeat(session, code_hash, known.id):
+            # An agent whose first answer was lost repeats itself with a code that is used up by now.
+            code_id = known.enrolment_code_id
+        if code_id is None:
             raise Forbidden(
                 "the enrolment code is unknown, used up or expired: make one with `kerf enrol-code`",
                 code="enrolment_code",
@@ -76,6 +81,7 @@ def _enrol(context: Context, request: EnrolmentRequest) -> EnrolmentAnswer:
         else:
             device_id = known.id
             repository.save_facts(session, device_id, request.profile, request)
+        repository.set_enrolment_code(session, device_id, code_id)
         token = mint_agent_token(session, context.hasher, device_id=device_id, name=f"agent of {device_id}")
     return EnrolmentAnswer(
         device_id=device_id,

@@ -15,6 +15,7 @@ from server.searches import queries, service
 from server.searches.effort import measuring_efforts
 from server.searches.repository import LATENCY_TABLE, RESOLVED_CONFIG, RESULT, SEARCHED_FRONT, device_document
 from server.searches.schemas import CandidateView, SearchView, candidate_view, search_view
+from server.searches.visibility import check_visible, sees_only
 from server.states import JobState
 from server.wire import (
     DEFAULT_PAGE,
@@ -30,7 +31,7 @@ from server.wire import (
     read_json,
 )
 
-router = APIRouter(prefix="/v1/searches", tags=["searches"], responses=PROBLEMS)
+router = APIRouter(prefix="/v1/searches", tags=["searches"], responses=PROBLEMS, dependencies=[Depends(check_visible)])
 
 
 @router.post("", status_code=201, openapi_extra=body_schema("SearchConfig"), responses=answer(SearchView, status=201))
@@ -41,7 +42,7 @@ def create_search(
     idempotency_key: Annotated[str | None, Header()] = None,
 ) -> Response:
     """Submit a search. With an Idempotency-Key, repeating the request for a day gives the same search (status 200)."""
-    row, is_new = service.create_search(context, data, principal=principal.token_id, idempotency_key=idempotency_key)
+    row, is_new = service.create_search(context, data, principal=principal, idempotency_key=idempotency_key)
     with context.database.read() as session:
         view = search_view(row, measuring_efforts(session, row.id))
     return ContractResponse(view, status_code=201 if is_new else 200, headers={"Location": f"/v1/searches/{row.id}"})
@@ -56,8 +57,9 @@ def list_searches(
     state: JobState | None = None,
 ) -> Response:
     """Searches, the newest first."""
+    owner = sees_only(context.settings, principal)
     with context.database.read() as session:
-        rows = queries.list_searches(session, before=decode_cursor(cursor), limit=limit + 1, state=state)
+        rows = queries.list_searches(session, before=decode_cursor(cursor), limit=limit + 1, state=state, owner=owner)
     part = page(rows, limit, key=lambda row: row.id)
     return ContractResponse(Page(items=tuple(search_view(row) for row in part.items), next=part.next))
 

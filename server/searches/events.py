@@ -21,9 +21,10 @@ from server.context import Context, ContextDep, Reader
 from server.errors import BadRequest
 from server.searches import queries
 from server.searches.schemas import EventView, event_view
+from server.searches.visibility import check_visible
 from server.wire import PROBLEMS
 
-router = APIRouter(prefix="/v1/searches", tags=["searches"], responses=PROBLEMS)
+router = APIRouter(prefix="/v1/searches", tags=["searches"], responses=PROBLEMS, dependencies=[Depends(check_visible)])
 
 #: Events that are read at once: bounds the memory of a replay.
 _BATCH = 500

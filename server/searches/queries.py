@@ -14,6 +14,7 @@ from server.ids import new_id
 from server.models import CandidateRow, DocumentRow, EventRow, IdempotencyRow, SearchRow
 from server.searches.repository import SearchEvent, append_events
 from server.searches.tasks import cancel_unwanted_tasks
+from server.searches.visibility import is_of
 from server.states import JOB_TRANSITIONS, JobState
 from server.upsert import insert_missing
 
@@ -49,10 +50,10 @@ def device_ids(row: SearchRow) -> tuple[str, ...]:
 
 
 def list_searches(
-    session: Session, *, before: str | None, limit: int, state: JobState | None = None
+    session: Session, *, before: str | None, limit: int, state: JobState | None = None, owner: str | None = None
 ) -> Sequence[SearchRow]:
-    """Searches, the newest first; `before` is the last one of the page before."""
-    query = select(SearchRow).order_by(SearchRow.id.desc()).limit(limit)
+    """Searches (of one user), the newest first; `before` is the last one of the page before."""
+    query = select(SearchRow).where(is_of(owner)).order_by(SearchRow.id.desc()).limit(limit)
     if before is not None:
         query = query.where(SearchRow.id < before)
     if state is not None:

@@ -20,6 +20,7 @@ from device_agent.contracts import (
     why_unusable,
 )
 from search.domain.config import SearchConfig, parse_config
+from server.accounts.service import Principal
 from server.catalog.naming import refused
 from server.context import Context
 from server.errors import NotFound, Unprocessable
@@ -29,13 +30,14 @@ from server.searches import queries
 from server.searches.data import check_artifact, usable_dataset
 from server.searches.networks import usable_network
 from server.searches.repository import LATENCY_TABLE, device_document
+from server.searches.visibility import require_visible, sees_only
 from server.wire import unprocessable
 
 MAX_KEY_CHARS = 200
 
 
 def create_search(
-    context: Context, data: object, *, principal: str, idempotency_key: str | None
+    context: Context, data: object, *, principal: Principal, idempotency_key: str | None
 ) -> tuple[SearchRow, bool]:
     """Check a config and store the search; returns it, and whether it is new.
 
@@ -50,7 +52,7 @@ def create_search(
     digest = hashlib.sha256(canonical_json(config).encode()).hexdigest()
     if idempotency_key is not None:
         with context.database.read() as session:
-            earlier = queries.find_idempotency_key(session, principal, idempotency_key, digest)
+            earlier = queries.find_idempotency_key(session, principal.token_id, idempotency_key, digest)
             if earlier is not None:
                 # Returned even where the config would be refused by now: a device may have gone meanwhile.
                 return queries.get_search(session, earlier), False
@@ -60,18 +62,18 @@ def create_search(
         _check_artifacts(context, session, config)
         devices = _choose_devices(session, config)
         _check_runtime(config)
-        _check_latency_from(session, config, devices)
+        _check_latency_from(session, config, devices, sees_only(context.settings, principal))
         row = queries.insert_search(
             session,
             name=config.name,
             device_id=devices[0].id,
             config=encode(_with_identities(config, devices)),
-            created_by=principal,
+            created_by=principal.token_id,
         )
         if idempotency_key is None:
             return row, True
         earlier = queries.claim_idempotency_key(
-            session, principal=principal, key=idempotency_key, request_sha256=digest, resource_id=row.id
+            session, principal=principal.token_id, key=idempotency_key, request_sha256=digest, resource_id=row.id
         )
         if earlier is None:
             return row, True
@@ -171,12 +173,15 @@ def _check_runtime(config: SearchConfig) -> None:
         )
 
 
-def _check_latency_from(session: Session, config: SearchConfig, devices: Sequence[DeviceRow]) -> None:
+def _check_latency_from(
+    session: Session, config: SearchConfig, devices: Sequence[DeviceRow], owner: str | None
+) -> None:
     """The search whose latency tables are to be used must be there, and have one of each device."""
     if config.latency_from is None:
         return
     field = "config.latency_from"
     try:
+        require_visible(session, config.latency_from, owner)
         source = queries.get_search(session, config.latency_from)
     except NotFound as error:
         raise refused(field, error.detail) from None

@@ -11,7 +11,7 @@ from device_agent.native.executor import NativeNetwork
 
 plan, tensors = open_packed(Path(__file__).parent / "network.kerfnet")
 network = NativeNetwork(plan, tensors)
-x = np.load(sys.argv[1]) if len(sys.argv) > 1 else np.zeros(plan.input_shape, np.float32)
+x = np.load(sys.argv[1], allow_pickle=False) if len(sys.argv) > 1 else np.zeros(plan.input_shape, np.float32)
 output = network.run(x)
 times_ns = []
 for _ in range(100):

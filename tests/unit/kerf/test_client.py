@@ -212,3 +212,44 @@ def test_where_the_server_is_and_who_asks(monkeypatch: pytest.MonkeyPatch, tmp_p
     with kerf.Client() as client:
         assert repr(client) == "<Client of http://elsewhere:1>"
         assert client._http.headers["Authorization"] == "Bearer kerf_u_env"
+
+
+@pytest.mark.parametrize(
+    ("started", "asked", "is_given"),
+    [
+        ("http://127.0.0.1:8321", "http://localhost:8321", True),
+        ("http://127.0.0.1:8321", "http://[::1]:8321/", True),
+        ("http://0.0.0.0:9000", "http://127.0.0.1:9000", True),
+        ("http://192.0.2.1:8321", "http://192.0.2.1:8321", True),
+        ("http://127.0.0.1:8321", "http://127.0.0.1:9000", False),
+        ("http://127.0.0.1:8321", "https://127.0.0.1:8321", False),
+        ("http://0.0.0.0:8321", "http://192.0.2.1:8321", False),
+        ("http://127.0.0.1:8321", "http://evil.example:8321", False),
+        ("http://127.0.0.1:8321", "http://127.0.0.1.evil.example:8321", False),
+        ("http://127.0.0.1:8321", "http://127.0.0.1:8321@evil.example", False),
+        ("http://127.0.0.1:8321", "http://127.0.0.1:port", False),
+    ],
+)
+def test_the_local_token_goes_to_the_local_server_only(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, started: str, asked: str, is_given: bool
+) -> None:
+    monkeypatch.delenv("KERF_TOKEN", raising=False)
+    monkeypatch.setenv("KERF_DATA_DIR", str(tmp_path))
+    (tmp_path / "user.token").write_text("kerf_u_local\n")
+    (tmp_path / "server.url").write_text(f"{started}\n")
+    if is_given:
+        with kerf.Client(asked) as client:
+            assert client._http.headers["Authorization"] == "Bearer kerf_u_local"
+    else:
+        with pytest.raises(kerf.NotConfigured, match="goes nowhere else"):
+            kerf.Client(asked)
+        with pytest.raises(kerf.NotConfigured, match="goes nowhere else"):
+            kerf.AsyncClient(asked)
+
+
+def test_no_proxy_sees_what_is_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://proxy.example:3128")
+    with kerf.Client("http://127.0.0.1:8321", "kerf_u_x") as client:
+        assert client._http._trust_env is False
+    with kerf.Client("http://kerf.example", "kerf_u_x") as client:
+        assert client._http._trust_env is True
