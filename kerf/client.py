@@ -18,6 +18,7 @@ from kerf.resources.models import AsyncModels, Models
 from kerf.resources.searches import AsyncSearches, Searches
 from kerf.resources.status import AsyncStatus, Status
 from kerf.resources.tokens import AsyncTokens, Tokens
+from kerf.resources.workers import AsyncWorkers, Workers
 from kerf.retries import MAX_ATTEMPTS
 from kerf.session import Session
 
@@ -68,6 +69,7 @@ class Client(_AnyClient):
         self.datasets = Datasets(session)
         self.artifacts = Artifacts(session)
         self.tokens = Tokens(session)
+        self.workers = Workers(session)
         self.status = Status(session)
 
     def __enter__(self) -> Self:
@@ -103,6 +105,7 @@ class AsyncClient(_AnyClient):
         self.datasets = AsyncDatasets(session)
         self.artifacts = AsyncArtifacts(session)
         self.tokens = AsyncTokens(session)
+        self.workers = AsyncWorkers(session)
         self.status = AsyncStatus(session)
 
     async def __aenter__(self) -> Self:

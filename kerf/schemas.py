@@ -77,6 +77,7 @@ VerdictReason: TypeAlias = Literal[
     "not_steady",
     "not_verified",
 ]
+WorkerState: TypeAlias = Literal["idle", "busy", "silent"]
 
 
 class Architecture(TypedDict):
@@ -763,3 +764,16 @@ class WeightPruning(TypedDict):
     density: float
     pattern_entries: int
     scheme: PruningScheme
+
+
+class WorkerView(TypedDict):
+    """A process that runs searches. `search_id` is the one in its hands, where the asking user may see it."""
+
+    host: str
+    id: str
+    last_seen_at: str | None
+    name: str
+    search_id: str | None
+    started_at: str | None
+    state: WorkerState
+    version: str

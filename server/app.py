@@ -15,7 +15,7 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 
 from device_agent import __version__
-from server import handlers, openapi, status
+from server import handlers, metrics, openapi, status
 from server.accounts import endpoints as accounts
 from server.accounts.tokens import SecretHasher
 from server.artifacts import endpoints as artifacts
@@ -23,6 +23,7 @@ from server.artifacts.store import open_store
 from server.catalog import datasets, networks
 from server.catalog import endpoints as catalog
 from server.context import Context
+from server.counters import Counters
 from server.dashboard import views as dashboard
 from server.database import Database
 from server.errors import BadRequest
@@ -36,9 +37,11 @@ from server.latency import model_endpoints as latency_models
 from server.latency.exchange import endpoints as exchange
 from server.logs import configure_logging
 from server.rates import RateLimit
+from server.request_log import RequestLog
 from server.searches import endpoints as searches
 from server.searches import events
 from server.settings import Settings
+from server.workers import endpoints as workers
 
 log = structlog.get_logger(__name__)
 
@@ -58,6 +61,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         redoc_url=None,
     )
     app.add_middleware(SecurityHeaders)
+    app.state.counters = Counters()
+    # The outermost: what the others answer themselves is counted, too.
+    app.add_middleware(RequestLog, counters=app.state.counters)
     app.state.settings = settings
     for module in (
         status,
@@ -75,6 +81,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         datasets,
         networks,
         accounts,
+        workers,
+        metrics,
     ):
         app.include_router(module.router)
     app.include_router(dashboard.router)
@@ -102,10 +110,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         stopping=asyncio.Event(),
         requests=RateLimit(settings.max_requests_per_minute),
         failed_sign_ins=RateLimit(settings.max_failed_sign_ins_per_minute),
+        counters=app.state.counters,
     )
     app.state.context = context
     with _on_stop_signals(asyncio.get_running_loop(), lambda: _stop(context)):
-        tasks = [
+        context.background[:] = [
             asyncio.create_task(_watch_tasks(context), name="watch tasks"),
             asyncio.create_task(_regularly(context, service.reap, "reaping_failed"), name="reap leases"),
             asyncio.create_task(_regularly(context, watching.watch, "watching_failed"), name="watch for drift"),
@@ -114,7 +123,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
             yield
         finally:
             _stop(context)
-            await asyncio.gather(*tasks)
+            await asyncio.gather(*context.background, return_exceptions=True)
             database.dispose()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
@@ -14,6 +14,7 @@ from fastapi.security.http import HTTPAuthorizationCredentials
 from server.accounts.service import Principal, Scope, authenticate
 from server.accounts.tokens import SecretHasher
 from server.artifacts.store import ArtifactStore
+from server.counters import Counters
 from server.database import Database
 from server.errors import Forbidden, TooManyRequests, Unauthorized
 from server.fleet.waiting import LeaseWaiters
@@ -38,6 +39,9 @@ class Context:
     stopping: asyncio.Event
     requests: RateLimit
     failed_sign_ins: RateLimit
+    counters: Counters
+    #: What runs beside the requests, until `stopping`.
+    background: list[asyncio.Task[None]] = field(default_factory=list)
 
 
 # What waits for nothing is `async`: anything else would cost a hop to a thread in each request.

@@ -458,6 +458,19 @@ class SearchRow(Base):
     )
 
 
+class WorkerRow(Base):
+    """A worker that runs, or that ended without a word. `search_id` is the search in its hands."""
+
+    __tablename__ = "worker"
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    name: Mapped[str] = mapped_column(String(200))
+    host: Mapped[str] = mapped_column(String(200))
+    version: Mapped[str] = mapped_column(String(64))
+    search_id: Mapped[str | None] = mapped_column(Id)
+    started_at: Mapped[float] = mapped_column(Double, default=now_s())
+    heartbeat_at: Mapped[float] = mapped_column(Double, default=now_s())
+
+
 class SearchTaskRow(Base):
     """Which search wants which task. A task that no open search wants is cancelled.
 

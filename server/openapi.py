@@ -39,6 +39,7 @@ from server.latency.profit import ProfitMap
 from server.latency.schemas import KernelView, LatencyAnswer, LatencyQuery, LatencyView, MeasurementView, SeriesView
 from server.searches.schemas import CandidateView, EventView, SearchView
 from server.status import Health, Version
+from server.workers.endpoints import WorkerView
 
 _REF = "#/components/schemas/{model}"
 
@@ -91,6 +92,7 @@ WIRE_CLASSES: tuple[type, ...] = (
     TokenRequest,
     TokenView,
     Version,
+    WorkerView,
 )
 
 

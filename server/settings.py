@@ -64,6 +64,7 @@ class Settings:
             idle, to see whether it drifted; 0 is never. Each time costs the device a few seconds.
         open_dashboard: Whether browsers on the server's own machine see the dashboard without signing in. `kerf up`
             sets it. Leave it off where several people share the machine, or where a proxy on it serves others.
+        open_metrics: Whether /metrics needs no token. Without it, requests from this machine itself need none.
         multi_user: Whether users see only the searches that were submitted with a token of their own name. Admins see
             all; devices, latencies, models and data sets stay shared.
         log_json: Whether log lines are JSON instead of text.
@@ -93,6 +94,7 @@ class Settings:
     ray_address: str = ""
     drift_interval_s: float = 0.0
     open_dashboard: bool = False
+    open_metrics: bool = False
     multi_user: bool = False
     log_json: bool = False
 

@@ -37,13 +37,20 @@ class Version:
 
 
 @router.get("/healthz", responses=answer(Health))
-async def healthz() -> Response:
-    """Whether the process answers; nothing else is asked."""
+async def healthz(context: ContextDep) -> Response:
+    """Whether the process answers and does its regular work; the database is not asked. If not, restart it."""
+    ended = [task.get_name() for task in context.background if task.done()]
+    if ended and not context.stopping.is_set():
+        raise Unavailable(f"{', '.join(ended)} ended: restart the server; its log has the reason", code="unhealthy")
     return ContractResponse(Health(status="ok"))
 
 
 def ready(context: ContextDep) -> Context:
-    """Raises `Unavailable` unless the database answers, has the newest schema, and the disk has room."""
+    """Raises `Unavailable` unless the database answers, has the newest schema, and the disk has room; and while the
+    process stops, so that no proxy sends it more.
+    """
+    if context.stopping.is_set():
+        raise Unavailable("the server stops: ask another one, or again in a moment", code="stopping")
     found, expected = _schema(context), newest_schema()
     if found != expected:
         raise Unavailable(

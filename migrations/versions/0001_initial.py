@@ -61,6 +61,17 @@ def upgrade() -> None:
         sa.UniqueConstraint("code_hash", name=op.f("uq_enrolment_code_code_hash")),
     )
     op.create_table(
+        "worker",
+        sa.Column("id", sa.String(length=80), nullable=False),
+        sa.Column("name", sa.String(length=200), nullable=False),
+        sa.Column("host", sa.String(length=200), nullable=False),
+        sa.Column("version", sa.String(length=64), nullable=False),
+        sa.Column("search_id", sa.String(length=80), nullable=True),
+        sa.Column("started_at", sa.Double(), nullable=False),
+        sa.Column("heartbeat_at", sa.Double(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_worker")),
+    )
+    op.create_table(
         "idempotency_key",
         sa.Column("principal", sa.String(length=80), nullable=False),
         sa.Column("key", sa.String(length=200), nullable=False),
@@ -801,6 +812,7 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_idempotency_key_created_at"))
 
     op.drop_table("idempotency_key")
+    op.drop_table("worker")
     op.drop_table("enrolment_code")
     op.drop_table("device_profile")
     op.drop_table("device")

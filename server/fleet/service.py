@@ -180,6 +180,7 @@ def report(context: Context, device_id: str, batch: ReportBatch) -> ReportAnswer
         receipts, num_ready = take_reports(
             session, device_id, batch.reports, max_attempts=context.settings.max_attempts
         )
+    context.counters.took_reports(batch, receipts)
     if num_ready:
         context.waiters.notify_threadsafe(device_id, num_ready)
     return ReportAnswer(receipts=tuple(receipts))

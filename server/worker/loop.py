@@ -26,6 +26,7 @@ from server.searches import repository
 from server.searches.repository import ClaimLost, JobClaim
 from server.settings import Settings
 from server.worker.pipeline import run_stages
+from server.worker.presence import present
 from server.worker.run import RunInterrupted, SearchFailed, SearchRun, signal_of
 
 #: Errors whose text names the value and the remedy; anything else is a defect of ours.
@@ -58,9 +59,11 @@ def run_worker(settings: Settings, stop: threading.Event) -> None:
     store = open_store(settings)
     # One worker a host and data folder holds this name, by the lock: after a crash it takes its job back at once.
     name = f"{socket.gethostname()}:{settings.data_dir}"
-    with _sole_holder(settings) as is_sole:
+    with contextlib.ExitStack() as within:
+        is_sole = within.enter_context(_sole_holder(settings))
         worker = name if is_sole else f"{name}:{os.getpid()}"
         log.info("worker_started", worker=worker)
+        presence = within.enter_context(present(database, worker))
         first = is_sole
         looked = dict.fromkeys(_REFRESHED, 0.0)
         while not stop.is_set():
@@ -81,7 +84,8 @@ def run_worker(settings: Settings, stop: threading.Event) -> None:
                 stop.wait(IDLE_INTERVAL_S)
                 continue
             try:
-                _serve(database, settings, store, claim, stop)
+                with presence.serving(claim.search_id):
+                    _serve(database, settings, store, claim, stop)
             except Exception as error:
                 if not _passes(error):
                     raise

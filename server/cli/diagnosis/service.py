@@ -37,7 +37,7 @@ def service_findings(client: Client, now: datetime | None = None) -> Iterator[Fi
     yield _version(client)
     try:
         yield from _token(client, now)
-        yield _queue(client, now)
+        yield from _workers(client, now)
         yield from _devices(client.devices.list(limit=10_000))
     except Unauthorized as error:
         remedy = "make one on the server's machine with `kerf tokens create`, and give it as --token or KERF_TOKEN"
@@ -76,8 +76,33 @@ def _token(client: Client, now: datetime) -> Iterator[Finding]:
         yield ok("token", found)
 
 
+def _workers(client: Client, now: datetime) -> Iterator[Finding]:
+    """Whether somebody takes searches up, and does."""
+    try:
+        workers = client.workers.list(limit=10_000)
+    except NotFound:
+        yield unknown("workers", "the server is too old to tell")
+        yield _queue(client, now)
+        return
+    alive = [worker for worker in workers if worker["state"] != "silent"]
+    remedy = "start one on the server's machine: `kerf worker` (`kerf up` has one)"
+    if not alive:
+        yield broken("workers", "none is running: searches wait", remedy)
+    else:
+        busy = sum(worker["state"] == "busy" for worker in alive)
+        yield ok("workers", f"{len(alive)} running, {busy} with a search")
+    for worker in workers:
+        if worker["state"] == "silent":
+            found = f"on {worker['host']} ended without a word, last seen {worker['last_seen_at']}"
+            yield warning(f"worker {worker['name']}", found, "look at its log (out of memory?), and start it again")
+        elif worker["version"] != __version__:
+            found = f"on {worker['host']} has version {worker['version']}, here is {__version__}"
+            yield warning(f"worker {worker['name']}", found, "install one release everywhere")
+    yield _queue(client, now)
+
+
 def _queue(client: Client, now: datetime) -> Finding:
-    """Whether somebody takes searches up. Workers do not report to the server: what they leave lying shows."""
+    """Whether searches are left lying."""
     pending = client.searches.list(state="pending", limit=500)
     late = [s for s in pending if s["created_at"] and now - datetime.fromisoformat(s["created_at"]) > PENDING_TOO_LONG]
     if not late:
@@ -87,7 +112,7 @@ def _queue(client: Client, now: datetime) -> Finding:
     return warning(
         "searches",
         f"{len(late)} wait since {late[-1]['created_at']} or later, and none is running",
-        "start a worker on the server's machine: `kerf worker` (`kerf up` has one)",
+        "see what is said of workers; their log says why they take none",
     )
 
 

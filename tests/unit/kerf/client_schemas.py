@@ -42,6 +42,7 @@ ROOTS = (
     "TokenView",
     "Verdict",
     "Version",
+    "WorkerView",
 )
 
 _HEADER = '''"""The JSON that the server answers with, as types. Written from the OpenAPI document; do not edit.

