@@ -15,6 +15,8 @@ from typing import Any
 import structlog
 from alembic import command
 from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, pool, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -186,15 +188,35 @@ def migration_engine(url: str | URL) -> Engine:
 
 
 def upgrade(settings: Settings, revision: str = "head") -> None:
-    """Bring the database to `revision`, making it where it does not exist. Several processes may call this at once."""
+    """Bring the database to `revision`, making it where it does not exist. Several processes may call this at once.
+
+    Raises `NewerSchema` for a database of a newer release: nothing leads back.
+    """
     url = make_url(settings.url)
     with _migration_lock(url):
         engine = migration_engine(url)
         try:
             with engine.connect() as connection:
+                _refuse_newer(connection)
                 command.upgrade(alembic_config(connection), revision)
         finally:
             engine.dispose()
+
+
+class NewerSchema(Exception):
+    """The database was made or upgraded by a newer release. The text names both schemas and the remedy."""
+
+
+def _refuse_newer(connection: Connection) -> None:
+    found = MigrationContext.configure(connection).get_current_revision()
+    scripts = ScriptDirectory.from_config(alembic_config())
+    if found is not None and all(script.revision != found for script in scripts.walk_revisions()):
+        raise NewerSchema(
+            f"the database has schema {found}, and the newest that this Kerf knows is {scripts.get_current_head()}: it "
+            "is of a newer Kerf. A database is never downgraded: install that release, or restore a backup from before"
+        )
+    # Looking has begun a transaction, and what migrates makes its own.
+    connection.rollback()
 
 
 @contextlib.contextmanager

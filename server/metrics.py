@@ -8,6 +8,7 @@ With several API processes, each exports the same gauges: take `max`, and `sum` 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.security.utils import get_authorization_scheme_param
@@ -15,7 +16,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
-from sqlalchemy import case, func, literal_column, select
+from sqlalchemy import ColumnElement, case, func, literal_column, select
 from sqlalchemy.orm import Session
 
 from server.accounts.service import Scope, authenticate
@@ -35,8 +36,8 @@ MAX_WORKERS = 10_000
 MAX_SEARCHES = 200
 
 #: Written out, not bound: a partial index serves only a query that says its condition as the index does.
-_PENDING = literal_column("'pending'")
-_LEASED = literal_column("'leased'")
+_PENDING: ColumnElement[Any] = literal_column("'pending'")
+_LEASED: ColumnElement[Any] = literal_column("'leased'")
 
 
 class DatabaseGauges(Collector):

@@ -33,6 +33,11 @@ def newest_schema() -> str | None:
     return ScriptDirectory.from_config(alembic_config()).get_current_head()
 
 
+def is_known_schema(schema: str) -> bool:
+    """Whether this code has the way to a schema. It has not to those of newer releases."""
+    return any(script.revision == schema for script in ScriptDirectory.from_config(alembic_config()).walk_revisions())
+
+
 def schema_status(settings: Settings) -> SchemaStatus:
     """How the database of `settings` is. Looks only: a SQLite file that is not there is not made."""
     url = make_url(settings.url)

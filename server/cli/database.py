@@ -8,10 +8,11 @@ from typing import Annotated
 
 import typer
 
-from server.backup import back_up
-from server.cli.config_file import ConfigFileError
+from server.backup import back_up, restore
 from server.cli.console import JsonOption, tell
+from server.cli.doctor import SomethingIsBroken
 from server.database import upgrade
+from server.integrity import problems
 from server.schema import schema_status
 from server.settings import Settings
 
@@ -41,12 +42,33 @@ def back_up_database(
     target: Annotated[Path, typer.Argument(help="The file to write; it must not exist.", show_default=False)],
     as_json: JsonOption = False,
 ) -> None:
-    """Write a copy of a SQLite database, whole and consistent while the server runs. Artifacts and token.key, which
-    are files in the data folder, are not in it.
+    """Write a copy of the database, whole and as it is at one moment, while server and workers run.
+
+    It is a SQLite file, of PostgreSQL too. Artifacts and token.key, which are files in the data folder, are not in it.
     """
-    try:
-        back_up(Settings.from_env(), target)
-    except (ValueError, OSError) as error:
-        raise ConfigFileError(str(error)) from None
+    back_up(Settings.from_env(), target)
     size_bytes = target.stat().st_size
     tell(f"{target}: {size_bytes} bytes", {"file": str(target), "bytes": size_bytes}, as_json=as_json)
+
+
+@app.command("restore")
+def restore_database(
+    source: Annotated[Path, typer.Argument(help="A file that `kerf db backup` wrote.", show_default=False)],
+    as_json: JsonOption = False,
+) -> None:
+    """Make the database from a backup, and bring it to the newest schema.
+
+    Into a database that is not there or empty, of either kind: a backup of SQLite restored into PostgreSQL is the move
+    to it.
+    """
+    done = restore(Settings.from_env(), source)
+    tell(f"{done.num_rows} rows restored from schema {done.schema}", asdict(done), as_json=as_json)
+
+
+@app.command()
+def check(as_json: JsonOption = False) -> None:
+    """Look for damage: pages and references, the schema, reports without figures, artifacts that are missing."""
+    found = list(problems(Settings.from_env()))
+    tell("\n".join(found) or "nothing is wrong", {"problems": found}, as_json=as_json)
+    if found:
+        raise SomethingIsBroken

@@ -8,10 +8,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from device_agent.contracts import ContractError
 from kerf import ApiError, DamagedDownload, KerfError, SearchEnded, ServerUnavailable
+from server.backup import BackupError
 from server.cli.config_file import ConfigFileError
 from server.cli.doctor import SomethingIsBroken
 from server.cli.export import ExportError
 from server.cli.local_stack import StackError
+from server.database import NewerSchema
 
 
 class ExitCode(IntEnum):
@@ -30,12 +32,22 @@ MEANINGS = {
     ExitCode.BAD_INPUT: "bad input: an argument, a config, a file or a token; or the server refused the request",
     ExitCode.SEARCH_ENDED: "the search failed or was cancelled",
     ExitCode.UNAVAILABLE: "the server, its database or a local process is not available or failed",
-    ExitCode.BROKEN: "`kerf doctor` found something that is broken",
+    ExitCode.BROKEN: "`kerf doctor` or `kerf db check` found something that is broken",
     ExitCode.INTERRUPTED: "interrupted with Ctrl-C",
 }
 
 #: Errors that a user can act on: they become one line and a code.
-EXPECTED = (KerfError, ConfigFileError, ContractError, ExportError, StackError, SQLAlchemyError, SomethingIsBroken)
+EXPECTED = (
+    KerfError,
+    ConfigFileError,
+    ContractError,
+    ExportError,
+    StackError,
+    SQLAlchemyError,
+    SomethingIsBroken,
+    BackupError,
+    NewerSchema,
+)
 
 
 def exit_code_of(error: BaseException) -> ExitCode:

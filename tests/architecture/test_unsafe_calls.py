@@ -41,6 +41,9 @@ SUSPICIOUS = re.compile("|".join([*map(re.escape, sorted(_WORDS)), rf"(?<![.\w])
 #: The user's own machine, with a switch whose help says what it does: `kerf models convert --trust-file`.
 ALLOWED_CALLS = {("search/networks/sources.py", "export.load")}
 
+#: Between a worker and its own children, over a pipe that nobody else holds: no file and no request is read so.
+ALLOWED_IMPORTS = {("search/parallel/processes.py", "pickle")}
+
 #: Who may: the client of our own API, and the commands and agent that use one.
 NETWORK_ALLOWED = ("kerf/", "server/cli/", "device_agent/")
 
@@ -106,7 +109,8 @@ def trees() -> dict[str, ast.AST]:
 
 
 def test_nothing_runs_code_from_data(trees: dict[str, ast.AST]) -> None:
-    assert {(path, name) for path, tree in trees.items() for name in PICKLING & set(imported(tree))} == set()
+    found_imports = {(path, name) for path, tree in trees.items() for name in PICKLING & set(imported(tree))}
+    assert found_imports <= ALLOWED_IMPORTS
     found = {(path, call) for path, tree in trees.items() for call in unsafe_calls(tree)}
     assert found == ALLOWED_CALLS
 

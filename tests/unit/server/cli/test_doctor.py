@@ -23,9 +23,10 @@ from server.cli.diagnosis import machine, service
 from server.cli.diagnosis.finding import Finding, Level
 from server.cli.doctor import SomethingIsBroken
 from server.cli.main import app
-from server.models import DeviceRow, SearchRow, TokenRow
+from server.models import DeviceRow, SearchRow, TokenRow, WorkerRow
 from server.settings import Settings
 from server.states import JobState
+from server.workers import repository as workers
 from tests.unit.server.server_lab import ServerLab, search_config
 
 GOOD_RUNTIMES = [
@@ -115,8 +116,28 @@ def examine(lab: ServerLab, token: str | None = None, now: datetime | None = Non
         return by_name(service.service_findings(client, now))
 
 
+def start_worker(lab: ServerLab, **values: Any) -> None:
+    """A worker as the database knows it."""
+    with lab.database.write() as session:
+        worker_id = workers.enter_worker(session, name="w", host="h", version=service.__version__)
+        if values:
+            session.execute(update(WorkerRow).where(WorkerRow.id == worker_id).values(**values))
+
+
+def test_workers_that_are_not_there_or_hang_are_found(server: ServerLab) -> None:
+    found = examine(server)["workers"]
+    assert (found.level, found.found) == (Level.BROKEN, "none is running: searches wait")
+    start_worker(server, search_id="search_0")
+    assert examine(server)["workers"].found == "1 running, 1 with a search"
+    start_worker(server, name="dead", heartbeat_at=1.0e9)
+    assert "ended without a word" in examine(server)["worker dead"].found
+    start_worker(server, name="old", version="0.0.1")
+    assert "version 0.0.1" in examine(server)["worker old"].found
+
+
 def test_a_server_that_is_well(server: ServerLab) -> None:
     agent = server.agent()
+    start_worker(server)
     with server.database.write() as session:
         session.execute(update(DeviceRow).values(agent_version=service.__version__))
     found = examine(server)
@@ -191,6 +212,7 @@ def test_a_server_of_another_version_or_not_ready_is_found(server: ServerLab, mo
 
 def test_the_exit_code_tells_whether_something_is_broken(server: ServerLab, monkeypatch: pytest.MonkeyPatch) -> None:
     runner = CliRunner()
+    start_worker(server)
     result = runner.invoke(app, ["doctor", "--no-machine", "--json"])
     assert isinstance(result.exception, SomethingIsBroken)
     told = json.loads(result.output)
