@@ -56,7 +56,7 @@ def create_search(
             if earlier is not None:
                 # Returned even where the config would be refused by now: a device may have gone meanwhile.
                 return queries.get_search(session, earlier), False
-    config = replace(config, model=usable_network(context, config, principal))
+    config = replace(config, model=usable_network(context, config, principal.token_id))
     config = replace(config, dataset=usable_dataset(context, config.dataset))
     with context.database.write() as session:
         _check_artifacts(context, session, config)

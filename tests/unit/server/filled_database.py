@@ -53,6 +53,8 @@ def _value(kind: TypeEngine[Any], name: str) -> Any:
     if isinstance(kind, LargeBinary):
         return b"\x00\xff"
     assert isinstance(kind, String), kind
+    if name.endswith("sha256"):
+        return "ab" * 32
     return f"made up {name}"[: kind.length or 40]
 
 
