@@ -41,8 +41,8 @@ SUSPICIOUS = re.compile("|".join([*map(re.escape, sorted(_WORDS)), rf"(?<![.\w])
 #: The user's own machine, with a switch whose help says what it does: `kerf models convert --trust-file`.
 ALLOWED_CALLS = {("search/networks/sources.py", "export.load")}
 
-#: Between a worker and its own children, over a pipe that nobody else holds: no file and no request is read so.
-ALLOWED_IMPORTS = {("search/parallel/processes.py", "pickle")}
+#: Between a worker and its own children, over a pipe or its own Ray cluster: no file and no request is read so.
+ALLOWED_IMPORTS = {("search/parallel/processes.py", "pickle"), ("search/parallel/ray_cluster.py", "pickle")}
 
 #: Who may: the client of our own API, and the commands and agent that use one.
 NETWORK_ALLOWED = ("kerf/", "server/cli/", "device_agent/")
