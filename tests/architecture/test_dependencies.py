@@ -26,9 +26,9 @@ ADVISORIES = (
     ("onnx", "1.21", "CVE-2026-27489 and CVE-2026-34445: external data leaves its folder; attributes exhaust memory"),
     ("pyarrow", "14.0.1", "CVE-2023-47248: reading Parquet or IPC runs code"),
     ("pyyaml", "5.4", "CVE-2020-14343: full_load runs code"),
-    ("pillow", "10.3", "CVE-2024-28219: buffer overflow while decoding"),
+    ("pillow", "10.3", "CVE-2024-28219: buffer overflow in colour management"),
     ("jinja2", "3.1.6", "CVE-2025-27516: the sandbox is left through a filter"),
-    ("numpy", "1.22", "CVE-2021-41496: buffer overflow in array creation"),
+    ("numpy", "1.22", "CVE-2021-41496: buffer overflow where f2py makes arrays"),
     ("h11", "0.16", "CVE-2025-43859: request smuggling through chunked bodies"),
 )
 
