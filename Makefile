@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 .PHONY: setup demo test test-slow test-docs test-sanitizers docs audit check bench bench-kernels bench-search bench-latency \
-	bench-load chaos fuzz wheels clean
+	bench-load chaos fuzz wheels release clean
 
 setup: $(VENV)/.installed
 
@@ -82,6 +82,10 @@ WHEELS ?= x86_64 aarch64
 wheels: setup
 	for machine in $(WHEELS); do \
 		KERF_NATIVE_TARGET=$$machine $(BIN)/python -m hatchling build -t wheel -d dist || exit 1; done
+
+# The wheels, and whether building them again gives the same files.
+release: wheels
+	$(BIN)/python -m pytest -m slow tests/integration/test_release.py
 
 clean:
 	rm -rf $(VENV) demo-out build dist site
