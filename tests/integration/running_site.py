@@ -67,11 +67,15 @@ class Site:
         self.database = Database.from_settings(self.settings)
         self.source = SqlLatencySource(self.database)
         self.hasher = SecretHasher.from_file(self.settings.key_file)
-        with self.database.write() as session:
-            self.code = mint_enrolment_code(session, self.hasher)[0]
+        self.make_code()
         self._processes: list[subprocess.Popen[bytes]] = []
         self.server: subprocess.Popen[bytes] | None = None
         self.agent: subprocess.Popen[bytes] | None = None
+
+    def make_code(self) -> None:
+        """A code for agents that are started from now on. It is good for one enrolment."""
+        with self.database.write() as session:
+            self.code = mint_enrolment_code(session, self.hasher)[0]
 
     def start_server(self, **environment: str) -> None:
         self.server = self._start(

@@ -154,6 +154,7 @@ def test_a_new_code_brings_a_device_back_as_itself(site: Site) -> None:
         session.execute(update(TokenRow).values(revoked_at=1.0))
     assert site.agent is not None
     assert site.agent.wait(TIMEOUT_S) == 77
+    site.make_code()
     site.start_simulated_agent()
     wait_until(lambda: site.log("agent").count("event=enrolled") == 2, "the agent enrols again")
     task_ids = site.ask([kernel_task(1)])

@@ -130,4 +130,5 @@ def test_every_failure_is_somebodys_fault() -> None:
     assert {reason.fault for reason in FailureReason} == {"task", "device", "agent", "server"}
     lasting = [FailureReason.UNSUPPORTED, FailureReason.INVALID_TASK]
     assert [r for r in FailureReason if r.is_lasting] == lasting
-    assert [r for r in FailureReason if not r.is_transient] == [*lasting, FailureReason.AGENT_OUTDATED]
+    not_transient = [*lasting, FailureReason.AGENT_OUTDATED, FailureReason.QUARANTINED]
+    assert [r for r in FailureReason if not r.is_transient] == not_transient
