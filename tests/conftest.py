@@ -18,6 +18,24 @@ from server.settings import Settings
 
 # Tests neither read nor write the choices that this machine's kernels have been tuned to.
 os.environ["KERF_TUNING_CACHE"] = "0"
+# One thread each in torch, numpy and scipy, and in the processes that tests start: their networks are small, and
+# several test processes share the cores. Read when a library is loaded: later than this, or in pytest-xdist's workers.
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
+#: The order of groups and folders: what takes longest begins first, so that no worker is left with it in the end.
+LONGEST_FIRST = (
+    "stack",
+    "arm",
+    "deployment",
+    "browser",
+    "tests/chaos",
+    "tests/integration",
+    "tests/fuzz",
+    "tests/unit/device_agent/native",
+    "tests/unit/bench",
+    "tests/unit/server",
+)
 
 
 def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
@@ -25,16 +43,34 @@ def pytest_make_parametrize_id(val: object, argname: str) -> str | None:
     return argname if isinstance(val, bytes) else None
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Refuse to run groups apart: tests of one group share processes, and rely on having them to themselves."""
-    if getattr(config.option, "loadgroup", False):  # in a worker of pytest-xdist
-        lost = [item for item in items if item.get_closest_marker("xdist_group") and "@" not in item.nodeid]
-        if lost:
-            raise pytest.UsageError(
-                f"pytest {pytest.__version__} and this pytest-xdist do not keep groups of tests together "
-                f"({lost[0].nodeid}): install what constraints/cpu.txt names"
-            )
+def _place(item: pytest.Item) -> int:
+    """Where the item's group stands in `LONGEST_FIRST`; behind all where neither it nor its folder is there."""
+    group = item.get_closest_marker("xdist_group")
+    assert group is not None
+    name = str(group.args[0])
+    found = (place for place, start in enumerate(LONGEST_FIRST) if name == start or name.startswith(f"{start}/"))
+    return next(found, len(LONGEST_FIRST))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
+    """Between workers of pytest-xdist, files stay whole: each worker would else make a file's fixtures for itself.
+
+    Refuses to run groups apart: tests of one group share processes, and rely on having them to themselves.
+    """
+    if not getattr(config.option, "loadgroup", False):  # not in a worker
+        return (yield)
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
+    items.sort(key=_place)
+    yield
+    lost = [item for item in items if "@" not in item.nodeid]
+    if lost:
+        raise pytest.UsageError(
+            f"pytest {pytest.__version__} and this pytest-xdist do not keep groups of tests together "
+            f"({lost[0].nodeid}): install what constraints/cpu.txt names"
+        )
 
 
 @pytest.fixture(autouse=True)

@@ -64,7 +64,7 @@ class Run:
     network_output: tuple[float, ...]
 
 
-@pytest.fixture(scope="module", params=CORES)
+@pytest.fixture(scope="module", params=["cortex-a72", pytest.param("neoverse-n1", marks=pytest.mark.slow)])
 def run(
     request: pytest.FixtureRequest, arm: ArmEnvironment, agent_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Run]:

@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 
 from tests.arm import sparse_path
-from tests.arm.environment import CPUS
 
 pytestmark = pytest.mark.xdist_group("arm")
 
 
-@pytest.fixture(scope="module", params=CPUS)
+@pytest.fixture(scope="module", params=["cortex-a72", pytest.param("neoverse-n1", marks=pytest.mark.slow)])
 def seen(request: pytest.FixtureRequest, run_on_arm: Callable[..., Any]) -> Any:
     return run_on_arm(Path(sparse_path.__file__), request.param)
 

@@ -21,7 +21,8 @@ from server.models import MeasurementRow, ReportRow, TaskRow
 from server.states import TaskState
 from tests.end_to_end.stacks import simulated_search
 
-pytestmark = pytest.mark.xdist_group("stack")
+#: A short campaign kills agent and server, and test_several_devices the worker, in the other tests.
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("stack")]
 
 #: No undisturbed search here takes a tenth of this; a search that hangs must not hang the tests.
 SEARCH_TIMEOUT_S = 400.0

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import io
-import os
-import subprocess
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +32,40 @@ DIGITS: dict[str, Any] = {
 }
 
 
+#: The package has a function of the same name.
+MAIN = importlib.import_module("server.cli.main")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a command left: its exit code and what it printed."""
+
+    code: object
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
 def kerf(
-    stack: LocalStack, config: Mapping[str, Any], folder: Path, *, data: Path | None = None
-) -> subprocess.CompletedProcess[str]:
-    path = folder / "search.yaml"
-    path.write_text(yaml.safe_dump(dict(config)))
-    command = [sys.executable, "-m", "server.cli", "search", "run", "--config", str(path)]
-    command += ["--output", str(folder / "out"), "--server", stack.url, "--token", stack.token]
-    if data is not None:
-        command += ["--data", str(data)]
-    return subprocess.run(
-        command, capture_output=True, text=True, timeout=240, env={**os.environ, "COLUMNS": "200"}, check=False
-    )
+    simulated_stack: LocalStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Ended]:
+    """`kerf search run` in this process: starting one takes longer than what is tested."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(config: Mapping[str, Any], *, data: Path | None = None) -> Ended:
+        path = tmp_path / "search.yaml"
+        path.write_text(yaml.safe_dump(dict(config)))
+        command = ["kerf", "search", "run", "--config", str(path), "--output", str(tmp_path / "out")]
+        command += ["--server", simulated_stack.url, "--token", simulated_stack.token]
+        if data is not None:
+            command += ["--data", str(data)]
+        monkeypatch.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit) as caught:
+            MAIN.main()
+        printed = capsys.readouterr()
+        return Ended(caught.value.code, printed.out, printed.err)
+
+    return run
 
 
 def stored(stack: LocalStack) -> tuple[int, int]:
@@ -51,8 +73,8 @@ def stored(stack: LocalStack) -> tuple[int, int]:
         return len(client.searches.list(limit=500)), len(client.datasets.list())
 
 
-def assert_refused(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
-    assert done.returncode == code, done.stderr + done.stdout
+def assert_refused(done: Ended, code: int, *words: str) -> None:
+    assert done.code == code, done.stderr + done.stdout
     assert done.stderr.startswith("error: ")
     assert "Traceback" not in done.stderr
     for word in words:
@@ -73,10 +95,14 @@ def assert_refused(done: subprocess.CompletedProcess[str], code: int, *words: st
     ],
 )
 def test_a_config_is_refused_before_anything_starts(
-    simulated_stack: LocalStack, tmp_path: Path, change: dict[str, Any], words: tuple[str, ...]
+    simulated_stack: LocalStack,
+    kerf: Callable[..., Ended],
+    tmp_path: Path,
+    change: dict[str, Any],
+    words: tuple[str, ...],
 ) -> None:
     before = stored(simulated_stack)
-    assert_refused(kerf(simulated_stack, DIGITS | change, tmp_path), ExitCode.BAD_INPUT, *words)
+    assert_refused(kerf(DIGITS | change), ExitCode.BAD_INPUT, *words)
     assert stored(simulated_stack) == before
     assert not (tmp_path / "out").exists()
 
@@ -104,7 +130,11 @@ def image_zip(path: Path, files: Mapping[str, bytes]) -> None:
     ids=["corrupt zip", "empty class folder", "undecodable image", "path traversal"],
 )
 def test_a_bad_data_set_is_refused_at_upload(
-    simulated_stack: LocalStack, tmp_path: Path, train: bytes | dict[str, bytes], words: tuple[str, ...]
+    simulated_stack: LocalStack,
+    kerf: Callable[..., Ended],
+    tmp_path: Path,
+    train: bytes | dict[str, bytes],
+    words: tuple[str, ...],
 ) -> None:
     if isinstance(train, bytes):
         (tmp_path / "train.zip").write_bytes(train)
@@ -113,23 +143,23 @@ def test_a_bad_data_set_is_refused_at_upload(
     image_zip(tmp_path / "test.zip", {"cat/0.png": png(), "dog/0.png": png()})
     config = DIGITS | {"dataset": {"name": "pets", "train": "train.zip", "test": "test.zip"}}
     before = stored(simulated_stack)
-    assert_refused(kerf(simulated_stack, config, tmp_path, data=tmp_path), ExitCode.BAD_INPUT, *words)
+    assert_refused(kerf(config, data=tmp_path), ExitCode.BAD_INPUT, *words)
     assert stored(simulated_stack) == before
 
 
-def test_a_checkpoint_that_does_not_fit_names_the_tensors(simulated_stack: LocalStack, tmp_path: Path) -> None:
+def test_a_checkpoint_that_does_not_fit_names_the_tensors(kerf: Callable[..., Ended], tmp_path: Path) -> None:
     save_file({"conv1.weight": np.zeros((3, 1, 3, 3), dtype=np.float32)}, tmp_path / "wrong.safetensors")
     config = DIGITS | {"model": {"architecture": "small_cnn", "checkpoint": "wrong.safetensors"}}
-    done = kerf(simulated_stack, config, tmp_path, data=tmp_path)
+    done = kerf(config, data=tmp_path)
     assert_refused(done, ExitCode.SEARCH_ENDED, "conv1.weight", "does not fit", "architecture")
     assert not (tmp_path / "out" / "result.json").exists()
 
 
 @pytest.mark.parametrize(("metric", "bound"), [("macs", 1000), ("latency_ms", 1e-6)])
 def test_a_budget_that_nothing_meets_names_the_smallest_value(
-    simulated_stack: LocalStack, tmp_path: Path, metric: str, bound: float
+    kerf: Callable[..., Ended], tmp_path: Path, metric: str, bound: float
 ) -> None:
     config = DIGITS | {"constraints": [{"metric": metric, "max": bound}]}
-    done = kerf(simulated_stack, config, tmp_path)
+    done = kerf(config)
     assert_refused(done, ExitCode.SEARCH_ENDED, f"{metric} <= ", "smallest", "Raise the bound")
     assert not (tmp_path / "out" / "result.json").exists()

@@ -91,6 +91,7 @@ def test_all_dimensions_in_one_search(simulated_stack: LocalStack, tmp_path: Pat
     assert len({json.dumps(p["decisions"], sort_keys=True) for p in front}) == len(front)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "space", [SpaceConfig(depth=DepthConfig()), SpaceConfig(resolution=ResolutionConfig())], ids=["depth", "resolution"]
 )
@@ -99,6 +100,7 @@ def test_one_dimension_alone(simulated_stack: LocalStack, tmp_path: Path, space:
     check_files(result, tmp_path)
 
 
+@pytest.mark.slow
 def test_three_dimensions_with_chains_of_fine_tuning(simulated_stack: LocalStack, tmp_path: Path) -> None:
     config = small_resnet_search(
         "three dimensions",

@@ -62,6 +62,7 @@ def run(stack: LocalStack, config: SearchConfig, kill_at: tuple[str, ...] = ()) 
     return search_id
 
 
+@pytest.mark.slow
 def test_rates_are_found_once_and_a_killed_search_ends_on_the_same_front(simulated_stack: LocalStack) -> None:
     config = mapping_search(Method.RULE_MAPPING)
     whole = run(simulated_stack, config)

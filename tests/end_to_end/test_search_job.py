@@ -48,9 +48,25 @@ def run(stack: LocalStack, config: SearchConfig, output: Path, console: Console)
         return run_search(client, config, {}, output, console)
 
 
-def test_a_search_ends_with_verified_files(simulated_stack: LocalStack, tmp_path: Path, console: Console) -> None:
-    output = tmp_path / "out"
-    result = run(simulated_stack, simulated_search("files"), output, console)
+@dataclasses.dataclass(frozen=True)
+class Done:
+    """A search that ended, and the folder of its files."""
+
+    config: SearchConfig
+    result: SearchResult
+    output: Path
+
+
+@pytest.fixture(scope="module")
+def first(simulated_stack: LocalStack, tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """The search that others are compared with."""
+    config = simulated_search("first")
+    output = tmp_path_factory.mktemp("first") / "out"
+    return Done(config, run(simulated_stack, config, output, Console(file=io.StringIO(), width=200)), output)
+
+
+def test_a_search_ends_with_verified_files(first: Done) -> None:
+    output, result = first.output, first.result
 
     written = json.loads((output / "result.json").read_text())
     jsonschema.validate(written, result_schema())
@@ -75,34 +91,30 @@ def test_a_search_ends_with_verified_files(simulated_stack: LocalStack, tmp_path
 
 
 def test_the_same_table_and_seed_give_the_same_front(
-    simulated_stack: LocalStack, tmp_path: Path, console: Console
+    first: Done, simulated_stack: LocalStack, tmp_path: Path, console: Console
 ) -> None:
-    config = simulated_search("again")
-    first = run(simulated_stack, config, tmp_path / "first", console)
-    second = run(
-        simulated_stack, dataclasses.replace(config, latency_from=first.search.id), tmp_path / "second", console
-    )
+    config = dataclasses.replace(first.config, name="again", latency_from=first.result.search.id)
+    second = run(simulated_stack, config, tmp_path, console)
 
     for name in ("front.json", "latency-table.json"):
-        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes()
-    assert second.search.latency_from == first.search.id
-    assert [p.accuracy for p in second.front] == [p.accuracy for p in first.front]
+        assert (tmp_path / name).read_bytes() == (first.output / name).read_bytes()
+    assert second.search.latency_from == first.result.search.id
+    assert [p.accuracy for p in second.front] == [p.accuracy for p in first.result.front]
 
 
-def test_another_seed_gives_another_front(simulated_stack: LocalStack, tmp_path: Path, console: Console) -> None:
-    config = simulated_search("seeds")
-    other = dataclasses.replace(config, method=dataclasses.replace(config.method, seed=1))
-    run(simulated_stack, config, tmp_path / "zero", console)
-    run(simulated_stack, other, tmp_path / "one", console)
-    assert (tmp_path / "zero" / "front.json").read_bytes() != (tmp_path / "one" / "front.json").read_bytes()
+@pytest.mark.slow
+def test_another_seed_gives_another_front(
+    first: Done, simulated_stack: LocalStack, tmp_path: Path, console: Console
+) -> None:
+    config = dataclasses.replace(first.config, method=dataclasses.replace(first.config.method, seed=1))
+    run(simulated_stack, config, tmp_path, console)
+    assert (tmp_path / "front.json").read_bytes() != (first.output / "front.json").read_bytes()
 
 
 def test_kernels_are_measured_once_for_all_searches(
-    simulated_stack: LocalStack, tmp_path: Path, console: Console
+    first: Done, simulated_stack: LocalStack, tmp_path: Path, console: Console
 ) -> None:
-    config = simulated_search("reuse")
-    run(simulated_stack, config, tmp_path / "first", console)
-    again = run(simulated_stack, dataclasses.replace(config, name="reuse 2"), tmp_path / "second", console)
+    again = run(simulated_stack, dataclasses.replace(first.config, name="reuse"), tmp_path, console)
     assert again.device.kernels_reused == again.device.kernels
     # The worker, which has no search now, works out how well both predicted their networks.
     points = card_points(simulated_stack, again.search.id)
@@ -132,20 +144,19 @@ def card_points(stack: LocalStack, search_id: str) -> list[dict[str, Any]]:
 
 
 def test_the_same_search_on_postgresql(
-    postgres_url: str, simulated_stack: LocalStack, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
+    first: Done, postgres_url: str, tmp_path: Path, console: Console, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = simulated_search("databases")
-    run(simulated_stack, config, tmp_path / "sqlite", console)
     monkeypatch.setenv("KERF_DATABASE_URL", postgres_url)
     with running_stack(StackOptions(state_dir=tmp_path / "state", simulated=True)) as stack:
-        result = run(stack, config, tmp_path / "postgresql", console)
+        result = run(stack, first.config, tmp_path / "postgresql", console)
     assert not (tmp_path / "state" / "kerf.db").exists()
     assert result.device.source is Source.SIMULATED
-    assert (tmp_path / "sqlite" / "front.json").read_bytes() == (tmp_path / "postgresql" / "front.json").read_bytes()
+    assert (tmp_path / "postgresql" / "front.json").read_bytes() == (first.output / "front.json").read_bytes()
 
 
 @pytest.mark.parametrize(
-    ("runtime", "package", "extra"), [("tflite", "ai_edge_litert", "agent"), ("ncnn", "ncnn", "ncnn")]
+    ("runtime", "package", "extra"),
+    [("tflite", "ai_edge_litert", "agent"), pytest.param("ncnn", "ncnn", "ncnn", marks=pytest.mark.slow)],
 )
 def test_a_search_on_a_dense_runtime_exports_and_verifies_its_files(
     tmp_path: Path, console: Console, runtime: str, package: str, extra: str
@@ -156,8 +167,8 @@ def test_a_search_on_a_dense_runtime_exports_and_verifies_its_files(
     config = dataclasses.replace(
         config,
         space=SpaceConfig(channels=ChannelsConfig(min_ratio=0.5, multiple_of=8)),
-        measuring=MeasuringConfig(kernels=setup, networks=setup, max_kernels=24, calibration_networks=3),
-        selection=SelectionConfig(candidates=2),
+        measuring=MeasuringConfig(kernels=setup, networks=setup, max_kernels=20, calibration_networks=3),
+        selection=SelectionConfig(candidates=1),
         constraints=(),
     )
     with running_stack(StackOptions(state_dir=tmp_path / "state")) as stack:
@@ -171,6 +182,7 @@ def test_a_search_on_a_dense_runtime_exports_and_verifies_its_files(
         assert point.output_max_abs_error < 1e-4
 
 
+@pytest.mark.slow
 def test_jcw_as_published_runs_through_the_service(
     simulated_stack: LocalStack, tmp_path: Path, console: Console
 ) -> None:
@@ -200,9 +212,12 @@ def test_jcw_as_published_runs_through_the_service(
         assert densities == pytest.approx([op.kernel.pruning.density for op in convolutions], abs=0.05)
 
 
-def test_exact_and_aacp_keep_all_bounds_together(simulated_stack: LocalStack, tmp_path: Path, console: Console) -> None:
-    config = dataclasses.replace(simulated_search("bounds"), selection=SelectionConfig(candidates=2))
-    free = run(simulated_stack, config, tmp_path / "free", console)
+@pytest.mark.slow
+def test_exact_and_aacp_keep_all_bounds_together(
+    first: Done, simulated_stack: LocalStack, tmp_path: Path, console: Console
+) -> None:
+    config = dataclasses.replace(first.config, selection=SelectionConfig(candidates=2))
+    free = first.result
     dense_ms = free.baseline.latency_ms.native_dense
     assert dense_ms is not None
     bounds = (

@@ -39,6 +39,7 @@ def wait_for_generation(client: Client, search_id: str) -> None:
     raise AssertionError(f"the search ended before its first generation: {client.searches.get(search_id)}")
 
 
+@pytest.mark.slow  # test_several_devices pauses one, too.
 def test_a_paused_search_goes_on_to_the_same_front(simulated_stack: LocalStack) -> None:
     with simulated_stack.client() as client:
         undisturbed = submit(client, generations=40)

@@ -156,6 +156,7 @@ def test_the_curve_has_both_choices_at_each_size(stored: Dataset) -> None:
     assert all(0 < row["rmspe"] < 1 for rows in curve.values() for row in rows)
 
 
+@pytest.mark.slow
 def test_ways_of_measuring_for_a_front_are_compared_at_each_budget(stored: Dataset) -> None:
     part = active_part(stored, (1.0, 1.5), num_designs=24, num_seeds=1)
     assert part["designs"] == 24

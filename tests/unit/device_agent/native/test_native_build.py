@@ -132,6 +132,8 @@ def test_the_fallback_backend_compiles_alone(tmp_path: Path, monkeypatch: pytest
     if build.find_compiler() is None:
         pytest.skip("no C++ compiler here")
     monkeypatch.setattr(build, "backends_for", lambda machine: build._OTHER_BACKENDS)
+    # How fast its kernels are is of no interest here.
+    monkeypatch.setattr(build, "_FLAGS", tuple("-O0" if flag == "-O3" else flag for flag in build._FLAGS))
     target = tmp_path / "sub" / "libkerf_native-test.so"
     build.build_library(target)
     assert os.listdir(target.parent) == [target.name]

@@ -35,7 +35,11 @@ def test_the_library_of_this_machine_stands_alone() -> None:
 
 @pytest.mark.parametrize(
     ("machine", "number"),
-    [("aarch64", elf.EM_AARCH64), ("x86_64", elf.EM_X86_64), ("armv7l", elf.EM_ARM)],
+    [
+        ("aarch64", elf.EM_AARCH64),
+        ("armv7l", elf.EM_ARM),
+        pytest.param("x86_64", elf.EM_X86_64, marks=pytest.mark.slow),
+    ],
 )
 def test_cross_compiled_libraries_stand_alone(machine: str, number: int, tmp_path: Path) -> None:
     if importlib.util.find_spec("ziglang") is None:
