@@ -174,7 +174,8 @@ class TaskRow(Base):
         Index(
             "ix_measurement_task_ready",
             "device_id",
-            "priority",
+            # In the order in which tasks are lent: a claim reads as many entries as it takes tasks.
+            priority.desc(),
             "id",
             sqlite_where=text("state = 'pending'"),
             postgresql_where=text("state = 'pending'"),

@@ -234,7 +234,7 @@ def upgrade() -> None:
         )
         batch_op.create_index(
             "ix_measurement_task_ready",
-            ["device_id", "priority", "id"],
+            ["device_id", sa.text("priority DESC"), "id"],
             unique=False,
             sqlite_where=sa.text("state = 'pending'"),
             postgresql_where=sa.text("state = 'pending'"),

@@ -14,6 +14,7 @@ from typing import Any
 from sqlalchemy import ARRAY, String, any_, bindparam, case, cast, exists, func, literal, select, update
 from sqlalchemy.orm import Session
 from sqlalchemy.sql import ColumnElement
+from sqlalchemy.sql.dml import ReturningUpdate
 
 from device_agent.contracts import FailureReason, MeasurementFailure, ReportStatus, Verdict
 from server.columns import now_s
@@ -79,7 +80,14 @@ def redeliver(session: Session, device_id: str, limit: int, duration_s: float) -
 
 
 def claim(session: Session, device_id: str, limit: int, duration_s: float) -> list[LeasedTask]:
-    """Lend up to `limit` waiting tasks to the device, in one statement.
+    """Lend up to `limit` waiting tasks to the device, in one statement."""
+    return _leased_tasks(session.execute(claim_statement(device_id, limit, duration_s)))
+
+
+def claim_statement(
+    device_id: str, limit: int, duration_s: float
+) -> ReturningUpdate[tuple[str, str | None, int, int, str | None, dict[str, Any], float | None]]:
+    """What `claim` runs. The index of waiting tasks has their order, so it reads `limit` of them, however many wait.
 
     The tasks are picked in a CTE: a plain sub-query with LIMIT may be run again for every row, and lend all of them.
     """
@@ -95,7 +103,7 @@ def claim(session: Session, device_id: str, limit: int, duration_s: float) -> li
         .with_for_update(skip_locked=True, of=TaskRow)
         .cte("picked")
     )
-    rows = session.execute(
+    return (
         update(TaskRow)
         .where(TaskRow.id.in_(select(picked.c.id)))
         .values(
@@ -108,7 +116,6 @@ def claim(session: Session, device_id: str, limit: int, duration_s: float) -> li
         .returning(*_LEASED_COLUMNS)
         .execution_options(**_QUIET)
     )
-    return _leased_tasks(rows)
 
 
 def renew(session: Session, device_id: str, lease_id: str, attempt: int, duration_s: float) -> str | None:

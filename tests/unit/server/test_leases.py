@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,6 +15,7 @@ from server.fleet.retry import MAX_DEFERRALS
 from server.models import MeasurementFailureRow, SearchRow, TaskRow
 from server.searches.queries import CANCEL, steer
 from server.states import TaskState
+from tests.unit.server.plans import plan
 from tests.unit.server.server_lab import ServerLab, measurement, report_of
 
 
@@ -43,6 +45,13 @@ class TestClaim:
         with lab.database.write() as session:
             session.execute(update(TaskRow).where(TaskRow.id == ids[2]).values(priority=1))
         assert lab.lease(agent)[0].task_id == ids[2]
+
+    def test_a_claim_reads_waiting_tasks_in_the_order_of_the_index(self, lab: ServerLab) -> None:
+        statement = leases.claim_statement("device_1", 4, 60.0)
+        with lab.database.read() as session:
+            steps = plan(session, statement)
+        assert "ix_measurement_task_ready" in steps
+        assert not re.search(r"TEMP B-TREE|\bSort\b|SCAN measurement_task|Backward", steps), steps
 
     def test_tasks_of_other_devices_are_not_given_out(self, lab: ServerLab) -> None:
         first, second = lab.agent(), lab.agent()

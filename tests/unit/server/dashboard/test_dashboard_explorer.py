@@ -29,7 +29,7 @@ from server.latency import listing
 from server.latency.listing import LatencyFilter, listing_query
 from server.latency.neighbours import Varied, by_scheme, neighbours, neighbours_query
 from tests.unit.server.dashboard import seed
-from tests.unit.server.dashboard.plans import plan
+from tests.unit.server.plans import plan
 from tests.unit.server.dashboard.test_dashboard_pages import tags_of, text_of
 
 SHAPE = KernelSpec(
