@@ -572,7 +572,15 @@ class ArtifactRow(Base):
     __tablename__ = "artifact"
     sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
     size_bytes: Mapped[int] = mapped_column(BigInt)
-    created_by: Mapped[str] = mapped_column(Id)
+    created_at: Mapped[float] = mapped_column(Double, default=now_s())
+
+
+class ArtifactHolderRow(Base):
+    """Who sent or made a stored file: a token, or a search. Several may, as equal files are stored once."""
+
+    __tablename__ = "artifact_holder"
+    sha256: Mapped[str] = mapped_column(String(64), ForeignKey("artifact.sha256"), primary_key=True)
+    holder: Mapped[str] = mapped_column(Id, primary_key=True)
     created_at: Mapped[float] = mapped_column(Double, default=now_s())
 
 

@@ -65,8 +65,9 @@ class Settings:
         open_dashboard: Whether browsers on the server's own machine see the dashboard without signing in. `kerf up`
             sets it. Leave it off where several people share the machine, or where a proxy on it serves others.
         open_metrics: Whether /metrics needs no token. Without it, requests from this machine itself need none.
-        multi_user: Whether users see only the searches that were submitted with a token of their own name. Admins see
-            all; devices, latencies, models and data sets stay shared.
+        multi_user: Whether users see only the searches that were submitted with a token of their own name, and only the
+            files that are their own or registered. Admins see all; devices, latencies, models and data sets stay
+            shared.
         log_json: Whether log lines are JSON instead of text.
     """
 

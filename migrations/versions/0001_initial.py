@@ -19,9 +19,16 @@ def upgrade() -> None:
         "artifact",
         sa.Column("sha256", sa.String(length=64), nullable=False),
         sa.Column("size_bytes", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
-        sa.Column("created_by", sa.String(length=80), nullable=False),
         sa.Column("created_at", sa.Double(), nullable=False),
         sa.PrimaryKeyConstraint("sha256", name=op.f("pk_artifact")),
+    )
+    op.create_table(
+        "artifact_holder",
+        sa.Column("sha256", sa.String(length=64), nullable=False),
+        sa.Column("holder", sa.String(length=80), nullable=False),
+        sa.Column("created_at", sa.Double(), nullable=False),
+        sa.ForeignKeyConstraint(["sha256"], ["artifact.sha256"], name=op.f("fk_artifact_holder_sha256_artifact")),
+        sa.PrimaryKeyConstraint("sha256", "holder", name=op.f("pk_artifact_holder")),
     )
     op.create_table(
         "device",
@@ -816,4 +823,5 @@ def downgrade() -> None:
     op.drop_table("enrolment_code")
     op.drop_table("device_profile")
     op.drop_table("device")
+    op.drop_table("artifact_holder")
     op.drop_table("artifact")

@@ -9,10 +9,12 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import FileResponse
 
 from server.accounts.service import Principal
-from server.artifacts.repository import has_artifact, insert_artifact, is_for_device
+from server.artifacts.repository import insert_artifact, is_for_device
 from server.artifacts.store import Upload, check_digest
+from server.artifacts.visibility import is_visible
 from server.context import ArtifactReader, ArtifactWriter, Context, ContextDep
 from server.errors import NotFound
+from server.searches.visibility import sees_only
 from server.wire import PROBLEMS
 
 router = APIRouter(prefix="/v1/artifacts", tags=["artifacts"], responses=PROBLEMS)
@@ -31,7 +33,8 @@ _BINARY = {"schema": {"type": "string", "format": "binary"}}
 )
 async def put_artifact(digest: str, request: Request, context: ContextDep, principal: ArtifactWriter) -> Response:
     """Store the body under its SHA-256. Sending it again is harmless."""
-    if await run_in_threadpool(_is_stored, context, digest):
+    # What another user sent is received and checked like something new: a hash alone shows nothing and opens nothing.
+    if await run_in_threadpool(_is_stored, context, digest, principal):
         return Response(status_code=200)
     with context.store.upload(context.settings.max_artifact_bytes) as upload:
         await _receive(request, upload)
@@ -60,10 +63,11 @@ def get_artifact(
     """The file with this SHA-256. Range, If-Range and If-None-Match are understood; the content never changes."""
     check_digest(digest)
     with context.database.read() as session:
-        known = has_artifact(session, digest)
         # An agent reads what its tasks need, and learns nothing about the rest.
-        if known and principal.device_id is not None:
+        if principal.device_id is not None:
             known = is_for_device(session, digest, principal.device_id)
+        else:
+            known = is_visible(session, digest, sees_only(context.settings, principal))
     path = context.store.path(digest) if known else None
     if path is None or not path.is_file():
         raise NotFound(f"there is no artifact {digest}: upload it with PUT")
@@ -94,10 +98,10 @@ async def _receive(request: Request, upload: Upload) -> None:
     await run_in_threadpool(upload.write, bytes(buffer))
 
 
-def _is_stored(context: Context, digest: str) -> bool:
+def _is_stored(context: Context, digest: str, principal: Principal) -> bool:
     check_digest(digest)
     with context.database.read() as session:
-        is_known = has_artifact(session, digest)
+        is_known = is_visible(session, digest, sees_only(context.settings, principal))
     return is_known and context.store.has(digest)
 
 

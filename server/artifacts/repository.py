@@ -1,16 +1,18 @@
-"""Which artifacts there are, and who may read them."""
+"""Which artifacts there are, and who sent or made them."""
 
 from __future__ import annotations
 
 from sqlalchemy import exists, select
 from sqlalchemy.orm import Session
 
-from server.models import ArtifactRow, TaskRow
+from server.models import ArtifactHolderRow, ArtifactRow, TaskRow
 from server.upsert import insert_missing
 
 
 def insert_artifact(session: Session, *, sha256: str, size_bytes: int, created_by: str) -> None:
-    insert_missing(session, ArtifactRow, [{"sha256": sha256, "size_bytes": size_bytes, "created_by": created_by}])
+    """Register a stored file, and that the token or search `created_by` had it whole."""
+    insert_missing(session, ArtifactRow, [{"sha256": sha256, "size_bytes": size_bytes}])
+    insert_missing(session, ArtifactHolderRow, [{"sha256": sha256, "holder": created_by}])
 
 
 def has_artifact(session: Session, sha256: str) -> bool:

@@ -105,9 +105,9 @@ def create_dataset(
 
     Checked are all names, sizes, labels and checksums, and that 1000 images can be decoded; a search decodes all.
     """
-    check_stored(context, "train", body.train)
+    check_stored(context, principal, "train", body.train)
     if body.test is not None:
-        check_stored(context, "test", body.test)
+        check_stored(context, principal, "test", body.test)
     with context.database.read() as session:
         known = repository.find_dataset(session, name=body.name, train_sha256=body.train, test_sha256=body.test)
     if known is not None:

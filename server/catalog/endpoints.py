@@ -81,7 +81,7 @@ def create_model(
     context: ContextDep, principal: ArtifactWriter, body: Annotated[ModelRequest, Depends(body_of(ModelRequest))]
 ) -> Response:
     """Register a checkpoint. Whether its tensors fit the architecture is seen when a search loads it."""
-    check_stored(context, "sha256", body.sha256)
+    check_stored(context, principal, "sha256", body.sha256)
     try:
         read_header(context.store.path(body.sha256))
     except ContractError as error:

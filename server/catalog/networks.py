@@ -107,7 +107,7 @@ def create_network(
 
     Files that can run code (.pt, .pt2, pickles) are refused with the code "runs_code".
     """
-    check_stored(context, "sha256", body.sha256)
+    check_stored(context, principal, "sha256", body.sha256)
     row = registered(context, body.name, body.sha256, "sha256", body.input_shape, created_by=principal.token_id)
     return ContractResponse(_view(row), status_code=201)
 

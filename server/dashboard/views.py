@@ -14,8 +14,8 @@ from starlette.concurrency import run_in_threadpool
 
 from kerf.local import is_loopback
 from server.accounts.service import DEFAULT_CODE_LIFETIME_S, mint_enrolment_code
-from server.artifacts.repository import has_artifact
 from server.artifacts.store import check_digest
+from server.artifacts.visibility import is_visible
 from server.columns import database_time_s
 from server.context import TOKEN_COOKIE, Context, ContextDep, count_failure
 from server.dashboard import queries
@@ -232,7 +232,7 @@ def download(sha256: str, name: str, context: ContextDep, viewer: ViewerDep) -> 
     """An artifact as a download; `name` is what the browser saves it as."""
     check_digest(sha256)
     with context.database.read() as session:
-        is_known = has_artifact(session, sha256)
+        is_known = is_visible(session, sha256, viewer.sees_only)
     path = context.store.path(sha256) if is_known else None
     if path is None or not path.is_file():
         raise NotFound(f"There is no stored file {sha256}.")

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from search.data.dataset import DataError
 from search.data.splits import TEST_FRACTION, check_counts
 from search.domain.config import DIGITS, DatasetConfig, is_on_worker
-from server.artifacts.repository import has_artifact
+from server.artifacts.visibility import is_visible
 from server.catalog import repository
 from server.catalog.datasets import checked_contents
 from server.catalog.naming import refused
@@ -20,8 +20,8 @@ from server.errors import Unprocessable
 _FIELD = "config.dataset"
 
 
-def usable_dataset(context: Context, config: DatasetConfig) -> DatasetConfig:
-    """The config with the files of an uploaded data set in place of its name.
+def usable_dataset(context: Context, config: DatasetConfig, owner: str | None) -> DatasetConfig:
+    """The config with the files of an uploaded data set in place of its name. `owner` sees only their artifacts.
 
     Files that nobody registered are checked as registering would; what lies on a worker is checked there, in the first
     stage of the search.
@@ -36,7 +36,7 @@ def usable_dataset(context: Context, config: DatasetConfig) -> DatasetConfig:
         files = {role: name for role, name in (("train", config.train), ("test", config.test)) if name is not None}
         stored = {role: name for role, name in files.items() if not is_on_worker(name)}
         for role, name in stored.items():
-            check_artifact(context, session, f"{_FIELD}.{role}", name)
+            check_artifact(context, session, f"{_FIELD}.{role}", name, owner)
         if len(stored) < len(files):
             return config
         row = repository.dataset_of(session, stored["train"], config.test)
@@ -48,10 +48,10 @@ def usable_dataset(context: Context, config: DatasetConfig) -> DatasetConfig:
     return config
 
 
-def check_artifact(context: Context, session: Session, field: str, sha256: str) -> None:
-    """Raise `Unprocessable` where an artifact that a config names is not stored."""
+def check_artifact(context: Context, session: Session, field: str, sha256: str, owner: str | None) -> None:
+    """Raise `Unprocessable` where an artifact that a config names is not stored, or not for `owner` to see."""
     try:
-        is_stored = context.store.has(sha256) and has_artifact(session, sha256)
+        is_stored = context.store.has(sha256) and is_visible(session, sha256, owner)
     except Unprocessable as error:
         raise refused(field, f"{error.detail}. For files on your machine use `kerf search run --data`") from None
     if not is_stored:

@@ -5,16 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 from search.domain.config import ModelConfig, SearchConfig
+from server.accounts.service import Principal
 from server.catalog import repository
 from server.catalog.naming import refused
 from server.catalog.networks import registered
 from server.context import Context
 from server.searches.data import check_artifact
+from server.searches.visibility import sees_only
 
 _FIELD = "config.model.network"
 
 
-def usable_network(context: Context, config: SearchConfig, principal: str) -> ModelConfig:
+def usable_network(context: Context, config: SearchConfig, principal: Principal) -> ModelConfig:
     """The config's model with a `.kerf` file where an ONNX file stood.
 
     Files that nobody registered are registered under the search's name. Raises `Unprocessable` naming the field, the
@@ -24,7 +26,7 @@ def usable_network(context: Context, config: SearchConfig, principal: str) -> Mo
     if sha256 is None:
         return config.model
     with context.database.read() as session:
-        check_artifact(context, session, _FIELD, sha256)
+        check_artifact(context, session, _FIELD, sha256, sees_only(context.settings, principal))
         known = list(dict.fromkeys(row.network_sha256 for row in repository.networks_of(session, sha256)))
     if len(known) > 1 and sha256 not in known:
         raise refused(
@@ -33,5 +35,5 @@ def usable_network(context: Context, config: SearchConfig, principal: str) -> Mo
             f"name one of them: {', '.join(known)}",
         )
     if not known:
-        known = [registered(context, config.name, sha256, _FIELD, created_by=principal).network_sha256]
+        known = [registered(context, config.name, sha256, _FIELD, created_by=principal.token_id).network_sha256]
     return replace(config.model, network=sha256 if sha256 in known else known[0])

@@ -56,13 +56,14 @@ def create_search(
             if earlier is not None:
                 # Returned even where the config would be refused by now: a device may have gone meanwhile.
                 return queries.get_search(session, earlier), False
-    config = replace(config, model=usable_network(context, config, principal.token_id))
-    config = replace(config, dataset=usable_dataset(context, config.dataset))
+    owner = sees_only(context.settings, principal)
+    config = replace(config, model=usable_network(context, config, principal))
+    config = replace(config, dataset=usable_dataset(context, config.dataset, owner))
     with context.database.write() as session:
-        _check_artifacts(context, session, config)
+        _check_artifacts(context, session, config, owner)
         devices = _choose_devices(session, config)
         _check_runtime(config)
-        _check_latency_from(session, config, devices, sees_only(context.settings, principal))
+        _check_latency_from(session, config, devices, owner)
         row = queries.insert_search(
             session,
             name=config.name,
@@ -82,7 +83,7 @@ def create_search(
         return queries.get_search(session, earlier), False
 
 
-def _check_artifacts(context: Context, session: Session, config: SearchConfig) -> None:
+def _check_artifacts(context: Context, session: Session, config: SearchConfig, owner: str | None) -> None:
     named = {
         "config.model.checkpoint": config.model.checkpoint,
         "config.model.network": config.model.network,
@@ -90,7 +91,7 @@ def _check_artifacts(context: Context, session: Session, config: SearchConfig) -
     for field, sha256 in named.items():
         if sha256 is None:
             continue
-        check_artifact(context, session, field, sha256)
+        check_artifact(context, session, field, sha256, owner)
 
 
 def _choose_devices(session: Session, config: SearchConfig) -> tuple[DeviceRow, ...]:

@@ -1,6 +1,7 @@
 """Whose searches a user sees: everybody's, or with `multi_user` only those made with a token of the same name.
 
-The latency database, devices, models and data sets are shared in both cases. Admins see everything.
+The latency database, devices, models and data sets are shared in both cases; `server.artifacts.visibility` tells of
+artifacts. Admins see everything.
 """
 
 from __future__ import annotations

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
+from safetensors.numpy import save
 from sqlalchemy import select
 
 from device_agent.contracts import ContractError, FailureReason, LeaseRequest, RenewRequest
 from server.accounts.service import DEFAULT_USER_SCOPES, Scope, mint_user_token
 from server.app import create_app
+from server.artifacts.store import ArtifactStore
 from server.context import TOKEN_COOKIE
 from server.dashboard.views import router as dashboard
 from server.headers import DEFAULT_HEADERS
@@ -22,6 +26,8 @@ from server.models import EnrolmentCodeRow, MeasurementFailureRow, ReportRow, Se
 from server.rates import RateLimit
 from server.settings import Settings
 from tests.unit.server.server_lab import ServerLab, failure, report_of, search_config
+
+WEIGHTS = save({"weight": np.zeros(3, np.float32)})
 
 #: Needs no token at all.
 OPEN = {("GET", "/healthz"), ("GET", "/readyz"), ("GET", "/v1/version"), ("POST", "/v1/agents:enrol")}
@@ -210,6 +216,63 @@ class TestMultiUser:
         answer = self.submit(users, self.token(users, "bob"), "mine", latency_from=search_id)
         assert answer.status_code == 422
         assert "there is no search" in answer.json()["detail"]
+
+    def test_the_hash_of_another_s_file_opens_nothing(self, users: ServerLab) -> None:
+        ada, bob = self.token(users, "ada"), self.token(users, "bob")
+        digest = hashlib.sha256(WEIGHTS).hexdigest()
+        url = f"/v1/artifacts/sha256/{digest}"
+        assert users.request("PUT", url, ada, content=WEIGHTS).status_code == 201
+
+        def reads(token: str) -> list[int]:
+            codes = [users.request(method, url, token).status_code for method in ("GET", "HEAD")]
+            users.client.cookies.set(TOKEN_COOKIE, token)
+            codes.append(users.client.get(f"/files/{digest}/w.safetensors").status_code)
+            users.client.cookies.clear()
+            return codes
+
+        assert reads(bob) == [404] * 3
+        assert reads(ada) == reads(self.token(users, "ada")) == reads(users.admin) == [200] * 3
+        # Neither can anything be made from it: what is registered, everybody reads.
+        refusals = [
+            users.request("POST", path, bob, json={"name": "x", **body})
+            for path, body in (
+                ("/v1/models", {"architecture": "small_cnn", "sha256": digest}),
+                ("/v1/networks", {"sha256": digest}),
+                ("/v1/datasets", {"train": digest}),
+            )
+        ]
+        refusals += [
+            self.submit(users, bob, "x", **changes)
+            for changes in (
+                {"dataset": {"name": "x", "train": digest}},
+                {"model": {"architecture": "small_cnn", "checkpoint": digest}},
+                {"model": {"network": digest}},
+            )
+        ]
+        for refusal in refusals:
+            assert (refusal.status_code, f"no artifact {digest} is stored" in refusal.text) == (422, True), refusal.text
+        # To send it takes the whole file, and looks like sending something new.
+        assert users.request("PUT", url, bob, content=b"").status_code == 422
+        assert reads(bob) == [404] * 3
+        assert users.request("PUT", url, bob, content=WEIGHTS).status_code == 201
+        assert reads(bob) == [200] * 3
+        assert users.request("PUT", url, bob, content=b"").status_code == 200
+
+    def test_files_of_one_s_searches_and_of_what_is_registered_are_seen(self, users: ServerLab) -> None:
+        ada, bob = self.token(users, "ada"), self.token(users, "bob")
+        store = ArtifactStore(users.settings.artifacts_dir)
+        search_id = self.submit(users, ada, "secret").json()["id"]
+        made = store.put_bytes(users.database, b"a pruned network", created_by=search_id)
+        weights = store.put_bytes(users.database, WEIGHTS, created_by="another token")
+
+        def codes(digest: str) -> list[int]:
+            return [users.get(f"/v1/artifacts/sha256/{digest}", token).status_code for token in (ada, bob)]
+
+        assert codes(made) == [200, 404]
+        assert codes(weights) == [404, 404]
+        body = {"name": "shared", "architecture": "small_cnn", "sha256": weights}
+        assert users.request("POST", "/v1/models", users.admin, json=body).status_code == 201
+        assert codes(weights) == [200, 200]
 
     def test_without_the_setting_all_are_seen(self, sqlite_lab: ServerLab) -> None:
         sqlite_lab.agent()

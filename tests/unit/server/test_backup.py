@@ -139,7 +139,7 @@ class TestCheck:
     def test_what_is_wrong_is_named(self, lab: ServerLab, tmp_path: Path) -> None:
         lab.settings.key_file.unlink()
         with lab.database.write() as session:
-            session.add(ArtifactRow(sha256="ab" * 32, size_bytes=1, created_by="test"))
+            session.add(ArtifactRow(sha256="ab" * 32, size_bytes=1))
         found = " ".join(problems(lab.settings))
         assert "token.key is missing" in found
         assert f"1 artifacts are not in the store, such as {'ab' * 32}" in found

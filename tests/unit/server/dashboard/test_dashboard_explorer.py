@@ -29,8 +29,8 @@ from server.latency import listing
 from server.latency.listing import LatencyFilter, listing_query
 from server.latency.neighbours import Varied, by_scheme, neighbours, neighbours_query
 from tests.unit.server.dashboard import seed
-from tests.unit.server.plans import plan
 from tests.unit.server.dashboard.test_dashboard_pages import tags_of, text_of
+from tests.unit.server.plans import plan
 
 SHAPE = KernelSpec(
     op=Op.CONV2D, in_channels=64, out_channels=64, input_h=16, input_w=16, kernel_h=3, kernel_w=3, padding=1

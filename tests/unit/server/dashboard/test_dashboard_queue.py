@@ -26,8 +26,8 @@ from server.settings import Settings
 from server.states import JobStage
 from tests.unit.server.dashboard import seed
 from tests.unit.server.dashboard.conftest import LOCAL, LOCAL_CLIENT
-from tests.unit.server.plans import plan
 from tests.unit.server.dashboard.test_dashboard_pages import tags_of, text_of
+from tests.unit.server.plans import plan
 
 OWN = {"Origin": LOCAL}
 
