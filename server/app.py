@@ -29,6 +29,7 @@ from server.database import Database
 from server.errors import BadRequest
 from server.fleet import devices, leases, quarantine_endpoints, service, watching
 from server.fleet import endpoints as agents
+from server.fleet.unknown_reports import UnknownReports
 from server.fleet.waiting import LeaseWaiters
 from server.headers import SecurityHeaders
 from server.latency import endpoints as latency
@@ -44,6 +45,9 @@ from server.settings import Settings
 from server.workers import endpoints as workers
 
 log = structlog.get_logger(__name__)
+
+#: How often the folder of artifacts is looked through for what killed processes left there.
+TIDY_INTERVAL_S = 3600.0
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -111,13 +115,15 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         requests=RateLimit(settings.max_requests_per_minute),
         failed_sign_ins=RateLimit(settings.max_failed_sign_ins_per_minute),
         counters=app.state.counters,
+        unknown_reports=UnknownReports(),
     )
     app.state.context = context
     with _on_stop_signals(asyncio.get_running_loop(), lambda: _stop(context)):
         context.background[:] = [
             asyncio.create_task(_watch_tasks(context), name="watch tasks"),
-            asyncio.create_task(_regularly(context, service.reap, "reaping_failed"), name="reap leases"),
-            asyncio.create_task(_regularly(context, watching.watch, "watching_failed"), name="watch for drift"),
+            _regularly(context, "reap leases", service.reap, "reaping_failed", settings.reap_interval_s),
+            _regularly(context, "watch for drift", watching.watch, "watching_failed", settings.reap_interval_s),
+            _regularly(context, "remove abandoned uploads", _tidy, "tidying_failed", TIDY_INTERVAL_S),
         ]
         try:
             yield
@@ -146,14 +152,25 @@ async def _watch_tasks(context: Context) -> None:
     await context.waiters.watch(ready_async, context.settings.poll_interval_s)
 
 
-async def _regularly(context: Context, work: Callable[[Context], None], failure: str) -> None:
-    while not context.stopping.is_set():
-        try:
-            await run_in_threadpool(work, context)
-        except Exception:
-            log.warning(failure, exc_info=True)
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(context.stopping.wait(), context.settings.reap_interval_s)
+def _tidy(context: Context) -> None:
+    context.store.remove_abandoned()
+
+
+def _regularly(
+    context: Context, name: str, work: Callable[[Context], None], failure: str, interval_s: float
+) -> asyncio.Task[None]:
+    """Begin to do `work` at once and then each `interval_s`, in a thread; what fails is logged as `failure`."""
+
+    async def loop() -> None:
+        while not context.stopping.is_set():
+            try:
+                await run_in_threadpool(work, context)
+            except Exception:
+                log.warning(failure, exc_info=True)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(context.stopping.wait(), interval_s)
+
+    return asyncio.create_task(loop(), name=name)
 
 
 @contextlib.contextmanager

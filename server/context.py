@@ -17,6 +17,7 @@ from server.artifacts.store import ArtifactStore
 from server.counters import Counters
 from server.database import Database
 from server.errors import Forbidden, TooManyRequests, Unauthorized
+from server.fleet.unknown_reports import UnknownReports
 from server.fleet.waiting import LeaseWaiters
 from server.rates import RateLimit
 from server.settings import Settings
@@ -40,6 +41,7 @@ class Context:
     requests: RateLimit
     failed_sign_ins: RateLimit
     counters: Counters
+    unknown_reports: UnknownReports
     #: What runs beside the requests, until `stopping`.
     background: list[asyncio.Task[None]] = field(default_factory=list)
 

@@ -27,6 +27,9 @@ class Counters:
         self.reports = Counter(
             "kerf_reports", "Reports of agents: accepted, late or duplicate", ["status"], registry=self.registry
         )
+        self.unknown_reports = Counter(
+            "kerf_reports_of_unknown_tasks", "Reports of tasks that are not in this database", registry=self.registry
+        )
         self.measurements = Counter(
             "kerf_measurements", "Accepted measurements by the verdict that they came with", ["verdict"],
             registry=self.registry,

@@ -9,16 +9,24 @@ import hashlib
 import os
 import re
 import secrets
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
+
+import structlog
 
 from server.artifacts.repository import insert_artifact
 from server.database import Database
 from server.errors import PayloadTooLarge, Unprocessable
 from server.settings import Settings
+
+log = structlog.get_logger(__name__)
+
+#: A file on its way in that nobody wrote to for so long is of a process that was killed.
+ABANDONED_S = 24 * 3600.0
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _CHUNK_BYTES = 1 << 20
@@ -75,6 +83,20 @@ class ArtifactStore:
         target = ArtifactStore.path(self, sha256)
         target.parent.mkdir(parents=True, exist_ok=True)
         partial.replace(target)
+
+    def remove_abandoned(self) -> int:
+        """Remove what killed processes left of files on their way in; returns how many files that were."""
+        now_s, sizes = time.time(), []
+        for path in self._root.glob("incoming/*"):
+            # Its process, or another one that looks too, may be quicker.
+            with suppress(FileNotFoundError):
+                found = path.stat()
+                if now_s - found.st_mtime > ABANDONED_S:
+                    path.unlink()
+                    sizes.append(found.st_size)
+        if sizes:
+            log.warning("abandoned_uploads_removed", files=len(sizes), bytes=sum(sizes))
+        return len(sizes)
 
     @contextmanager
     def _incoming(self) -> Iterator[Path]:

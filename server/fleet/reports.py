@@ -45,13 +45,19 @@ class _Hardware:
     source: Source
 
 
-def take_reports(
-    session: Session, device_id: str, reports: tuple[TaskReport, ...], *, max_attempts: int
-) -> tuple[list[ReportReceipt], int]:
-    """Store a batch; returns a receipt for each report, and how many tasks are ready for another attempt.
-
-    Raises `Conflict` for a key that another device used.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """What became of a batch: a receipt for each report, how many tasks are ready for another attempt, and the tasks
+    that this database does not have, once for each report of one.
     """
+
+    receipts: tuple[ReportReceipt, ...]
+    num_ready: int
+    unknown_task_ids: tuple[str, ...]
+
+
+def take_reports(session: Session, device_id: str, reports: tuple[TaskReport, ...], *, max_attempts: int) -> Taken:
+    """Store a batch. Raises `Conflict` for a key that another device used."""
     tasks = leases.lock_tasks(session, device_id, sorted({r.task_id for r in reports}))
     device = session.execute(select(DeviceRow.profile_id, DeviceRow.profile).where(DeviceRow.id == device_id)).one()
     hardware = _Hardware(profile_id=device.profile_id, source=decode(DeviceProfile, device.profile).source)
@@ -59,7 +65,7 @@ def take_reports(
         ReportRow.result_key.in_([report.result_key for report in reports])
     )
     owners: dict[str, str] = {row.result_key: row.device_id for row in session.execute(asked)}
-    receipts, num_ready = [], 0
+    receipts, unknown, num_ready = [], [], 0
     new: list[NewMeasurement] = []
     for report in reports:
         owner = owners.get(report.result_key)
@@ -71,7 +77,7 @@ def take_reports(
         task = tasks.get(report.task_id)
         if task is None:
             # Another database than the one that gave the task out. There is nothing to attach the data to.
-            log.warning("report_of_unknown_task", device_id=device_id, task_id=report.task_id)
+            unknown.append(report.task_id)
             receipts.append(ReportReceipt(result_key=report.result_key, status=ReportStatus.LATE))
             continue
         owners[report.result_key] = device_id
@@ -81,7 +87,7 @@ def take_reports(
             session.refresh(task)
             num_ready += task.state is TaskState.PENDING
     store_measurements(session, new)
-    return receipts, num_ready
+    return Taken(receipts=tuple(receipts), num_ready=num_ready, unknown_task_ids=tuple(unknown))
 
 
 def _take(

@@ -177,13 +177,14 @@ def _lost(lease_id: str, attempt: int) -> Conflict:
 
 def report(context: Context, device_id: str, batch: ReportBatch) -> ReportAnswer:
     with context.database.write() as session:
-        receipts, num_ready = take_reports(
-            session, device_id, batch.reports, max_attempts=context.settings.max_attempts
-        )
-    context.counters.took_reports(batch, receipts)
-    if num_ready:
-        context.waiters.notify_threadsafe(device_id, num_ready)
-    return ReportAnswer(receipts=tuple(receipts))
+        taken = take_reports(session, device_id, batch.reports, max_attempts=context.settings.max_attempts)
+    context.counters.took_reports(batch, taken.receipts)
+    if unknown := taken.unknown_task_ids:
+        context.counters.unknown_reports.inc(len(unknown))
+        context.unknown_reports.took(device_id, len(unknown), unknown[0])
+    if taken.num_ready:
+        context.waiters.notify_threadsafe(device_id, taken.num_ready)
+    return ReportAnswer(receipts=taken.receipts)
 
 
 def reap(context: Context) -> None:

@@ -57,6 +57,7 @@ def run_worker(settings: Settings, stop: threading.Event) -> None:
     """Serve jobs until `stop` is set. The running job is put back with its state kept."""
     database = Database.from_settings(settings)
     store = open_store(settings)
+    store.remove_abandoned()
     # One worker a host and data folder holds this name, by the lock: after a crash it takes its job back at once.
     name = f"{socket.gethostname()}:{settings.data_dir}"
     with contextlib.ExitStack() as within:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import structlog
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
@@ -126,6 +129,37 @@ class TestGet:
         assert lab.get(URL).status_code == 404
         assert lab.request("PUT", URL, content=DATA).status_code == 201
         assert lab.get(URL).content == DATA
+
+
+class TestAbandoned:
+    @staticmethod
+    def partial(lab: ServerLab, name: str, idle_s: float) -> Path:
+        """A file as a process that was killed leaves it behind."""
+        path = lab.settings.artifacts_dir / "incoming" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(DATA)
+        os.utime(path, (time.time() - idle_s,) * 2)
+        return path
+
+    def test_old_ones_are_removed_and_told_of(self, sqlite_lab: ServerLab) -> None:
+        store = ArtifactStore(sqlite_lab.settings.artifacts_dir)
+        assert store.remove_abandoned() == 0
+        assert sqlite_lab.request("PUT", URL, content=DATA).status_code == 201
+        os.utime(store.path(DIGEST), (0, 0))
+        old, young = (self.partial(sqlite_lab, name, s) for name, s in (("old", 86500.0), ("young", 86000.0)))
+        with structlog.testing.capture_logs() as lines:
+            assert store.remove_abandoned() == 1
+        assert lines == [{"event": "abandoned_uploads_removed", "files": 1, "bytes": len(DATA), "log_level": "warning"}]
+        assert (old.exists(), young.exists(), store.has(DIGEST)) == (False, True, True)
+
+    def test_a_server_removes_them_when_it_starts(self, app: FastAPI, sqlite_settings: Settings) -> None:
+        lab = ServerLab(TestClient(app), sqlite_settings)
+        old = self.partial(lab, "old", 86500.0)
+        app.state.settings = sqlite_settings
+        with TestClient(app):
+            while old.exists():
+                time.sleep(0.01)
+        lab.close()
 
 
 class TestStore:

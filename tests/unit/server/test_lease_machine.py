@@ -128,8 +128,8 @@ class LeaseMachine(RuleBasedStateMachine):
 
     def send(self, report: TaskReport) -> str:
         with self.database.write() as session:
-            receipts, _ = reports.take_reports(session, "device_1", (report,), max_attempts=MAX_ATTEMPTS)
-        return receipts[0].status.value
+            taken = reports.take_reports(session, "device_1", (report,), max_attempts=MAX_ATTEMPTS)
+        return taken.receipts[0].status.value
 
     def is_current(self, lease: leases.LeasedTask) -> bool:
         return self.current.get(lease.task_id) == lease.attempt

@@ -20,6 +20,7 @@ from sqlalchemy import text, update
 
 from device_agent.contracts import FailureReason
 from server.accounts.service import Scope
+from server.fleet.unknown_reports import UnknownReports
 from server.models import WorkerRow
 from server.settings import Settings
 from server.worker.presence import present
@@ -93,6 +94,40 @@ class TestMetrics:
         assert grown("kerf_device_busy_seconds_total") == 2.5
         assert grown("kerf_reports_total", "accepted") == 2.0
         assert grown("kerf_http_requests_total", "POST", "/v1/reports", "200") == 2.0
+
+    def test_reports_of_unknown_tasks_are_counted_and_fill_no_log(self, sqlite_lab: ServerLab) -> None:
+        agent = sqlite_lab.agent()
+        sqlite_lab.tasks(agent)
+        (lease,) = sqlite_lab.lease(agent)
+        foreign = [
+            report_of(replace(lease, task_id=f"task_{n}"), measurement(), key=f"key of task {n}") for n in range(6)
+        ]
+        key = ("kerf_reports_of_unknown_tasks_total",)
+        before = figures(sqlite_lab)[key]
+        with structlog.testing.capture_logs() as lines:
+            for batch in (foreign[:3], foreign[3:]):
+                assert sqlite_lab.report(agent, *batch) == ["late"] * 3
+        told = [line for line in lines if line["event"] == "reports_of_unknown_tasks"]
+        assert [(line["device_id"], line["reports"], line["task_id"]) for line in told] == [
+            (agent.device_id, 3, "task_0")
+        ]
+        assert figures(sqlite_lab)[key] - before == 6.0
+
+    def test_each_device_has_a_line_a_minute(self) -> None:
+        now = [0.0]
+        reports = UnknownReports(max_devices=2, clock=lambda: now[0])
+
+        def lines_of(device_id: str, count: int) -> list[int]:
+            with structlog.testing.capture_logs() as lines:
+                reports.took(device_id, count, "task_1")
+            return [line["reports"] for line in lines]
+
+        assert [lines_of("a", n) for n in (1, 10, 100)] == [[1], [], []]
+        assert lines_of("b", 5) == [5]
+        now[0] = 60.0
+        assert lines_of("a", 1000) == [1110]
+        # Whoever was not heard of for longest is forgotten, and begins anew.
+        assert (lines_of("c", 1), lines_of("b", 1)) == ([1], [1])
 
     def test_an_empty_service_has_figures_too(self, lab: ServerLab) -> None:
         found = figures(lab)
