@@ -185,6 +185,7 @@ def questions(stock: Stock, *, models: bool) -> list[Question]:
     return [
         Question(name="page: overview", make=fixed("/")),
         Question(name="page: queue", make=fixed("/queue")),
+        Question(name="page: quarantine", make=fixed("/quarantine")),
         Question(name="page: enrol", make=fixed("/enrol")),
         Question(name="page: device", make=lambda rng: Request(path=f"/devices/{device(rng)}", params={})),
         Question(name="page: search", make=fixed(search)),

@@ -27,6 +27,7 @@ from server.dashboard.front import chart_data
 from server.dashboard.live import changes, overview_version, search_version
 from server.dashboard.pages import DevicePage, OverviewPage, SearchPage, Viewer
 from server.dashboard.profit import profit_page
+from server.dashboard.quarantine import quarantine_page
 from server.dashboard.queue import queue_page
 from server.dashboard.queue_pages import QueuePage
 from server.dashboard.searches import search_page
@@ -79,6 +80,13 @@ def show_queue(context: ContextDep, viewer: ViewerDep) -> Response:
 @router.get("/fragments/queue")
 def queue_fragment(context: ContextDep, viewer: ViewerDep) -> Response:
     return render("_queue.html", page=_queue(context, viewer))
+
+
+@router.get("/quarantine")
+def show_quarantine(context: ContextDep, viewer: ViewerDep) -> Response:
+    with context.database.read() as session:
+        page = quarantine_page(session, database_time_s(session))
+    return render("quarantine.html", page=page, viewer=viewer, path="")
 
 
 @router.get("/enrol")

@@ -59,6 +59,7 @@ def addresses_of(site: Site) -> dict[str, str]:
     return {
         "overview": "/",
         "queue": "/queue",
+        "quarantine": "/quarantine",
         "enrolment": "/enrol",
         "sign-in": "/login",
         "running search": f"/searches/{search}",

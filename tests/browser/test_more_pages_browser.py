@@ -48,6 +48,7 @@ def test_new_pages_fit_a_phone_and_need_no_scripts(chromium: Browser, serve: Ser
         repository.put_document(session, seeded.running, FRONT_LAYERS, layers)
     paths = (
         "/queue",
+        "/quarantine",
         "/enrol",
         f"/explorer?series={first}&op=conv2d",
         f"/series/{first}/kernels/{kernel_id(SHAPE)}",

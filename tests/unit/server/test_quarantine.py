@@ -5,10 +5,14 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+from sqlalchemy import update
 
 from device_agent.contracts import FailureReason, KernelTask, Lease, kernel_id
+from server.context import TOKEN_COOKIE
+from server.models import TaskRow
 from server.states import TaskState
 from server.worker.run import SearchFailed
+from tests.unit.server.dashboard.test_dashboard_pages import text_of
 from tests.unit.server.server_lab import SETUP, LabAgent, ServerLab, failure, kernel_task, report_of
 from tests.unit.server.worker_lab import WorkerLab, quick_search
 
@@ -79,6 +83,39 @@ def test_it_is_listed_and_pardoned(lab: ServerLab) -> None:
     assert lab.get("/v1/quarantine").json()["items"] == []
     assert lab.post(f"/v1/quarantine/{SUBJECT}:pardon", token=lab.admin).status_code == 404
     assert lab.task(ask(lab, agent)).state is TaskState.PENDING
+
+
+def test_a_page_says_why_and_how_it_is_let_out(sqlite_lab: ServerLab) -> None:
+    first, second = (sqlite_lab.agent(device_name=name) for name in ("board <a>", "board b"))
+    sqlite_lab.client.cookies.set(TOKEN_COOKIE, sqlite_lab.user)
+
+    def page() -> str:
+        answer = sqlite_lab.client.get("/quarantine")
+        assert answer.status_code == 200
+        return answer.text
+
+    assert "Nothing is in quarantine" in page()
+    task_id = take_down(sqlite_lab, first)
+    text = text_of(page())
+    assert "conv 3×3, 1 → 16 channels" in text
+    assert "native 1.0 : not tried on board <a>" in text
+    assert "crashed 3 times it went wrong" in text
+    assert f"kerf latency pardon {SUBJECT}" in text
+    take_down(sqlite_lab, second, FailureReason.TIMED_OUT)
+    text = text_of(page())
+    assert "not tried on any device with it" in text
+    assert "board b hung 3 times" in text
+    assert 'href="/quarantine"' in sqlite_lab.client.get("/queue").text
+    # A network has no kernel's words, and shows its file.
+    with sqlite_lab.database.write() as session:
+        values = {"kernel_id": None, "artifact_sha256": "ab" * 32, "subject": "network_1"}
+        session.execute(update(TaskRow).where(TaskRow.id == task_id).values(**values))
+    text = text_of(page())
+    assert "whole network abababababab" in text
+    assert "kerf latency pardon network_1" in text
+    with sqlite_lab.database.write() as session:
+        session.execute(update(TaskRow).values(pardoned_at=1.0))
+    assert "Nothing is in quarantine" in page()
 
 
 def test_the_list_is_paged(lab: ServerLab) -> None:
