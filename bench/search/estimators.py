@@ -158,7 +158,7 @@ def _supernet(case: NetworkCase, genomes: Sequence[Genome]) -> _Scored:
         case.model,
         case.spec,
         case.data,
-        case.data.split.holdout.evenly(EVALUATION_IMAGES),
+        case.data.split.holdout.evenly(EVALUATION_IMAGES[case.name]),
         seed=0,
         schedule_factor=_SUPERNET_FACTOR,
         batch_size=_BATCH_SIZE,

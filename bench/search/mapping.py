@@ -7,7 +7,7 @@ is a search space: one scheme with a density for each layer, whole channels, or 
 searched by the same method with the same number of evaluations of the one-shot loss, and the best within each latency
 budget wins. Budgets are parts of the unpruned network's latency. Winners are chosen on some held-out images and judged
 on others (`judged`), as the best of many is flattered by the images it was chosen on. Latencies are those of measured
-kernels; winners are measured as whole networks, too, with `--measure`.
+kernels; winners are measured as whole networks, too, with `--measure`. `mapping_trained` fine-tunes them.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from bench.search.mapping_table import (
     mapping_space,
     measured_network_ms,
 )
+from device_agent.contracts import encode
 from search.accuracy.one_shot import OneShotEstimator
 from search.algorithms.factors import Factor
 from search.algorithms.registry import make_searcher
@@ -245,7 +246,7 @@ def row_of(bench: Bench, found: Sequence[Winner], *, measure: bool) -> list[dict
             "judged_loss": loss,
             "judged_accuracy": accuracy,
             "schemes": schemes_of(winner.decisions),
-            "channels": dict(winner.decisions.channels),
+            "decisions": encode(winner.decisions),
         }
         if measure:
             row["measured_ms"] = measured_network_ms(bench.model, bench.spec, winner.decisions)

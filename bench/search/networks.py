@@ -23,7 +23,9 @@ from search.space_builder import build_space
 
 NETWORKS = ("resnet20", "resnet56")
 
-CALIBRATION_IMAGES, EVALUATION_IMAGES = 256, 512
+#: Images for batch norm and for the loss of a one-shot estimate. Those of the deep network cost three times as much.
+CALIBRATION_IMAGES = {"resnet20": 256, "resnet56": 128}
+EVALUATION_IMAGES = {"resnet20": 512, "resnet56": 256}
 
 _EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -44,8 +46,8 @@ class NetworkCase:
         return OneShotEstimator(
             self.model,
             self.spec,
-            self.data.split.calibration.evenly(CALIBRATION_IMAGES),
-            self.data.split.holdout.evenly(EVALUATION_IMAGES),
+            self.data.split.calibration.evenly(CALIBRATION_IMAGES[self.name]),
+            self.data.split.holdout.evenly(EVALUATION_IMAGES[self.name]),
             self.data.normalise,
         )
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import ArrayLike
 
-from bench.search import estimators, trained, true_evaluations
+from bench.search import estimators, mapping_trained, trained, true_evaluations
 from bench.search.networks import NetworkCase
 from bench.search.true_evaluations import Progress
 from device_agent.contracts import PruningScheme
@@ -101,3 +101,26 @@ def test_estimates_are_also_judged_among_networks_of_about_the_same_latency() ->
     nothing, pairs = estimators.tau_among_alike(truth[:2], truth[:2], np.array([1.0, 2.0]))
     assert math.isnan(nothing)
     assert pairs == 0
+
+
+def test_winners_within_the_budgets_are_trained_in_the_order_of_contestants() -> None:
+    def run(contestant: str, seed: int) -> dict[str, Any]:
+        row = {"latency_ms": 0.1, "judged_accuracy": 0.5, "loss": 1.0, "decisions": {"channels": {"a": seed}}}
+        # Within 0.3 nothing was found.
+        rows = [{"budget": 0.3}, {"budget": 0.4, **row}, {"budget": 0.5, **row}]
+        return {"contestant": contestant, "seed": seed, "rows": rows}
+
+    result = {"runs": [run("b", 0), run("a", 0), run("b", 1), run("c", 0)]}
+    rows = mapping_trained.chosen_rows(result, ("a", "b"), (0.3, 0.4))
+    assert [(row["contestant"], row["seed"], row["budget"]) for row in rows] == [
+        ("a", 0, 0.4),
+        ("b", 0, 0.4),
+        ("b", 1, 0.4),
+    ]
+    assert rows[2]["decisions"] == {"channels": {"a": 1}}
+
+
+def test_trained_winners_are_averaged_over_seeds() -> None:
+    row = {"contestant": "a", "budget": 0.4, "judged_accuracy": 0.5, "measured_latency_ms": 0.1, "part_of_dense": 0.4}
+    text = mapping_trained.table_text([{**row, "accuracy": 0.8}, {**row, "accuracy": 0.9}])
+    assert text.splitlines()[1].split() == ["a", "0.40", "2", "50.0", "85.00", "0.100", "0.400"]
