@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--methods", nargs="+", help="for the parts with true evaluations; all by default")
     parser.add_argument("--seeds", type=int)
+    parser.add_argument("--generations", type=int, default=_GENERATIONS, help=f"of {_POPULATION} true evaluations each")
     parser.add_argument("--epochs", type=float, help="of fine-tuning; the example's by default")
     parser.add_argument("--work", type=Path, default=Path("out/bench/search"))
     parser.add_argument("--json", type=Path, help="parts that are not run keep their figures in it")
@@ -91,7 +92,7 @@ def _network_parts(name: str, parts: Sequence[str], num_seeds: int, options: Any
     for method in methods:
         for seed in range(num_seeds if "evaluations" in parts else 1):
             runs[method, seed] = true_evaluations.run_method(
-                case, problem, estimates, method, seed=seed, population=_POPULATION, generations=_GENERATIONS
+                case, problem, estimates, method, seed=seed, population=_POPULATION, generations=options.generations
             )
     if "evaluations" in parts:
         rows = true_evaluations.volume_rows(case, problem, runs)
