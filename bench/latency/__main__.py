@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.latency.active import BUDGETS_MINUTES, active_part
-from bench.latency.dataset import MEASUREMENTS_FILE, read_records
+from bench.latency.attempts import read_records
+from bench.latency.dataset import MEASUREMENTS_FILE
 from bench.latency.imported_a72 import imported_a72
 from bench.latency.model import baselines_part, curve_part, model_part
 from bench.latency.spread import spread

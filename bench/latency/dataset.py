@@ -1,9 +1,9 @@
 """Measures what latency models are fitted to and judged by: kernels of pruned networks, and pruned networks whole.
 
-    python -m bench.latency.dataset --work out/bench/latency        # under an hour; goes on where it was stopped
+    python -m bench.latency.dataset --work out/bench/latency --passes 3    # an hour; goes on where it was stopped
 
-Everything is measured in this process, as an agent would measure it. One line of JSON is kept for each kernel and
-network in `measurements.jsonl` of the work folder, with the reference kernel beside it.
+Everything is measured in this process, as an agent would measure it. One line of JSON is kept for each measurement of
+a kernel or network in `measurements.jsonl` of the work folder, with the reference kernel beside it (`attempts`).
 """
 
 from __future__ import annotations
@@ -11,14 +11,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import math
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import median
 from typing import Any
 
+from bench.latency.attempts import done_keys, num_turns, read_records
 from bench.latency.pruned_networks import (
     ZOO,
     Split,
@@ -50,9 +49,6 @@ NUM_NETWORKS = {Split.CALIBRATION: 4, Split.DEVELOPMENT: 5, Split.HELD_OUT: 20}
 MEASUREMENTS_FILE = "measurements.jsonl"
 #: So many kernels between two networks.
 _KERNELS_BETWEEN = 8
-#: What the machine was slow or fast for is measured again at the end, so often.
-TURNS = 3
-_USUAL_WITHIN = 0.08
 
 _Item = KernelSpec | tuple[str, NetworkPlan]
 
@@ -73,14 +69,14 @@ def items(specs: list[NetworkSpec], num_kernels: int, num_held_out: int) -> Iter
     yield from networks
 
 
-def measure_all(work: Path, num_kernels: int, num_held_out: int, minutes: float) -> None:
-    """Measure what is missing in `work`, for at most `minutes`."""
+def measure_all(work: Path, num_kernels: int, num_held_out: int, minutes: float, passes: int) -> None:
+    """Measure what is missing in `work`, everything `passes` times, for at most `minutes`."""
     specs = [network_spec(architecture, work / "specs") for architecture in ZOO]
     deadline = time.monotonic() + 60 * minutes
     wanted = list(items(specs, num_kernels, num_held_out))
     path = work / MEASUREMENTS_FILE
-    for turn in range(TURNS):
-        done = done_keys(read_records(path), is_first=turn == 0)
+    for turn in range(num_turns(passes)):
+        done = done_keys(read_records(path), turn=turn, passes=passes)
         missing = [item for item in wanted if _key(item) not in done]
         print(f"turn {turn + 1}: {len(missing)} of {len(wanted)} to measure", file=sys.stderr)
         with path.open("a", encoding="utf-8") as file:
@@ -92,54 +88,6 @@ def measure_all(work: Path, num_kernels: int, num_held_out: int, minutes: float)
                 file.flush()
                 if number % 50 == 0:
                     print(f"{number} of {len(missing)}", file=sys.stderr)
-
-
-def read_records(path: Path) -> list[dict[str, Any]]:
-    """The best record of each kernel and network so far, in the order of their first ones.
-
-    The best is that nearest to the machine's usual speed; its `seconds` are those of all attempts. A last line that was
-    cut off by a kill is left out: it is measured again.
-    """
-    if not path.is_file():
-        return []
-    text = path.read_text(encoding="utf-8")
-    if not text.endswith("\n"):
-        text = text[: text.rfind("\n") + 1]
-        path.write_text(text, encoding="utf-8")
-    records = [json.loads(line) for line in text.splitlines()]
-    usual = usual_reference_ns(records)
-    best: dict[str, dict[str, Any]] = {}
-    for record in records:
-        known = best.get(record["key"])
-        if known is None:
-            best[record["key"]] = record
-            continue
-        nearer = min(known, record, key=lambda r: _off_speed(r, usual))
-        best[record["key"]] = nearer | {"seconds": known["seconds"] + record["seconds"]}
-    return list(best.values())
-
-
-def done_keys(records: list[dict[str, Any]], *, is_first: bool) -> set[str]:
-    """What need not be measured: in the first turn what was measured at all, then what was so at the usual speed."""
-    usual = usual_reference_ns(records)
-    return {str(r["key"]) for r in records if is_first or is_at_usual_speed(r, usual)}
-
-
-def usual_reference_ns(records: list[dict[str, Any]]) -> float:
-    """The median time of the reference kernel; 1 without any measurement."""
-    times = [r["statistics"]["reference_ns"] for r in records if "statistics" in r]
-    return float(median(times)) if times else 1.0
-
-
-def is_at_usual_speed(record: dict[str, Any], usual_ns: float) -> bool:
-    """Whether the machine ran at its usual speed. A neighbour's load slows kernels by different factors."""
-    return _off_speed(record, usual_ns) <= _USUAL_WITHIN
-
-
-def _off_speed(record: dict[str, Any], usual_ns: float) -> float:
-    if "statistics" not in record:
-        return math.inf
-    return abs(math.log(record["statistics"]["reference_ns"] / usual_ns))
 
 
 def _key(item: _Item) -> str:
@@ -186,10 +134,11 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("out/bench/latency"))
     parser.add_argument("--kernels", type=int, default=NUM_KERNELS)
     parser.add_argument("--held-out", type=int, default=NUM_NETWORKS[Split.HELD_OUT], help="of each architecture")
+    parser.add_argument("--passes", type=int, default=1, help="measurements of each, minutes apart; the median counts")
     parser.add_argument("--minutes", type=float, default=60.0)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    measure_all(options.work, options.kernels, options.held_out, options.minutes)
+    measure_all(options.work, options.kernels, options.held_out, options.minutes, options.passes)
 
 
 if __name__ == "__main__":

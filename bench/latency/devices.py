@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.latency.dataset import TURNS, done_keys, kernel_record, read_records
+from bench.latency.attempts import done_keys, num_turns, read_records
+from bench.latency.dataset import kernel_record
 from bench.latency.stored import STORED, Dataset, from_records, machine_name, read_dataset, write_dataset
 from device_agent.contracts import Clock, KernelSpec, MeasuringSetup, kernel_id
 from device_agent.measuring.task import Surroundings
@@ -83,8 +84,8 @@ def measure_devices(work: Path, kernels: Sequence[KernelSpec], minutes: float) -
     deadline = time.monotonic() + 60 * minutes
     paths = {device: work / f"{device.name}.jsonl" for device in DEVICES}
     around = {device: device.surroundings for device in DEVICES}
-    for turn in range(TURNS):
-        done = {device: done_keys(read_records(path), is_first=turn == 0) for device, path in paths.items()}
+    for turn in range(num_turns(1)):
+        done = {device: done_keys(read_records(path), turn=turn) for device, path in paths.items()}
         missing = [(k, device) for k in kernels for device in DEVICES if kernel_id(k) not in done[device]]
         print(f"turn {turn + 1}: {len(missing)} of {len(kernels) * len(DEVICES)} to measure", file=sys.stderr)
         for kernel, device in missing:

@@ -112,6 +112,7 @@ def model_part(dataset: Dataset, num_kernels: int | None = None, num_held_out: i
         "calibration_networks": len(known),
         "fit_cpu_seconds": round(seconds, 1),
         "median_uncertainty_of_measured_networks": float(np.median(noise)),
+        "between_passes": dataset.between_passes,
         "by_architecture": by_architecture,
         "about": dataset.about,
     }

@@ -7,11 +7,13 @@ import json
 import math
 import os
 import platform
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from statistics import fmean, median, variance
 from typing import Any
 
+from bench.latency.attempts import Record, by_key, used_records, usual_reference_ns
 from bench.latency.pruned_networks import Split
 from device_agent.contracts import Activation, KernelSpec, Op, PruningScheme, Statistics, WeightPruning
 from device_agent.contracts.codec import decode
@@ -34,7 +36,9 @@ _SPEED_DOUBT = 0.2
 class Dataset:
     """Measured kernels in the order in which they were drawn, and measured networks by name.
 
-    `about` says what measured them; `minutes` how long kernels, and networks of each split, took.
+    `about` says what measured them; `minutes` how long kernels, and networks of each split, took. `between_passes` is
+    by how much single measurements of one kernel, and of one network, differ between passes: the standard deviation
+    of their logarithms, where there was more than one pass.
     """
 
     about: dict[str, str]
@@ -42,6 +46,7 @@ class Dataset:
     networks: dict[str, NetworkLatency]
     op_ns: dict[str, tuple[float, ...]]
     minutes: dict[str, float]
+    between_passes: dict[str, float] = field(default_factory=dict)
 
     def of_split(self, split: Split) -> dict[str, NetworkLatency]:
         return {name: network for name, network in self.networks.items() if f"/{split.value}/" in name}
@@ -55,8 +60,11 @@ def machine_name() -> str:
     return f"{os.cpu_count()} cores, {names[0] if names else platform.machine()}"
 
 
-def from_records(records: Sequence[dict[str, Any]], machine: str, runtime: str = "native") -> Dataset:
+def from_records(records: Sequence[Record], machine: str, runtime: str = "native") -> Dataset:
     """What `bench.latency.dataset` wrote, brought to one speed of the machine by the reference kernel.
+
+    Of what was measured several times the median counts, and what such measurements differ by is part of the standard
+    errors. `minutes` are those of all attempts.
 
     Raises `ValueError` where records are of different runtimes: they are no one series.
     """
@@ -64,34 +72,70 @@ def from_records(records: Sequence[dict[str, Any]], machine: str, runtime: str =
     builds = {record["runtime_sha256"] for record in found}
     if len(builds) != 1:
         raise ValueError(f"the measurements are of {len(builds)} builds of the runtime: measure anew in another folder")
-    statistics = [decode(Statistics, record["statistics"]) for record in found]
-    usual = usual_references(statistics)
+    usual = usual_references(decode(Statistics, record["statistics"]) for record in found)
+    usual_ns = usual_reference_ns(found)
     kernels: list[KernelLatency] = []
     networks: dict[str, NetworkLatency] = {}
     op_ns: dict[str, tuple[float, ...]] = {}
     minutes: dict[str, float] = {}
-    for record, raw in zip(found, statistics, strict=True):
-        corrected = at_usual_speed(raw, usual)
-        latency_ns = corrected.median_ns
-        # What slows the reference kernel slows others by another factor.
-        doubt = _SPEED_DOUBT * abs(math.log(corrected.median_ns / raw.median_ns))
-        std_ns = math.hypot(median_std_ns(corrected), doubt * latency_ns)
-        kind = "kernels" if "kernel" in record else str(record["key"]).split("/")[1]
-        minutes[kind] = minutes.get(kind, 0.0) + record["seconds"] / 60
-        if "kernel" in record:
-            kernel = decode(KernelSpec, record["kernel"])
+    times: dict[str, list[tuple[float, float]]] = {}
+    attempts = by_key(records)
+    for key, tried in attempts.items():
+        kind = "kernels" if _is_kernel(tried[0]) else key.split("/")[1]
+        minutes[kind] = minutes.get(kind, 0.0) + sum(record["seconds"] for record in tried) / 60
+        used = [decode(Statistics, record["statistics"]) for record in used_records(tried, usual_ns)]
+        if used:
+            times[key] = [_at_usual_speed(statistics, usual) for statistics in used]
+    between = {
+        kind: _spread([times[key] for key in times if _is_kernel(attempts[key][0]) is is_kernel])
+        for kind, is_kernel in (("kernels", True), ("networks", False))
+    }
+    for key, measured in times.items():
+        first = attempts[key][0]
+        latency_ns = median(latency for latency, _ in measured)
+        apart_ns = latency_ns * between["kernels" if _is_kernel(first) else "networks"]
+        std_ns = math.sqrt(sum(std**2 + apart_ns**2 for _, std in measured)) / len(measured)
+        if _is_kernel(first):
+            kernel = decode(KernelSpec, first["kernel"])
             kernels.append(KernelLatency(kernel=kernel, latency_ns=latency_ns, std_ns=std_ns))
         else:
-            plan = tuple(decode(KernelSpec, op[3]) for op in record["ops"])
-            networks[record["key"]] = NetworkLatency(kernels=plan, latency_ns=latency_ns, std_ns=std_ns)
-            op_ns[record["key"]] = tuple(record["op_ns"])
+            plan = tuple(decode(KernelSpec, op[3]) for op in first["ops"])
+            networks[key] = NetworkLatency(kernels=plan, latency_ns=latency_ns, std_ns=std_ns)
+            op_ns[key] = tuple(used_records(attempts[key], usual_ns)[0]["op_ns"])
     about = {
         "machine": machine,
         "runtime": runtime,
         "runtime_version": found[0]["runtime_version"],
         "isa": found[0]["isa"],
     }
-    return Dataset(about=about, kernels=tuple(kernels), networks=networks, op_ns=op_ns, minutes=minutes)
+    return Dataset(
+        about=about,
+        kernels=tuple(kernels),
+        networks=networks,
+        op_ns=op_ns,
+        minutes=minutes,
+        between_passes={kind: value for kind, value in between.items() if value > 0},
+    )
+
+
+def _is_kernel(record: Record) -> bool:
+    return "kernel" in record
+
+
+def _spread(measured: Sequence[Sequence[tuple[float, float]]]) -> float:
+    """The standard deviation of logarithms within items, over all items; 0 where each was measured once."""
+    several = [times for times in measured if len(times) > 1]
+    if not several:
+        return 0.0
+    return math.sqrt(fmean(variance(math.log(ns) for ns, _ in times) for times in several))
+
+
+def _at_usual_speed(raw: Statistics, usual: Mapping[str, float]) -> tuple[float, float]:
+    """The median at the machine's usual speed and its standard error, in ns."""
+    corrected = at_usual_speed(raw, usual)
+    # What slows the reference kernel slows others by another factor.
+    doubt = _SPEED_DOUBT * abs(math.log(corrected.median_ns / raw.median_ns))
+    return corrected.median_ns, math.hypot(median_std_ns(corrected), doubt * corrected.median_ns)
 
 
 def write_dataset(path: Path, dataset: Dataset) -> None:
@@ -107,6 +151,7 @@ def write_dataset(path: Path, dataset: Dataset) -> None:
         "format": FORMAT,
         "about": dataset.about,
         "minutes": {kind: round(value, 2) for kind, value in sorted(dataset.minutes.items())},
+        "between_passes": {kind: round(value, 4) for kind, value in sorted(dataset.between_passes.items())},
         "columns": columns,
         "kernels": [
             [distinct[e.kernel] for e in dataset.kernels],
@@ -141,6 +186,7 @@ def read_dataset(path: Path) -> Dataset:
         },
         op_ns={},
         minutes=document["minutes"],
+        between_passes=document.get("between_passes", {}),
     )
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import statistics
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench.latency import dataset
+from bench.latency import attempts
 from bench.latency.__main__ import STORED
 from bench.latency.active import POLICIES, active_part, all_measured, all_predicted, replay_of
 from bench.latency.model import baselines_part, curve_part, held_out_networks, model_part
-from bench.latency.pruned_networks import Split, network_name, pool_kernels, pruned_plan, random_tensors
+from bench.latency.pruned_networks import ZOO, Split, network_name, pool_kernels, pruned_plan, random_tensors
 from bench.latency.stored import Dataset, from_records, read_dataset, write_dataset
 from device_agent.contracts import KernelSpec, Op, Statistics, encode
 from search.domain.network import NetworkSpec
@@ -26,7 +28,7 @@ KERNELS = [
 
 
 def record(key: str, median_ns: float, reference_ns: float, **more: Any) -> dict[str, Any]:
-    statistics = Statistics(
+    made = Statistics(
         median_ns=median_ns,
         mean_ns=median_ns,
         min_ns=median_ns,
@@ -44,7 +46,7 @@ def record(key: str, median_ns: float, reference_ns: float, **more: Any) -> dict
         reference_name="reference",
     )
     about = {"runtime_version": "1", "runtime_sha256": "aa", "isa": "avx2", "op_ns": [], "seconds": 6.0}
-    return {"key": key, "statistics": dataclasses.asdict(statistics), **about, **more}
+    return {"key": key, "statistics": dataclasses.asdict(made), **about, **more}
 
 
 def kernel_record(index: int, median_ns: float, reference_ns: float = 100.0, **more: Any) -> dict[str, Any]:
@@ -64,14 +66,47 @@ def test_of_two_records_that_at_the_usual_speed_counts_and_a_cut_line_does_not(t
         kernel_record(2, 9.0),
     ]
     path = write_records(tmp_path / "m.jsonl", records, tail='{"key": "k7", "sta')
-    found = dataset.read_records(path)
-    assert [r["key"] for r in found] == ["k0", "k1", "k2"]
-    assert found[0]["statistics"]["median_ns"] == 1010.0
-    assert found[0]["seconds"] == 12.0
+    found = attempts.read_records(path)
+    assert found == records
     assert path.read_text(encoding="utf-8").endswith("}\n")
-    assert dataset.is_at_usual_speed(found[0], 100.0)
-    assert not dataset.is_at_usual_speed(records[0], 100.0)
-    assert not dataset.is_at_usual_speed({"key": "k9", "failed": "no"}, 100.0)
+    made = from_records(found, "a board")
+    assert [entry.latency_ns for entry in made.kernels] == [1010.0, 2000.0, 9.0]
+    assert made.minutes == {"kernels": pytest.approx(0.4)}
+    assert attempts.is_at_usual_speed(found[2], 100.0)
+    assert not attempts.is_at_usual_speed(records[0], 100.0)
+    assert not attempts.is_at_usual_speed({"key": "k9", "failed": "no"}, 100.0)
+
+
+def test_of_several_passes_the_median_counts_and_what_they_differ_by_is_part_of_the_error() -> None:
+    passes = [kernel_record(0, ns) for ns in (1000.0, 1100.0, 1020.0)]
+    once = [kernel_record(1, 500.0)]
+    made = from_records([*passes, *once], "a board")
+    assert made.kernels[0].latency_ns == pytest.approx(1020.0)
+    spread = statistics.stdev(math.log(ns) for ns in (1000.0, 1100.0, 1020.0))
+    assert made.between_passes == {"kernels": pytest.approx(spread)}
+    own = from_records(once, "a board").kernels[0].std_ns
+    assert made.kernels[1].std_ns == pytest.approx(math.hypot(own, 500.0 * spread))
+    assert made.kernels[0].std_ns > 1020.0 * spread / 3**0.5
+    assert from_records(once, "a board").between_passes == {}
+
+
+def test_each_pass_asks_for_what_it_lacks_and_then_what_was_disturbed_is_asked_for_again() -> None:
+    once = [kernel_record(index, 1.0) for index in range(3)]
+    assert attempts.done_keys(once, turn=0, passes=2) == {"k0", "k1", "k2"}
+    assert attempts.done_keys(once, turn=1, passes=2) == set()
+    twice = [*once, kernel_record(0, 1.0), kernel_record(1, 2.0, 200.0), kernel_record(2, 1.0)]
+    assert attempts.done_keys(twice, turn=1, passes=2) == {"k0", "k1", "k2"}
+    assert attempts.done_keys(twice, turn=2, passes=2) == {"k0", "k2"}
+    # What stays disturbed is given up.
+    again = [*twice, kernel_record(1, 2.0, 200.0), kernel_record(1, 2.0, 200.0)]
+    assert attempts.done_keys(again, turn=attempts.num_turns(2) - 1, passes=2) == {"k0", "k1", "k2"}
+
+
+def test_what_failed_every_time_is_left_out() -> None:
+    failed = {"key": "k2", "kernel": encode(KERNELS[2]), "failed": "no", "seconds": 6.0}
+    made = from_records([kernel_record(0, 1.0), failed, failed], "a board")
+    assert [entry.kernel for entry in made.kernels] == KERNELS[:1]
+    assert made.minutes == {"kernels": pytest.approx(0.3)}
 
 
 def test_measurements_are_brought_to_one_speed_and_are_then_less_certain() -> None:
@@ -135,7 +170,7 @@ def test_the_stored_measurements_are_enough_for_the_figures(stored: Dataset) -> 
     assert len(stored.of_split(Split.HELD_OUT)) >= 100
     assert sum(minutes for what, minutes in stored.minutes.items() if what != Split.HELD_OUT) < 60
     held_out = held_out_networks(stored, 12)
-    assert {name.split("/")[0] for name in held_out} == set(dataset.ZOO)
+    assert {name.split("/")[0] for name in held_out} == set(ZOO)
     assert not set(held_out) & set(stored.of_split(Split.DEVELOPMENT))
 
 

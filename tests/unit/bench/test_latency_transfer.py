@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bench.latency import devices, transfer
-from bench.latency.dataset import done_keys
+from bench.latency.attempts import done_keys
 from bench.latency.devices import DEVICES, NUM_KERNELS, measure_devices, read_device
 from bench.latency.imported_a72 import dense_layer
 from bench.latency.stored import STORED, read_dataset
@@ -71,7 +71,7 @@ def test_measuring_goes_on_where_it_was_stopped_and_repeats_what_was_disturbed(
     measure_devices(tmp_path, kernels(4), 1.0)
     assert len(asked) == 10
     records = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
-    assert len(done_keys(records, is_first=True)) == 4
+    assert len(done_keys(records, turn=0)) == 4
 
 
 def test_a_device_that_is_like_the_old_one_needs_no_measurement_and_a_strange_one_some() -> None:
