@@ -83,8 +83,11 @@ wheels: setup
 	for machine in $(WHEELS); do \
 		KERF_NATIVE_TARGET=$$machine $(BIN)/python -m hatchling build -t wheel -d dist || exit 1; done
 
-# The wheels, and whether building them again gives the same files.
+# The wheels, a bill of materials for agents and one for servers beside them (dist/*.cdx.json), and whether building the
+# wheels again gives the same files.
 release: wheels
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints/cpu.txt --editable '.[release]'
+	$(BIN)/python -m release.sbom dist
 	$(BIN)/python -m pytest -m slow tests/integration/test_release.py
 
 clean:
