@@ -58,6 +58,8 @@ class Settings:
             itself, 0 one for every four cores.
         evaluator_threads: Threads of each; 0 shares the cores. Equal numbers give equal fronts to the last bit,
             whatever the number of processes.
+        worker_memory_bytes: What each process of a worker may take for data (heap and stacks); a search that needs more
+            fails with the reason. 0 is without limit.
         ray_address: Head of a Ray cluster, "HOST:PORT", whose processes estimate and train instead; "auto" on one of
             its hosts. Empty is the worker's own machine.
         drift_interval_s: How often the sentinel kernels of each series in use are measured again, while its device is
@@ -92,6 +94,7 @@ class Settings:
     datasets_dir: Path | None = None
     evaluators: int = 0
     evaluator_threads: int = 0
+    worker_memory_bytes: int = 0
     ray_address: str = ""
     drift_interval_s: float = 0.0
     open_dashboard: bool = False
@@ -124,6 +127,8 @@ class Settings:
         for name in ("evaluators", "evaluator_threads"):
             if not 0 <= getattr(self, name) <= 1024:
                 raise ContractError(f"{name} {getattr(self, name)!r} is not in 0..1024")
+        if self.worker_memory_bytes < 0:
+            raise ContractError(f"worker_memory_bytes {self.worker_memory_bytes!r} is negative: 0 is without limit")
         if "://" in self.ray_address:
             raise ContractError(
                 f"ray_address {self.ray_address!r} is of another client: write HOST:PORT of the head, or auto"

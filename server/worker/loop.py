@@ -25,6 +25,7 @@ from server.latency.profit import refresh_profit
 from server.searches import repository
 from server.searches.repository import ClaimLost, JobClaim
 from server.settings import Settings
+from server.worker.memory import is_out_of_memory, limit_memory
 from server.worker.pipeline import run_stages
 from server.worker.presence import present
 from server.worker.run import RunInterrupted, SearchFailed, SearchRun, signal_of
@@ -55,6 +56,7 @@ HEARTBEATS_PER_STALE_TIME = 4
 
 def run_worker(settings: Settings, stop: threading.Event) -> None:
     """Serve jobs until `stop` is set. The running job is put back with its state kept."""
+    limit_memory(settings.worker_memory_bytes)
     database = Database.from_settings(settings)
     store = open_store(settings)
     store.remove_abandoned()
@@ -164,10 +166,23 @@ def _serve(
                 bound.warning("search_failed", reason=str(error))
                 _fail(run, run.named(str(error)))
                 return
+            if is_out_of_memory(error):
+                bound.warning("search_out_of_memory", reason=str(error))
+                _fail(run, _out_of_memory(settings))
+                return
             bound.exception("search_crashed")
             _fail(run, f"an error in Kerf itself, please report it: {type(error).__name__}: {error}")
         else:
             bound.info("search_completed")
+
+
+def _out_of_memory(settings: Settings) -> str:
+    most = settings.worker_memory_bytes
+    has = f"the {most >> 20} MiB of KERF_WORKER_MEMORY_BYTES" if most else "what the worker's machine has"
+    return (
+        f"the search needs more memory than {has}: make images, network or batches (training.batch_size) smaller, or "
+        "give the worker more"
+    )
 
 
 @contextlib.contextmanager
