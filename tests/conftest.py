@@ -22,6 +22,8 @@ os.environ["KERF_TUNING_CACHE"] = "0"
 # several test processes share the cores. Read when a library is loaded: later than this, or in pytest-xdist's workers.
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
+# Tests start many processes: these keep the bytecode of what they import, also where the surroundings forbid it.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 #: The order of groups and folders: what takes longest begins first, so that no worker is left with it in the end.
 LONGEST_FIRST = (

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from search.latency.families import KernelFamily
 from search.latency.network import Correction
@@ -79,4 +78,6 @@ def _summary_of(items: Sequence[HeldOut]) -> ErrorSummary:
 def _spearman(a: np.ndarray, b: np.ndarray) -> float | None:
     if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return None
+    from scipy.stats import spearmanr  # takes a while to import: the server shows cards and makes none
+
     return float(spearmanr(a, b).statistic)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +82,7 @@ def summarise_ratios(ratios: Sequence[Ratio]) -> RatioSummary:
     mean = float(logs.mean())
     interval = None
     if len(values) > 1:
-        half = float(student_t.ppf(0.975, len(values) - 1) * logs.std(ddof=1) / math.sqrt(len(values)))
+        half = float(stdtrit(len(values) - 1, 0.975) * logs.std(ddof=1) / math.sqrt(len(values)))
         interval = (math.exp(mean - half), math.exp(mean + half))
     return RatioSummary(
         count=len(values),
