@@ -47,6 +47,7 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Site, dict
 
 def addresses_of(site: Site) -> dict[str, str]:
     seeded = seed.seed(site.context)
+    seed.quarantine(site.context)
     first, second, *_ = explored(site)
     # The series that was measured in last has its card first.
     while refresh_card(site.context.database, quiet_s=0.0) not in (first, None):

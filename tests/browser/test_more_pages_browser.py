@@ -41,6 +41,7 @@ def explored(site: Site) -> list[str]:
 def test_new_pages_fit_a_phone_and_need_no_scripts(chromium: Browser, serve: Serve) -> None:
     site = serve()
     seeded = seed.seed(site.context)
+    seed.quarantine(site.context)
     first, second, *_ = explored(site)
     with site.context.database.write() as session:
         chosen = repository.load_candidates(session, seeded.running.search_id, selected=True)[0].candidate_id

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import sqlalchemy as sa
 
 from device_agent.contracts import (
     Activation,
@@ -41,9 +42,10 @@ from server.context import Context
 from server.fleet import service as fleet
 from server.ids import uuid7
 from server.latency.source import SqlLatencySource
+from server.models import TaskRow
 from server.searches import queries, repository
 from server.searches.repository import CandidateRecord, JobClaim, SearchEvent
-from server.states import JobStage
+from server.states import JobStage, TaskState
 
 SETUP = MeasuringSetup(runtime="native")
 HOSTILE = "<script>alert(1)</script>\"'&{{7*7}}"
@@ -379,3 +381,13 @@ def seed(context: Context) -> Seeded:
         completed_id=completed.search_id,
         failed_id=failed.search_id,
     )
+
+
+def quarantine(context: Context) -> None:
+    """Let one of the kernels have crashed in every attempt, with the long text that an agent sends then."""
+    with context.database.write() as session:
+        kernels = sa.select(TaskRow.id).where(TaskRow.kernel_id.is_not(None)).order_by(TaskRow.id)
+        first = session.scalars(kernels).first()
+        values = {"state": TaskState.FAILED, "failures": 3, "failure_reason": "crashed", "finished_at": 1.0}
+        detail = "the child process was killed by SIGSEGV in kerf_conv_group_4x1_neon_dotprod_16x16_s2_relu"
+        session.execute(sa.update(TaskRow).where(TaskRow.id == first).values(**values, failure_detail=detail))
