@@ -154,9 +154,9 @@ def test_the_same_search_on_postgresql(
     assert (tmp_path / "postgresql" / "front.json").read_bytes() == (first.output / "front.json").read_bytes()
 
 
+@pytest.mark.slow  # A process for each measurement. What each runtime computes is tested with the runtimes.
 @pytest.mark.parametrize(
-    ("runtime", "package", "extra"),
-    [("tflite", "ai_edge_litert", "agent"), pytest.param("ncnn", "ncnn", "ncnn", marks=pytest.mark.slow)],
+    ("runtime", "package", "extra"), [("tflite", "ai_edge_litert", "agent"), ("ncnn", "ncnn", "ncnn")]
 )
 def test_a_search_on_a_dense_runtime_exports_and_verifies_its_files(
     tmp_path: Path, console: Console, runtime: str, package: str, extra: str

@@ -167,6 +167,7 @@ def test_the_user_is_told_which_device_a_search_waits_for(disturbed: tuple[str, 
     assert all(f"'{BOARD}', which is offline: start its agent" in text for text in waits)
 
 
+@pytest.mark.slow  # test_methods_in_worker has both without processes.
 def test_a_bound_on_one_device_and_a_mean_over_both(
     fleet: LocalStack, disturbed: tuple[str, list[str]], tmp_path: Path
 ) -> None:

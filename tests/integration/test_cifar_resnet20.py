@@ -44,6 +44,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> ImageData:
     return read_data(shared_data("cifar10-jpeg-test.zip"), image_shape=SHAPE, cache_dir=cache)
 
 
+@pytest.mark.slow  # 10,000 images.
 def test_the_published_accuracy_is_reproduced(model: nn.Module, images: ImageData) -> None:
     assert len(images) == 10_000
     # 0.877 in the description of the data; bfloat16 moves a few of the 10,000 images.

@@ -27,6 +27,7 @@ def worker(sqlite_lab: ServerLab) -> WorkerLab:
     return WorkerLab(sqlite_lab)
 
 
+@pytest.mark.slow
 def test_within_the_estimation_of_errors(worker: WorkerLab) -> None:
     config = quick_search("exact", method=MethodConfig(name=Method.EXACT, population=6, generations=2))
     whole = worker.done(config)

@@ -37,7 +37,7 @@ def test_the_library_of_this_machine_stands_alone() -> None:
     ("machine", "number"),
     [
         ("aarch64", elf.EM_AARCH64),
-        ("armv7l", elf.EM_ARM),
+        pytest.param("armv7l", elf.EM_ARM, marks=pytest.mark.slow),
         pytest.param("x86_64", elf.EM_X86_64, marks=pytest.mark.slow),
     ],
 )
