@@ -35,6 +35,7 @@ LONGEST_FIRST = (
     "tests/integration",
     "tests/fuzz",
     "tests/unit/device_agent/native",
+    "traced",
     "tests/unit/bench",
     "tests/unit/server",
 )

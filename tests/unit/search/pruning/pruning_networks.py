@@ -30,7 +30,7 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
 @functools.cache
 def traced(architecture: str) -> tuple[nn.Module, NetworkSpec]:
     """A network of the zoo or of `_WITHOUT_ZOO` for small images, and its description. Tests share them and must not
-    change them.
+    change them. Some take seconds: files that ask for those are in the group "traced", and so in one process.
     """
     if architecture in _WITHOUT_ZOO:
         made = randomise(_WITHOUT_ZOO[architecture]())

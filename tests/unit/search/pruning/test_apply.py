@@ -16,6 +16,8 @@ from search.pruning.trace import trace_network
 from tests.unit.search.pruning.plan_reference import run_plan
 from tests.unit.search.pruning.pruning_networks import traced
 
+pytestmark = pytest.mark.xdist_group("traced")
+
 BLOCKS = WeightPruning(scheme=PruningScheme.BLOCK, density=0.4, block_filters=8, block_channels=16)
 GROUP = WeightPruning(scheme=PruningScheme.GROUP, density=0.3, block_filters=4)
 SCHEMES = (

@@ -24,6 +24,8 @@ from search.pruning.trace import trace_network
 from tests.unit.search.pruning.plan_reference import run_plan
 from tests.unit.search.pruning.pruning_networks import conv_bn, randomise, traced
 
+pytestmark = pytest.mark.xdist_group("traced")
+
 GROUP = WeightPruning(scheme=PruningScheme.GROUP, density=0.5, block_filters=4)
 
 

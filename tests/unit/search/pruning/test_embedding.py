@@ -12,6 +12,8 @@ from search.pruning.channels import remove_channels
 from search.pruning.embedding import embed
 from tests.unit.search.pruning.pruning_networks import traced
 
+pytestmark = pytest.mark.xdist_group("traced")
+
 
 @pytest.mark.parametrize("architecture", ["small_resnet", "mobilenet_v2", "small_cnn", "joined", "pre_activation"])
 def test_embedded_weights_are_in_their_places(architecture: str) -> None:

@@ -22,6 +22,8 @@ from search.pruning.trace import trace_network
 from tests.unit.search.pruning.plan_reference import run_plan
 from tests.unit.search.pruning.pruning_networks import JoinedGate, LiteralView, Mixed, conv_bn, randomise, traced
 
+pytestmark = pytest.mark.xdist_group("traced")
+
 
 @pytest.mark.parametrize("architecture", ["resnet20", "resnet18", "mobilenet_v1", "mobilenet_v2", "vgg16", "small_cnn"])
 def test_fused_plan_computes_what_the_module_does(architecture: str) -> None:
