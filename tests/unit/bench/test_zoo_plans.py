@@ -34,7 +34,7 @@ def one_torch_thread() -> Iterator[None]:
         ("resnet18", resnet18_plan, 32),
         ("resnet20", lambda extent: cifar_resnet_plan(blocks_per_stage=3, extent=extent), 16),
         ("mobilenet_v1", mobilenet_v1_plan, 32),
-        ("mobilenet_v2", mobilenet_v2_plan, 32),
+        pytest.param("mobilenet_v2", mobilenet_v2_plan, 32, marks=pytest.mark.slow),  # Tracing it takes 10 s.
     ],
 )
 def test_plans_are_those_that_tracing_the_models_finds(
