@@ -169,6 +169,7 @@ def _start_all(stack: LocalStack, options: StackOptions, port: int) -> None:
     stack.start("server")
     with stack.client() as client:
         stack.wait_for("the server to answer", client.status.is_ready)
+        earlier = _worker_ids(client)
         stack.start("worker")
         if options.with_agent:
             agent = [
@@ -184,6 +185,12 @@ def _start_all(stack: LocalStack, options: StackOptions, port: int) -> None:
             stack.commands["agent"] = [*agent, "--simulated"] if options.simulated else agent
             stack.start("agent")
             stack.wait_for("the agent to come online", lambda: _is_any_online(client))
+        # One that was killed is listed for a while: only one that is new is ours.
+        stack.wait_for("the worker to report", lambda: not _worker_ids(client) <= earlier)
+
+
+def _worker_ids(client: Client) -> set[str]:
+    return {worker["id"] for worker in client.workers.list()}
 
 
 def _is_any_online(client: Client) -> bool:

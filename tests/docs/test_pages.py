@@ -42,7 +42,7 @@ def small_search(name: str) -> SearchConfig:
             kernels=MeasuringSetup(runtime="native", budget_s=0.1, ci_half_width=0.1),
             networks=MeasuringSetup(runtime="native", budget_s=0.5, ci_half_width=0.1),
             calibration_networks=3,
-            max_kernels=40,
+            max_kernels=60,
         ),
         selection=SelectionConfig(candidates=2),
         training=dataclasses.replace(config.training, epochs=1),

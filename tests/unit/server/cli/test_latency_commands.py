@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-import typer
 import yaml
 from typer.testing import CliRunner
 
 from device_agent.contracts import KernelTask, PruningScheme, WeightPruning, decode, encode
 from device_agent.contracts.statistics import summarize
-from server.cli import latency
 from server.cli.config_file import ConfigFileError
 from server.cli.main import app
 from server.latency.card import refresh_card
@@ -104,18 +100,6 @@ def test_the_profit_of_pruning(server: ServerLab) -> None:
 
 
 PAGE = Path(__file__).parents[4] / "docs" / "latency-database.md"
-
-
-@pytest.mark.parametrize("line", re.findall(r"^    kerf latency (.+)$", PAGE.read_text(encoding="utf-8"), re.MULTILINE))
-def test_the_commands_of_the_page_can_be_given(line: str) -> None:
-    command: Any = typer.main.get_command(latency.app)
-    name, arguments = "latency", shlex.split(line)
-    while hasattr(command, "commands"):
-        name, *arguments = arguments
-        command = command.commands[name]
-    # Raises where an option or argument is unknown, or one is missing.
-    context = command.make_context(name, arguments)
-    assert not context.args
 
 
 def test_the_mappings_of_the_page_and_of_the_examples_can_be_read() -> None:
