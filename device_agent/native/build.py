@@ -8,15 +8,18 @@ Standard library only: hatch_build.py loads this file by its path at install tim
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import os
 import platform
 import shutil
+import signal
 import struct
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -205,12 +208,19 @@ def build_library(target: Path, machine: str | None = None, compiler: Sequence[s
         for source in sorted(SOURCE_DIR.glob("*.cpp")):
             if source.name != "backend.cpp":
                 commands[work / f"shared-{source.stem}.o"] = [*shared, "-c", str(source)]
+        calls = _Calls()
         with ThreadPoolExecutor(max_workers=max(1, min(len(commands), os.cpu_count() or 1))) as pool:
-            jobs = [pool.submit(_call, [*command, "-o", str(path)]) for path, command in commands.items()]
-            for job in jobs:
-                job.result()
+            jobs = [pool.submit(calls.run, [*command, "-o", str(path)]) for path, command in commands.items()]
+            try:
+                for job in jobs:
+                    job.result()
+            except BaseException:
+                # Interrupted, or one failed: nobody waits for the others, which take minutes.
+                pool.shutdown(wait=False, cancel_futures=True)
+                calls.kill()
+                raise
         library = work / target.name
-        _call([*compiler, *backends[-1].flags, *_LINK_FLAGS, *map(str, commands), "-o", str(library)])
+        calls.run([*compiler, *backends[-1].flags, *_LINK_FLAGS, *map(str, commands), "-o", str(library)])
         # A rename replaces the file at once, so that two processes that build at the same time do no harm.
         library.replace(target)
 
@@ -224,10 +234,45 @@ def _backend_flags(backend: Backend) -> tuple[str, ...]:
     )
 
 
-def _call(command: Sequence[str]) -> None:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_TIMEOUT_S, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise CompilerError(f"{command[0]} did not run: {error}") from None
-    if done.returncode != 0:
-        raise CompilerError(f"{' '.join(command)} failed:\n{done.stderr.strip()[-4000:]}")
+class _Calls:
+    """Compilers that run now, each in a process group of its own: a killed driver would leave its compiler behind."""
+
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen[str]] = set()
+        self._lock = threading.Lock()
+        self._is_over = False
+
+    def run(self, command: Sequence[str]) -> None:
+        """Run the command to its end. Raises `CompilerError`, also where `kill` came first."""
+        try:
+            with self._lock:
+                if self._is_over:
+                    raise CompilerError(f"{command[0]} was not started: the build was given up")
+                process = subprocess.Popen(
+                    command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+                )
+                self._running.add(process)
+            with process:
+                try:
+                    _, errors = process.communicate(timeout=COMPILE_TIMEOUT_S)
+                except BaseException:
+                    _kill_group(process)
+                    raise
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise CompilerError(f"{command[0]} did not run: {error}") from None
+        with self._lock:
+            self._running.discard(process)
+        if process.returncode != 0:
+            raise CompilerError(f"{' '.join(command)} failed:\n{errors.strip()[-4000:]}")
+
+    def kill(self) -> None:
+        """End what runs, and start nothing more."""
+        with self._lock:
+            self._is_over = True
+            for process in self._running:
+                _kill_group(process)
+
+
+def _kill_group(process: subprocess.Popen[str]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)

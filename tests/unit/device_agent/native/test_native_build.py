@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import signal
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -138,3 +141,36 @@ def test_the_fallback_backend_compiles_alone(tmp_path: Path, monkeypatch: pytest
     build.build_library(target)
     assert os.listdir(target.parent) == [target.name]
     assert [b.name for b in library.Library(target).backends] == ["baseline"]
+
+
+def test_an_interrupted_build_leaves_no_compiler_running(tmp_path: Path) -> None:
+    started = tmp_path / "started"
+    started.mkdir()
+    # A driver that starts the real compiler, as gcc does.
+    driver = tmp_path / "driver"
+    driver.write_text(f"#!/bin/sh\nsleep 300 &\necho $! > {started}/$$.part\nmv {started}/$$.part {started}/$$\nwait\n")
+    driver.chmod(0o755)
+    code = (
+        "import pathlib; from device_agent.native.build import build_library; "
+        f"build_library(pathlib.Path({str(tmp_path / 'out' / 'lib.so')!r}), compiler=[{str(driver)!r}])"
+    )
+    building = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
+    while not (compilers := [path for path in started.iterdir() if path.suffix != ".part"]):
+        assert building.poll() is None
+        time.sleep(0.01)
+    building.send_signal(signal.SIGINT)
+    _, errors = building.communicate(timeout=60)
+    assert b"KeyboardInterrupt" in errors
+    for path in [path for path in started.iterdir() if path.suffix != ".part"] or compilers:
+        assert not _is_running(int(path.name))
+        assert not _is_running(int(path.read_text()))
+    assert not list((tmp_path / "out").iterdir())
+
+
+def _is_running(pid: int) -> bool:
+    """Whether the process is there and no zombie."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
