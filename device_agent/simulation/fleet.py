@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from device_agent.clock import Clock, SystemClock
 from device_agent.contracts import DeviceProfile
+from device_agent.errors import TryAgainLater
 from device_agent.heartbeat import Announcement
 from device_agent.log import log_event
 from device_agent.probe import probe_device
@@ -85,10 +86,17 @@ class Fleet:
         device = self._members[place][0]
         try:
             self._work(place)
+        except TryAgainLater as error:
+            # Stopped while it enrolled is a stop, not a failure.
+            if not self._stops[place].drain.is_set():
+                self._failed(device.name, error)
         except Exception as error:
             # One device that the server refuses must not end the others; the fleet says so at its end.
-            self.errors.append(error)
-            log_event(logger, logging.ERROR, "device_ended", device=device.name, error=error)
+            self._failed(device.name, error)
+
+    def _failed(self, device_name: str, error: Exception) -> None:
+        self.errors.append(error)
+        log_event(logger, logging.ERROR, "device_ended", device=device_name, error=error)
 
     def _work(self, place: int) -> None:
         device, link = self._members[place]

@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("stack")]
 PAGES = sorted({block.page for block in command_blocks() if block.not_run is None})
 
 
-def small_search(name: str) -> SearchConfig:
+def small_search(name: str, generations: int = 2) -> SearchConfig:
     """The demo's search on this machine, with every budget cut: it is there to be looked at."""
     config = demo_config(quick=True)
     return dataclasses.replace(
@@ -37,7 +37,7 @@ def small_search(name: str) -> SearchConfig:
         name=name,
         constraints=(),
         model=dataclasses.replace(config.model, train_epochs=3),
-        method=dataclasses.replace(config.method, population=8, generations=2),
+        method=dataclasses.replace(config.method, population=8, generations=generations),
         measuring=MeasuringConfig(
             kernels=MeasuringSetup(runtime="native", budget_s=0.1, ci_half_width=0.1),
             networks=MeasuringSetup(runtime="native", budget_s=0.5, ci_half_width=0.1),
@@ -155,7 +155,8 @@ def with_network(reader: Reader) -> None:
 
 
 def with_config(reader: Reader) -> None:
-    config = encode(small_search("docs"))
+    """A search that is still there to be paused some commands after it was submitted."""
+    config = encode(small_search("docs", generations=40))
     (reader.folder / "search.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import random
 import statistics
+import threading
 from pathlib import Path
 
 import pytest
@@ -25,8 +26,9 @@ from device_agent.contracts import (
 from device_agent.errors import TryAgainLater
 from device_agent.runtimes import RuntimeUnavailable
 from device_agent.runtimes.simulated import kernel_latency_ns
+from device_agent.settings import AgentSettings
 from device_agent.simulation.device import SimulatedDevice
-from device_agent.simulation.fleet import devices_of
+from device_agent.simulation.fleet import Fleet, devices_of
 from device_agent.simulation.link import FlakyClient, Outages
 from device_agent.simulation.scenario import (
     Curve,
@@ -39,6 +41,7 @@ from device_agent.simulation.scenario import (
     Scenario,
     read_scenario,
 )
+from device_agent.stopping import StopRequest
 from server.fleet.checking import judged, why_inconsistent
 from tests.unit.device_agent.agent.agent_samples import kernel
 from tests.unit.device_agent.agent.running_agent import ManualClock
@@ -193,3 +196,26 @@ def test_an_unknown_core_is_refused() -> None:
     scenario = Scenario(groups=(DeviceGroup(name="a", core="abacus"),))
     with pytest.raises(RuntimeUnavailable, match="abacus"):
         list(devices_of(scenario, {}))
+
+
+@pytest.mark.parametrize("is_stopped", [True, False])
+def test_a_fleet_that_is_stopped_while_it_enrols_has_not_failed(
+    is_stopped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    enrolling = threading.Semaphore(0)
+
+    def enrol(settings: object, announcement: object, stop: StopRequest, **_: object) -> None:
+        enrolling.release()
+        if is_stopped:
+            stop.drain.wait()
+        raise TryAgainLater("the server cannot be reached")
+
+    monkeypatch.setattr("device_agent.simulation.fleet.enrol", enrol)
+    scenario = Scenario(groups=(DeviceGroup(name="board", count=2),))
+    settings = AgentSettings(server_url="http://127.0.0.1:9", state_dir=tmp_path, code="kerf_e_x", device_name="fleet")
+    fleet = Fleet(scenario, {}, settings)
+    fleet.start()
+    for _ in range(2):
+        enrolling.acquire()
+    fleet.stop()
+    assert len(fleet.errors) == (0 if is_stopped else 2)
