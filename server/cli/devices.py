@@ -7,13 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
+from kerf import Client
 from kerf.schemas import DeviceView
 from server.cli.connection import ServerOption, TokenOption, connect
 from server.cli.console import JsonOption, print_fields, print_items, tell
 
 app = typer.Typer(help="Look at the fleet, and steer it.", no_args_is_help=True)
 
-DeviceArgument = Annotated[str, typer.Argument(help="A device's id; see `kerf devices ls`.", show_default=False)]
+DeviceArgument = Annotated[str, typer.Argument(help="Name or id; see `kerf devices ls`.", show_default=False)]
 
 
 @app.command("ls")
@@ -37,7 +38,7 @@ def show(
 ) -> None:
     """Show one device: its processor, runtimes, condition and work. `kerf doctor` says what is wrong with it."""
     with connect(server, token) as client:
-        _show(client.devices.get(device_id), as_json=as_json)
+        _show(client.devices.get(_id_of(client, device_id)), as_json=as_json)
 
 
 @app.command()
@@ -46,7 +47,7 @@ def enable(
 ) -> None:
     """Give a device work again."""
     with connect(server, token) as client:
-        view = client.devices.enable(device_id)
+        view = client.devices.enable(_id_of(client, device_id))
     tell(view["state"], view, as_json=as_json)
 
 
@@ -56,8 +57,13 @@ def disable(
 ) -> None:
     """Give a device no new work; it finishes what it holds."""
     with connect(server, token) as client:
-        view = client.devices.disable(device_id)
+        view = client.devices.disable(_id_of(client, device_id))
     tell(view["state"], view, as_json=as_json)
+
+
+def _id_of(client: Client, device: str) -> str:
+    """The id of the device of this name, as configs name it; anything else is an id, or for the server to refuse."""
+    return next((known["id"] for known in client.devices.list() if known["name"] == device), device)
 
 
 def enrol_code(

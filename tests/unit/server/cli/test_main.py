@@ -127,7 +127,9 @@ def test_without_the_server_extra_it_tells_what_to_install() -> None:
 def test_devices_and_tokens_are_shown_and_steered(server: ServerLab) -> None:
     agent = server.agent()
     assert "native" in run("devices", "show", agent.device_id)
-    assert run("devices", "disable", agent.device_id) == "disabled\n"
+    name = json.loads(run("devices", "show", agent.device_id, "--json"))["name"]
+    assert json.loads(run("devices", "show", name, "--json"))["id"] == agent.device_id
+    assert run("devices", "disable", name) == "disabled\n"
     assert json.loads(run("devices", "enable", agent.device_id, "--json"))["state"] != "disabled"
     code = json.loads(run("enrol-code", "--uses", "2", "--json"))
     assert (code["max_uses"], code["command"]) == (
