@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from device_agent.contracts import canonical_json, content_id
-from search.accuracy.estimator import OnCandidate, failed, nothing
+from search.accuracy.estimator import OnCandidate, OnProgress, failed, nothing, untold
 from search.accuracy.one_shot import OneShotEstimator
 from search.data.batches import Normalisation
 from search.data.dataset import ImageData
@@ -90,24 +90,21 @@ class CrewEstimator:
         self._images = images
 
     def estimate(
-        self,
-        candidates: Sequence[Decisions],
-        on_candidate: OnCandidate = nothing,
-        on_known: Callable[[int], None] = lambda count: None,
+        self, candidates: Sequence[Decisions], on_candidate: OnCandidate = nothing, on_progress: OnProgress = untold
     ) -> tuple[AccuracyEstimate, ...]:
-        """See `AccuracyEstimator`. `on_known` gets how many candidates are known, at first and after each one."""
+        """See `AccuracyEstimator`. What the log knows counts as done in `on_progress`."""
         keys = [estimate_key(decisions, self._images) for decisions in candidates]
         found = dict(self._log.known(keys))
         by_key = dict(zip(keys, candidates, strict=True))
         missing = [key for key in by_key if key not in found]
-        on_known(len(found))
+        on_progress(len(found), len(by_key))
 
         def keep(index: int, result: AccuracyEstimate | Lost) -> None:
             if isinstance(result, Lost):
                 result = failed(result.reason)
             self._log.record(missing[index], result)
             found[missing[index]] = result
-            on_known(len(found))
+            on_progress(len(found), len(by_key))
 
         pieces = [(by_key[key], self._images) for key in missing]
         work_through(self._crew, pieces, on_result=keep, check=on_candidate)

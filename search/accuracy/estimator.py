@@ -14,9 +14,16 @@ from search.evaluation import AccuracyEstimate
 #: Called before each candidate; what it raises ends the estimation. So a search can be stopped within one.
 OnCandidate = Callable[[], None]
 
+#: Called with how much of an estimation's work is done, and how much there is: candidates, or steps of training.
+OnProgress = Callable[[int, int], None]
+
 
 def nothing() -> None:
     """An `OnCandidate` that does nothing."""
+
+
+def untold(done: int, total: int) -> None:
+    """An `OnProgress` that does nothing."""
 
 
 def estimate_or_failure(estimate: Callable[[], AccuracyEstimate]) -> AccuracyEstimate:
@@ -46,7 +53,7 @@ class AccuracyEstimator(Protocol):
     """Scores the candidates of a generation together, as some estimators learn from all of them at once."""
 
     def estimate(
-        self, candidates: Sequence[Decisions], on_candidate: OnCandidate = nothing
+        self, candidates: Sequence[Decisions], on_candidate: OnCandidate = nothing, on_progress: OnProgress = untold
     ) -> tuple[AccuracyEstimate, ...]:
         """An estimate for each of `candidates`, in their order. Equal calls give equal estimates on one machine.
 
@@ -59,7 +66,11 @@ class GenerationEstimator(Protocol):
     """Scores that compare within one call only, as whatever gives them is made for that generation and discarded."""
 
     def estimate_generation(
-        self, candidates: Sequence[Decisions], generation: int, on_candidate: OnCandidate = nothing
+        self,
+        candidates: Sequence[Decisions],
+        generation: int,
+        on_candidate: OnCandidate = nothing,
+        on_progress: OnProgress = untold,
     ) -> tuple[AccuracyEstimate, ...]:
         """An estimate for each of `candidates`, survivors of earlier generations included, in their order.
 

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from torch import nn
 
 from device_agent.contracts import canonical_json, content_id
-from search.accuracy.estimator import OnCandidate, estimate_or_failure, nothing
+from search.accuracy.estimator import OnCandidate, OnProgress, estimate_or_failure, nothing, untold
 from search.data.dataset import ImageData
 from search.data.loading import LoadedData
 from search.domain.config import TrainingConfig
@@ -62,12 +62,16 @@ class FinetunedEstimator:
     _tuned: list[Decisions] = field(default_factory=list)
 
     def estimate(
-        self, candidates: Sequence[Decisions], on_candidate: OnCandidate = nothing
+        self, candidates: Sequence[Decisions], on_candidate: OnCandidate = nothing, on_progress: OnProgress = untold
     ) -> tuple[AccuracyEstimate, ...]:
         """Accuracy and loss of each candidate after its fine-tuning."""
         for decisions in self.known[len(self._tuned) :]:
             self._one(decisions, on_candidate)
-        return tuple(self._one(decisions, on_candidate) for decisions in candidates)
+        estimates: list[AccuracyEstimate] = []
+        for decisions in candidates:
+            on_progress(len(estimates), len(candidates))
+            estimates.append(self._one(decisions, on_candidate))
+        return tuple(estimates)
 
     def _one(self, decisions: Decisions, on_candidate: OnCandidate) -> AccuracyEstimate:
         on_candidate()

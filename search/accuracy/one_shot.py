@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from device_agent.contracts import ContractError
-from search.accuracy.estimator import OnCandidate, estimate_or_failure, nothing
+from search.accuracy.estimator import OnCandidate, OnProgress, estimate_or_failure, nothing, untold
 from search.data.batches import Normalisation, as_tensors
 from search.data.dataset import ImageData
 from search.domain.network import NetworkSpec
@@ -56,12 +56,13 @@ class OneShotEstimator:
         self._batch_size = batch_size
 
     def estimate(
-        self, candidates: Sequence[Decisions], on_candidate: OnCandidate = nothing
+        self, candidates: Sequence[Decisions], on_candidate: OnCandidate = nothing, on_progress: OnProgress = untold
     ) -> tuple[AccuracyEstimate, ...]:
         """Accuracy and loss of each candidate before any fine-tuning; decisions that do not fit are failures."""
-        estimates = []
+        estimates: list[AccuracyEstimate] = []
         for decisions in candidates:
             on_candidate()
+            on_progress(len(estimates), len(candidates))
             estimates.append(estimate_or_failure(functools.partial(self._estimate, decisions)))
         return tuple(estimates)
 

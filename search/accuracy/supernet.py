@@ -16,15 +16,16 @@ Deviations from the released code, and why:
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from device_agent.contracts import PruningScheme
-from search.accuracy.estimator import OnCandidate, estimate_or_failure, nothing
+from search.accuracy.estimator import OnCandidate, OnProgress, estimate_or_failure, nothing, untold
 from search.accuracy.slicing import SlicedNetwork, live_mask
 from search.data.batches import as_tensors, augment, network_input
 from search.data.dataset import ImageData
@@ -87,9 +88,14 @@ class SupernetEstimator:
         self._network.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def estimate_generation(
-        self, candidates: Sequence[Decisions], generation: int, on_candidate: OnCandidate = nothing
+        self,
+        candidates: Sequence[Decisions],
+        generation: int,
+        on_candidate: OnCandidate = nothing,
+        on_progress: OnProgress = untold,
     ) -> tuple[AccuracyEstimate, ...]:
-        """Accuracy and loss of each candidate; `on_candidate` is also called between steps of training.
+        """Accuracy and loss of each candidate; `on_candidate` is also called between steps of training, and
+        `on_progress` counts these.
 
         Raises `SearchError` where the training diverges, `ContractError` where decisions do not fit the network.
         """
@@ -98,20 +104,36 @@ class SupernetEstimator:
         if not candidates:
             return ()
         initialise_weights(self._network.model, _generator(self._seed, generation, 1))
-        self._train(candidates, generation, on_candidate, phase=0, epochs=CNS_EPOCHS * self._factor)
-        self._train(candidates, generation, on_candidate, phase=1, epochs=WP_EPOCHS * self._factor)
+        num_steps = [self._num_steps(epochs) for epochs in (CNS_EPOCHS, WP_EPOCHS)]
+        done = itertools.count(1)
+
+        def on_step() -> None:
+            on_candidate()
+            on_progress(next(done), sum(num_steps))
+
+        for phase, count in enumerate(num_steps):
+            self._train(candidates, generation, on_step, phase=phase, num_steps=count)
         estimates = []
         for decisions in candidates:
             on_candidate()
             estimates.append(estimate_or_failure(lambda decisions=decisions: self._judged(decisions)))  # type: ignore[misc]
         return tuple(estimates)
 
+    def _num_steps(self, epochs: float) -> int:
+        """Of a phase whose published length is `epochs`."""
+        return max(1, round(epochs * self._factor * (len(self._images) // self._batch_size)))
+
     def _train(
-        self, candidates: Sequence[Decisions], generation: int, on_step: OnCandidate, *, phase: int, epochs: float
+        self,
+        candidates: Sequence[Decisions],
+        generation: int,
+        on_step: Callable[[], None],
+        *,
+        phase: int,
+        num_steps: int,
     ) -> None:
         """One phase: fresh SGD, a cosine to zero, one candidate a step; with masks in phase 1."""
         steps_per_epoch = len(self._images) // self._batch_size
-        num_steps = max(1, round(epochs * steps_per_epoch))
         rate = LearningRate(peak=_RATE * self._batch_size / PUBLISHED_BATCH_SIZE)
         optimizer = _sgd(self._network.model)
         drawn = np.random.default_rng([self._seed, generation, 2 + phase]).integers(len(candidates), size=num_steps)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from search.accuracy.crewed import CrewEstimator, OneShotWork
-from search.accuracy.estimator import AccuracyEstimator, GenerationEstimator
+from search.accuracy.estimator import AccuracyEstimator, GenerationEstimator, OnProgress, untold
 from search.accuracy.finetuned import FinetunedEstimator
 from search.accuracy.supernet import SupernetEstimator
 from search.domain.candidate import Evaluation
@@ -27,14 +27,21 @@ class CandidateEvaluator:
     """Figures of new genomes: accuracy as the config wants it estimated, and all that the genome alone decides."""
 
     def __init__(
-        self, run: SearchRun, prepared: Prepared, figures: NetworkFigures, crew: Crew, known: Sequence[Genome] = ()
+        self,
+        run: SearchRun,
+        prepared: Prepared,
+        figures: NetworkFigures,
+        crew: Crew,
+        known: Sequence[Genome] = (),
+        on_progress: OnProgress = untold,
     ) -> None:
         """`crew` is that of `one_shot_crew`. `known` are the candidates of earlier generations, in their order, which
-        some estimators build on.
+        some estimators build on. `on_progress` is told within each generation.
         """
         self._run = run
         self._prepared = prepared
         self._figures = figures
+        self._on_progress = on_progress
         self._estimator = make_estimator(run, prepared, crew, [prepared.space.decode(genome) for genome in known])
 
     @property
@@ -44,12 +51,14 @@ class CandidateEvaluator:
 
     def __call__(self, genomes: Sequence[Genome]) -> list[Evaluation]:
         assert isinstance(self._estimator, AccuracyEstimator)
-        return self._completed(genomes, self._estimator.estimate(self._decoded(genomes), self._run.check))
+        estimates = self._estimator.estimate(self._decoded(genomes), self._run.check, self._on_progress)
+        return self._completed(genomes, estimates)
 
     def score_generation(self, genomes: Sequence[Genome], generation: int) -> list[Evaluation]:
         """Figures of a whole generation, survivors included."""
         assert not isinstance(self._estimator, AccuracyEstimator)
-        estimates = self._estimator.estimate_generation(self._decoded(genomes), generation, self._run.check)
+        decoded = self._decoded(genomes)
+        estimates = self._estimator.estimate_generation(decoded, generation, self._run.check, self._on_progress)
         return self._completed(genomes, estimates)
 
     def _decoded(self, genomes: Sequence[Genome]) -> list[Decisions]:

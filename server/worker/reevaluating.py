@@ -51,14 +51,14 @@ def reevaluated(
     figures: dict[str, Any] = {} if stored is None else json.loads(stored)
     missing = {key: item.candidate.genome for item in chosen if (key := _key(item)) not in figures}
 
-    def on_known(count: int) -> None:
+    def on_progress(done: int, total: int) -> None:
         note = f"best candidates judged on {images} images"
-        run.progress(JobStage.SEARCHING, len(chosen) - len(missing) + count, len(chosen), note)
+        run.progress(JobStage.SEARCHING, len(chosen) - total + done, len(chosen), note)
 
     if missing:
         estimator = make_one_shot_estimator(run, crew, evaluation_images=images)
         candidates = [prepared.space.decode(genome) for genome in missing.values()]
-        for key, estimate in zip(missing, estimator.estimate(candidates, run.check, on_known), strict=True):
+        for key, estimate in zip(missing, estimator.estimate(candidates, run.check, on_progress), strict=True):
             if estimate.failure is None:
                 figures[key] = {Metric.ERROR.value: 1.0 - estimate.accuracy, Metric.LOSS.value: estimate.loss}
             else:

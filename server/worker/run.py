@@ -112,13 +112,15 @@ class SearchRun:
         with self.database.write() as session:
             repository.set_stage(session, self.claim, stage)
 
-    def progress(self, stage: JobStage, done: int, total: int, note: str = "") -> None:
-        """Tell how far a stage is; the last of a stage is always told, others at most every half second.
+    def progress(
+        self, stage: JobStage, done: int, total: int, note: str = "", *, interval_s: float = PROGRESS_INTERVAL_S
+    ) -> None:
+        """Tell how far a stage is; the last of a stage is always told, others at most every `interval_s`.
 
         What was told last is not told again: a search may wait for a device for days.
         """
         now_s = time.monotonic()
-        if done < total and now_s - self._last_progress_s < PROGRESS_INTERVAL_S:
+        if done < total and now_s - self._last_progress_s < interval_s:
             return
         data = {"stage": stage.value, "done": done, "total": total, "note": note}
         if data == self._last_progress:

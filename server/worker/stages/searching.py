@@ -55,6 +55,9 @@ from server.worker.stages.preparing import Prepared
 
 STAGE = JobStage.SEARCHING
 
+#: How often is told how far a generation is; most take less.
+_WITHIN_GENERATION_S = 5.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Front:
@@ -76,7 +79,7 @@ def search(run: SearchRun, prepared: Prepared, profile: Profile) -> Profile:
     found = run.load(STAGE)
     state = None if found is None else state_from_json(found[1])
     rounds = Rounds.of(run, None if found is None else found[1])
-    recorder = _Recorder(run, profile, rounds, known=0 if found is None else found[0])
+    recorder = _Recorder(run, profile, rounds, state)
     figures = NetworkFigures(prepared.spec, prepared.space, profile.fleet)
     with one_shot_crew(run, prepared) as crew:
         problem = make_problem(run, prepared, figures, crew)
@@ -134,7 +137,7 @@ def _searched(
 ) -> tuple[Searcher, SearchState]:
     """Search from `state` up to `generations` with the latencies of `figures`, which `problem` is of."""
     known = [] if state is None else [item.candidate.genome for item in state.archive]
-    evaluator = CandidateEvaluator(run, prepared, figures, crew, known)
+    evaluator = CandidateEvaluator(run, prepared, figures, crew, known, recorder.within_generation)
     searcher = _searcher(run, problem)
     state = run_search(
         searcher=searcher,
@@ -192,11 +195,13 @@ def front_layers(prepared: Prepared, profile: Profile, front: Sequence[Evaluated
 class _Recorder:
     """Stores a generation in one transaction: its candidates, the checkpoint, and what watchers see."""
 
-    def __init__(self, run: SearchRun, profile: Profile, rounds: Rounds, known: int) -> None:
+    def __init__(self, run: SearchRun, profile: Profile, rounds: Rounds, state: SearchState | None) -> None:
         self._run = run
         self._profile = profile
         self._rounds = rounds
-        self._stored = known
+        self._stored = 0 if state is None else len(state.archive)
+        self._generation = 0 if state is None else state.generation
+        self._note = ""
 
     def __call__(self, state: SearchState) -> None:
         run, config = self._run, self._run.config
@@ -212,12 +217,14 @@ class _Recorder:
             "failures": sum(item.evaluation.failure is not None for item in state.archive),
             "hypervolume": self._hypervolume(front),
         }
+        note = f"{len(state.archive)} candidates, {len(front)} on the front"
+        if figures["failures"]:
+            note += f", {figures['failures']} failed"
         progress = {
             "stage": STAGE.value,
             "done": state.generation,
             "total": config.method.generations,
-            "note": f"{len(state.archive)} candidates, {len(front)} on the front"
-            + (f", {figures['failures']} failed" if figures["failures"] else ""),
+            "note": note,
         }
         with run.database.write() as session:
             save_candidates(session, run.claim, records)
@@ -226,8 +233,15 @@ class _Recorder:
             self._save_checkpoint(session, state)
             add_events(session, run.claim, [SearchEvent(kind="generation", data=figures), *_failure_events(records)])
             write_progress(session, run.claim, progress)
-        self._stored = len(state.archive)
+        self._stored, self._generation, self._note = len(state.archive), state.generation, note
         run.check()
+
+    def within_generation(self, done: int, total: int) -> None:
+        """Tell how far the estimates of a generation are: with training in them, one takes minutes."""
+        part = f"{100 * done // max(1, total)} % of generation {self._generation + 1} estimated"
+        note = f"{self._note}; {part}" if self._note else part
+        generations = self._run.config.method.generations
+        self._run.progress(STAGE, self._generation, generations, note, interval_s=_WITHIN_GENERATION_S)
 
     def after_round(self, state: SearchState, profile: Profile, rounds: Rounds) -> None:
         """Store a round of measuring in one transaction: tables, candidates with their new latencies, checkpoint."""

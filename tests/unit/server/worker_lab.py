@@ -24,7 +24,7 @@ from server.searches.repository import get_document
 from server.states import JobStage
 from server.worker.loop import _USER_ERRORS
 from server.worker.pipeline import run_stages
-from server.worker.run import SearchRun
+from server.worker.run import PROGRESS_INTERVAL_S, SearchRun
 from tests.end_to_end.stacks import simulated_search
 from tests.unit.search.training.stopping import StopAfter, Stopped
 from tests.unit.server.server_lab import PROFILE, LabAgent, ServerLab, report_of
@@ -170,11 +170,13 @@ class LabRun(SearchRun):
             self._doom()
         SearchRun.enter(self, stage)
 
-    def progress(self, stage: JobStage, done: int, total: int, note: str = "") -> None:
+    def progress(
+        self, stage: JobStage, done: int, total: int, note: str = "", *, interval_s: float = PROGRESS_INTERVAL_S
+    ) -> None:
         self.notes: list[tuple[int, str]] = [*getattr(self, "notes", []), (done, note)]
         if self.kill is not None and self.kill.note and self.kill.note in note:
             self._doom()
-        SearchRun.progress(self, stage, done, total, note)
+        SearchRun.progress(self, stage, done, total, note, interval_s=interval_s)
 
     def _doom(self) -> None:
         if getattr(self, "stopping", None) is None:

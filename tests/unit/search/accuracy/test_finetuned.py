@@ -50,6 +50,12 @@ def test_a_chain_is_resumed_to_the_same_figures(data: LoadedData, tmp_path: Path
     assert late.estimate(CHAIN[2:]) == at_once[2:]
 
 
+def test_it_tells_how_far_it_is(data: LoadedData, tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    estimator(data, tmp_path).estimate(CHAIN[:2], on_progress=lambda done, total: told.append((done, total)))
+    assert told == [(0, 2), (1, 2)]
+
+
 def test_points_start_from_the_nearest_that_was_tuned(data: LoadedData, tmp_path: Path) -> None:
     chain = estimator(data, tmp_path / "chain").estimate(CHAIN[:2])
     alone = estimator(data, tmp_path / "alone").estimate(CHAIN[1:2])

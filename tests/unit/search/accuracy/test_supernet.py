@@ -54,7 +54,9 @@ def test_scores_follow_from_seed_and_generation_alone(
     candidates = [candidate(0.5, 0.4), candidate(1.0, 1.0), candidate(0.5, 1.0)]
     scorer = estimator(traced_cnn, data, factor=0.01)
 
-    first = scorer.estimate_generation(candidates, 3)
+    told: list[tuple[int, int]] = []
+    first = scorer.estimate_generation(candidates, 3, on_progress=lambda done, total: told.append((done, total)))
+    assert told == [(step, len(told)) for step in range(1, len(told) + 1)]
     other = scorer.estimate_generation(candidates, 4)
     torch.manual_seed(17)
     again = estimator(traced_cnn, data, factor=0.01).estimate_generation(candidates, 3)
