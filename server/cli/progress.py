@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
@@ -12,10 +13,16 @@ from kerf.progress import STAGE_TITLES
 from kerf.schemas import EventView
 
 
+#: In a pipe, how far a stage is becomes a line at most so often.
+_LINE_INTERVAL_S = 60.0
+
+
 @contextlib.contextmanager
-def shown_progress(console: Console) -> Iterator[Callable[[EventView], None]]:
+def shown_progress(
+    console: Console, clock: Callable[[], float] = time.monotonic
+) -> Iterator[Callable[[EventView], None]]:
     """Draw one bar for each stage of the events that the function is called with. In a pipe, one line for each stage
-    and message instead.
+    and message instead, and one each minute.
     """
     with Progress(
         TextColumn("{task.description:<22}"),
@@ -28,9 +35,10 @@ def shown_progress(console: Console) -> Iterator[Callable[[EventView], None]]:
     ) as progress:
         bars: dict[str, TaskID] = {}
         current: str | None = None
+        last_line_s = clock()
 
         def show(event: EventView) -> None:
-            nonlocal current
+            nonlocal current, last_line_s
             kind, data = event["kind"], event["data"]
             if kind == "stage":
                 if current in bars:
@@ -41,10 +49,13 @@ def shown_progress(console: Console) -> Iterator[Callable[[EventView], None]]:
                     bars[stage] = progress.add_task(title, total=None, note="")
                 if not console.is_terminal:
                     console.print(title)
+                    last_line_s = clock()
             elif kind == "progress" and data["stage"] in bars:
-                progress.update(
-                    bars[data["stage"]], completed=data["done"], total=data["total"], note=data.get("note", "")
-                )
+                note = data.get("note", "")
+                progress.update(bars[data["stage"]], completed=data["done"], total=data["total"], note=note)
+                if not console.is_terminal and clock() - last_line_s >= _LINE_INTERVAL_S:
+                    console.print(f"  {data['done']} of {data['total']} {note}".rstrip())
+                    last_line_s = clock()
             elif kind == "message":
                 console.print(f"  {data['text']}")
 
