@@ -12,7 +12,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from kerf.progress import STAGE_TITLES
 from kerf.schemas import EventView
 
-
 #: In a pipe, how far a stage is becomes a line at most so often.
 _LINE_INTERVAL_S = 60.0
 

@@ -16,10 +16,11 @@ def event(kind: str, **data: Any) -> Any:
 
 def test_in_a_pipe_how_far_it_is_is_told_each_minute() -> None:
     out = io.StringIO()
-    now_s = 0.0
-    with shown_progress(Console(file=out, width=120), clock=lambda: now_s) as show:
+    clock_s = [0.0]
+    with shown_progress(Console(file=out, width=120), clock=lambda: clock_s[0]) as show:
         show(event("stage", stage="searching"))
-        for now_s, note in ((59.0, "too soon"), (60.0, "told"), (119.0, "again too soon"), (121.0, "told as well")):
+        for at_s, note in ((59.0, "too soon"), (60.0, "told"), (119.0, "again too soon"), (121.0, "told as well")):
+            clock_s[0] = at_s
             show(event("progress", stage="searching", done=1, total=4, note=note))
         show(event("message", text="a line"))
     assert out.getvalue().splitlines() == ["search", "  1 of 4 told", "  1 of 4 told as well", "  a line"]
