@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from search.algorithms.base import SearcherState
-from search.algorithms.sampling import genome_code
+from search.algorithms.sampling import genome_codes
 from search.algorithms.surrogate import AdditiveSurrogate
 from search.algorithms.told import MIN_TOLD, ToldFigures
 from search.domain.space import Genome
@@ -65,7 +65,7 @@ class Assistance:
             excess = np.concatenate((excess, child_excess))[first]
             kept = _best(rng, figures, excess, _INNER_POOL * count)
             pool, figures, excess = pool[kept], figures[kept], excess[kept]
-        new = np.array([genome_code(row, self._num_choices) not in self._told for row in pool.tolist()], dtype=bool)
+        new = np.array([code not in self._told for code in genome_codes(pool, self._num_choices)], dtype=bool)
         pool, figures, excess = pool[new], figures[new], excess[new]
         proposed: IntArray = pool[spread_over_fronts(figures, excess, count)]
         return proposed

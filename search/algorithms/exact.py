@@ -23,7 +23,7 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
-from search.algorithms.factors import Elimination, Factor, evaluate
+from search.algorithms.factors import Elimination, Factor, TableSum
 from search.domain.space import Genome
 from search.errors import InfeasibleBudget, SearchError
 from search.pareto import FloatArray, IntArray, non_dominated_mask
@@ -51,20 +51,22 @@ class ExactFront:
     def __init__(self, errors: Sequence[Factor], costs: Sequence[Factor], num_choices: Sequence[int]) -> None:
         self._errors = _merged(errors)
         self._costs = _merged(costs)
+        self._sum_errors, self._sum_costs = TableSum(self._errors), TableSum(self._costs)
         self._num_choices = tuple(num_choices)
         scopes = tuple(dict.fromkeys(f.variables for f in (*self._errors, *self._costs)))
         self._elimination = _elimination(scopes, self._num_choices)
         #: By how much points of the hulls so far may be off, as a part of the front's range: 0 where they are exact.
         self.gap = 0.0
-        by_scope = [{f.variables: f.values for f in factors} for factors in (self._errors, self._costs)]
-        #: (errors, costs) over each scope; None where there is nothing.
-        self._tables = [(by_scope[0].get(scope), by_scope[1].get(scope)) for scope in scopes]
+        shapes = [tuple(self._num_choices[v] for v in scope) for scope in scopes]
+        ends = itertools.accumulate(math.prod(shape) for shape in shapes)
+        #: Which cells are the table over each scope, and its shape.
+        self._spans = [(slice(end - math.prod(s), end), s) for end, s in zip(ends, shapes, strict=True)]
+        #: Errors and costs (2, cells) of all scopes, one table after the other; zeros where a scope has none.
+        self._cells = np.stack([_all_cells(f, scopes, shapes) for f in (self._errors, self._costs)])
 
     def point(self, genome: Genome) -> ExactPoint:
         row = np.array([genome], dtype=np.int64)
-        return ExactPoint(
-            genome=genome, error=float(evaluate(self._errors, row)[0]), cost=float(evaluate(self._costs, row)[0])
-        )
+        return ExactPoint(genome=genome, error=float(self._sum_errors(row)[0]), cost=float(self._sum_costs(row)[0]))
 
     def weighted(self, error_weight: float, cost_weight: float) -> ExactPoint:
         """The genome with the smallest `error_weight * error + cost_weight * cost`."""
@@ -127,16 +129,10 @@ class ExactFront:
     def _weighted(self, weights: Sequence[tuple[float, float]]) -> tuple[list[ExactPoint], FloatArray]:
         """The best for each pair of weights, and what no weighted sum is below."""
         pairs = np.array(weights, dtype=np.float64)
-        tables = []
-        for error, cost in self._tables:
-            shape = (-1, *(1,) * (error if error is not None else cost).ndim)  # type: ignore[union-attr]
-            table: FloatArray | float = 0.0
-            for column, values in enumerate((error, cost)):
-                if values is not None:
-                    table = table + pairs[:, column].reshape(shape) * values
-            tables.append(np.asarray(table))
+        cells = pairs[:, :1] * self._cells[0] + pairs[:, 1:] * self._cells[1]
+        tables = [cells[:, span].reshape(-1, *shape) for span, shape in self._spans]
         genomes, bounds = self._elimination.minimise(tables)
-        errors, costs = evaluate(self._errors, genomes).tolist(), evaluate(self._costs, genomes).tolist()
+        errors, costs = self._sum_errors(genomes).tolist(), self._sum_costs(genomes).tolist()
         points = [
             ExactPoint(genome=tuple(genome), error=error, cost=cost)
             for genome, error, cost in zip(genomes.tolist(), errors, costs, strict=True)
@@ -163,6 +159,15 @@ def _elimination(scopes: tuple[tuple[int, ...], ...], num_choices: tuple[int, ..
 def _area(pair: tuple[ExactPoint, ExactPoint], extent: tuple[float, float]) -> float:
     low, high = pair
     return (high.cost - low.cost) / extent[0] * (low.error - high.error) / extent[1]
+
+
+def _all_cells(
+    factors: Sequence[Factor], scopes: Sequence[tuple[int, ...]], shapes: Sequence[tuple[int, ...]]
+) -> FloatArray:
+    """The tables of `factors` over each of `scopes`, flat and in a row."""
+    values = {factor.variables: factor.values for factor in factors}
+    parts = [values[s].ravel() if s in values else np.zeros(math.prod(n)) for s, n in zip(scopes, shapes, strict=True)]
+    return np.concatenate([np.zeros(0), *parts])
 
 
 def _merged(factors: Sequence[Factor]) -> tuple[Factor, ...]:

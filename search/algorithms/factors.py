@@ -55,12 +55,37 @@ class EliminationOrder:
     largest_cells: int
 
 
+class TableSum:
+    """The sum of some tables at any genomes: all are looked up at once, and added up in their order."""
+
+    def __init__(self, factors: Sequence[Factor]) -> None:
+        self._cells = np.concatenate([np.zeros(0), *(factor.values.ravel() for factor in factors)])
+        sizes = [factor.values.size for factor in factors]
+        self._starts = np.cumsum([0, *sizes], dtype=np.int64)[:-1]
+        axes = max((len(factor.variables) for factor in factors), default=0)
+        #: (axes, tables): the variable of each axis, and the cells that a step along it skips; 0 beyond the last axis.
+        self._variables = np.zeros((axes, len(factors)), dtype=np.int64)
+        self._strides = np.zeros((axes, len(factors)), dtype=np.int64)
+        for column, factor in enumerate(factors):
+            count = len(factor.variables)
+            self._variables[:count, column] = factor.variables
+            self._strides[:count, column] = np.cumprod([1, *factor.values.shape[:0:-1]])[:count][::-1]
+
+    def __call__(self, genomes: IntArray) -> FloatArray:
+        """The sums (n,) at `genomes` (n, v)."""
+        if not self._starts.size:
+            return np.zeros(len(genomes))
+        places = np.broadcast_to(self._starts, (len(genomes), len(self._starts))).copy()
+        for variables, strides in zip(self._variables, self._strides, strict=True):
+            places += genomes[:, variables] * strides
+        # Not a plain sum, whose order depends on how many genomes there are.
+        total: FloatArray = np.add.accumulate(self._cells[places], axis=1)[:, -1]
+        return total
+
+
 def evaluate(factors: Sequence[Factor], genomes: IntArray) -> FloatArray:
     """The sums (n,) at `genomes` (n, v)."""
-    total = np.zeros(len(genomes))
-    for factor in factors:
-        total += factor.values[tuple(genomes[:, v] for v in factor.variables)]
-    return total
+    return TableSum(factors)(genomes)
 
 
 def elimination_order(scopes: Sequence[tuple[int, ...]], num_choices: Sequence[int]) -> EliminationOrder:
@@ -187,12 +212,18 @@ class Elimination:
         for step in self._steps:
             best = None
             for part in step.parts:
-                joint = np.zeros((count, *part.shape))
+                joint = None
                 for number, shape in part.tables:
-                    joint += known[number].reshape(-1, *shape)
+                    table = known[number].reshape(-1, *shape)
+                    joint = table if joint is None else joint + table
+                shape = (count, *part.shape)
+                if joint is None:
+                    joint = np.zeros(shape)
+                elif joint.shape != shape:
+                    joint = np.broadcast_to(joint, shape)
                 if len(step.parts) == 1:
                     best = joint.argmin(axis=part.axis)
-                known.append(joint.min(axis=part.axis))
+                known.append(np.minimum.reduce(joint, axis=part.axis))
             decided.append((step, best))
         genomes = np.zeros((count, len(self._num_choices)), dtype=np.int64)
         rows = np.arange(count)

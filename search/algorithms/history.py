@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 import numpy as np
@@ -61,7 +62,7 @@ def check_told(
     """
     num_choices = problem.space.num_choices
     for genome in genomes:
-        if len(genome) != len(num_choices) or not all(map(_is_choice, genome, num_choices)):
+        if len(genome) != len(num_choices) or min(genome, default=0) < 0 or any(map(operator.ge, genome, num_choices)):
             raise ContractError(f"the genome {tuple(genome)} is not in the space of {num_choices} choices")
     values = np.array(objectives, dtype=np.float64)
     excess = np.array(violations, dtype=np.float64)
@@ -76,10 +77,6 @@ def check_told(
     values[undefined] = np.nan
     excess[undefined] = np.nan
     return values, excess
-
-
-def _is_choice(gene: int, count: int) -> bool:
-    return 0 <= gene < count
 
 
 def check_survivors(genomes: Sequence[Genome], survivors: Sequence[Genome]) -> dict[Genome, int]:

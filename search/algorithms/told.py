@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from search.algorithms.base import SearcherState
-from search.algorithms.sampling import genome_code, genome_of_code
+from search.algorithms.sampling import genome_codes, genome_of_code
 from search.domain.space import Genome
 from search.pareto import FloatArray, IntArray
 
@@ -47,7 +47,7 @@ class ToldFigures:
         defined = np.isfinite(rows).all(axis=1)
         chosen = np.array(genomes, dtype=np.int64).reshape(len(genomes), len(self._num_choices))[defined]
         before = len(self._places)
-        codes = [genome_code(genome, self._num_choices) for genome in chosen.tolist()]
+        codes = genome_codes(chosen, self._num_choices)
         places = np.array([self._places.setdefault(code, len(self._places)) for code in codes], dtype=np.int64)
         missing = len(self._places) - before
         if missing:

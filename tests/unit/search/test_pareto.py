@@ -109,6 +109,19 @@ def test_rank_agrees_with_constrained_dominance(points: np.ndarray, data: st.Dat
         assert sorted(set(ranks)) == list(range(ranks.max() + 1))
 
 
+@settings(deadline=None)
+@given(objective_arrays())
+def test_ranks_are_fronts_taken_away_one_after_the_other(points: np.ndarray) -> None:
+    ranks = non_domination_rank(points)
+    left = np.flatnonzero(~np.isnan(points).any(axis=1))
+    rank = 0
+    while left.size:
+        front = non_dominated_mask(points[left])
+        assert (ranks[left[front]] == rank).all()
+        left, rank = left[~front], rank + 1
+    assert (ranks[np.isnan(points).any(axis=1)] == rank).all()
+
+
 def test_crowding_by_hand() -> None:
     # ranges 4 and 8: the second point has gaps (2 - 0) / 4 and (8 - 2) / 8, the third (4 - 1) / 4 and (4 - 0) / 8
     points = [(0, 8), (1, 4), (2, 2), (4, 0)]

@@ -8,12 +8,25 @@ import numpy as np
 import pytest
 
 from search.algorithms.exact import ExactFront
-from search.algorithms.factors import Elimination, Factor, evaluate
+from search.algorithms.factors import Elimination, Factor, TableSum, evaluate
 from search.errors import InfeasibleBudget
 from search.pareto import hypervolume, non_dominated_mask
 
 NUM_CHOICES = (3, 2, 4, 3, 2)
 SCOPES = ((0, 1), (1, 2, 3), (2,), (0, 3), (3, 4), ())
+
+
+def test_sums_do_not_depend_on_how_many_are_asked_for() -> None:
+    rng = np.random.default_rng(0)
+    counts = rng.integers(1, 7, size=40)
+    scopes = [(a, a + 1) for a in range(39)] + [(3, 7, 20), (), (5,)]
+    factors = [Factor(variables=s, values=rng.random(tuple(counts[v] for v in s))) for s in scopes]
+    genomes = rng.integers(0, counts, size=(50, 40))
+    at_once = TableSum(factors)(genomes)
+    assert at_once.tolist() == [float(TableSum(factors)(genomes[n : n + 1])[0]) for n in range(50)]
+    by_hand = [sum(float(f.values[tuple(g[v] for v in f.variables)]) for f in factors) for g in genomes]
+    assert at_once.tolist() == by_hand
+    assert evaluate((), genomes).tolist() == [0.0] * 50
 
 
 def tables(seed: int, scopes: tuple[tuple[int, ...], ...] = SCOPES) -> list[Factor]:

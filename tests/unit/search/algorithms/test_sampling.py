@@ -6,13 +6,28 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from search.algorithms.sampling import draw_new, draw_uniform, genome_code, initial_genomes
+from search.algorithms.sampling import (
+    draw_new,
+    draw_uniform,
+    genome_code,
+    genome_codes,
+    genome_of_code,
+    initial_genomes,
+)
 from tests.unit.search.algorithms.searcher_suite import SMALL_SPACE, SPACE
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 1), st.integers(0, 2)), max_size=40))
 def test_codes_tell_genomes_apart(genomes: list[tuple[int, int, int]]) -> None:
     assert len({genome_code(g, (5, 2, 3)) for g in genomes}) == len(set(genomes))
+
+
+@given(st.lists(st.integers(1, 9), max_size=90).map(tuple), st.integers(0, 2**32))
+def test_codes_of_many_are_those_of_each(num_choices: tuple[int, ...], seed: int) -> None:
+    genomes = np.random.default_rng(seed).integers(0, num_choices, size=(3, len(num_choices)))
+    codes = genome_codes(genomes, num_choices)
+    assert codes == [genome_code(tuple(row), num_choices) for row in genomes.tolist()]
+    assert [genome_of_code(code, num_choices) for code in codes] == [tuple(row) for row in genomes.tolist()]
 
 
 def test_first_generation_has_both_ends_and_covers_the_sizes() -> None:
