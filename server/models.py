@@ -427,7 +427,10 @@ class LatencyModelRow(Base):
 
 
 class SearchRow(Base):
-    """A search job. `epoch` fences: every worker that takes the job over raises it, and writes only under its own."""
+    """A search job. `epoch` fences: every worker that takes the job over raises it, and writes only under its own.
+
+    `takeovers` counts workers that ended with the job in their hands since anything of it was finished last.
+    """
 
     __tablename__ = "search_job"
     id: Mapped[str] = mapped_column(Id, primary_key=True)
@@ -439,6 +442,7 @@ class SearchRow(Base):
     config: Mapped[dict[str, Any]] = mapped_column(JSON)
     error: Mapped[str | None] = mapped_column(Text)
     epoch: Mapped[int] = mapped_column(Integer, default=0)
+    takeovers: Mapped[int] = mapped_column(Integer, default=0)
     worker: Mapped[str | None] = mapped_column(String(200))
     heartbeat_at: Mapped[float | None] = mapped_column(Double)
     not_before: Mapped[float] = mapped_column(Double, default=0.0)

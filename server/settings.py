@@ -52,6 +52,8 @@ class Settings:
         poll_interval_s: How often waiting agents and event streams look for what other processes wrote.
         reap_interval_s: How often expired leases are collected.
         job_stale_s: A running search whose worker has not reported for so long is taken over.
+        max_takeovers: A search that lost so many workers in a row, none of which got further than the one before, fails
+            with the reason. 0 is without limit.
         datasets_dir: Folder on the worker below which searches may read data sets (`dataset.train: worker:PATH`);
             none by default.
         evaluators: How many processes of a worker estimate and train candidates at the same time; 1 is the worker
@@ -91,6 +93,7 @@ class Settings:
     poll_interval_s: float = 0.25
     reap_interval_s: float = 5.0
     job_stale_s: float = 60.0
+    max_takeovers: int = 10
     datasets_dir: Path | None = None
     evaluators: int = 0
     evaluator_threads: int = 0
@@ -113,6 +116,8 @@ class Settings:
             )
         if self.max_attempts < 1:
             raise ContractError(f"max_attempts {self.max_attempts!r} must be at least 1")
+        if self.max_takeovers < 0:
+            raise ContractError(f"max_takeovers {self.max_takeovers!r} is negative: 0 is without limit")
         if not 0 <= self.port <= 65535:
             raise ContractError(f"port {self.port!r} is not in 0..65535")
         if not 0 <= self.lease_wait_s <= 60:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import and_, delete, func, insert, or_, select, update
+from sqlalchemy import Row, and_, case, delete, false, func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from device_agent.contracts import encode
@@ -75,7 +75,8 @@ class JobSignal(StrEnum):
 class JobClaim:
     """A job in the hands of one worker. `epoch` is its fence; `stage` is where an earlier worker left off.
 
-    `device_id` is the only device, or the first of several.
+    `device_id` is the only device, or the first of several. `takeovers` is how many workers in a row ended with the job
+    in their hands and had finished nothing of it.
     """
 
     search_id: str
@@ -83,6 +84,7 @@ class JobClaim:
     device_id: str
     stage: JobStage
     config: SearchConfig
+    takeovers: int = 0
 
     @property
     def device_ids(self) -> tuple[str, ...]:
@@ -120,48 +122,97 @@ class CandidateRecord:
 
 
 def claim_runnable_job(
-    session: Session, *, worker: str, stale_s: float, take_over_own: bool = False
+    session: Session,
+    *,
+    worker: str,
+    stale_s: float,
+    take_over_own: bool = False,
+    held: JobClaim | None = None,
+    max_takeovers: int = 0,
 ) -> JobClaim | None:
     """Take the oldest job that waits, or whose worker has been silent for `stale_s`, in one statement.
 
     `take_over_own` also takes running jobs of a worker of the same name: for the start of a process whose name
-    nobody else can have. Jobs that were asked to pause or to stop, but lost their worker, are settled on the way.
+    nobody else can have. `held` is what this process had claimed when something else than the search got in its way: it
+    is taken up again at once. Jobs that were asked to pause or to stop, but lost their worker, are settled on the way,
+    and those that lost `max_takeovers` workers without getting any further fail; 0 is without limit.
     """
     _settle_abandoned(session, stale_s)
+    while (row := _take_oldest(session, worker, stale_s, take_over_own, held)) is not None:
+        claim = JobClaim(
+            search_id=row.id,
+            epoch=row.epoch,
+            device_id=row.device_id,
+            stage=row.stage,
+            config=parse_config(row.config),
+            takeovers=row.takeovers,
+        )
+        if max_takeovers == 0 or claim.takeovers < max_takeovers:
+            if claim.takeovers > 1:
+                add_events(session, claim, [_lost_again(claim.takeovers, max_takeovers)])
+            return claim
+        fail_job(session, claim, _ends_its_workers(claim, str(row.progress.get("note", ""))))
+    return None
+
+
+def _take_oldest(
+    session: Session, worker: str, stale_s: float, take_over_own: bool, held: JobClaim | None
+) -> Row[Any] | None:
     silent = SearchRow.heartbeat_at < now_s() - stale_s
+    is_held = false() if held is None else and_(SearchRow.id == held.search_id, SearchRow.epoch == held.epoch)
+    is_lost = or_(silent, SearchRow.worker == worker) if take_over_own else silent
+    order = () if held is None else (case((is_held, 0), else_=1),)
     picked = (
         select(SearchRow.id)
         .where(
             or_(
                 and_(SearchRow.state == JobState.PENDING, SearchRow.not_before <= now_s()),
-                and_(
-                    SearchRow.state == JobState.RUNNING,
-                    or_(silent, SearchRow.worker == worker) if take_over_own else silent,
-                ),
+                and_(SearchRow.state == JobState.RUNNING, or_(is_lost, is_held)),
             )
         )
-        .order_by(SearchRow.id)
+        .order_by(*order, SearchRow.id)
         .limit(1)
         .with_for_update(skip_locked=True)
         .cte("picked")
     )
-    row = session.execute(
+    is_taken_over = and_(SearchRow.state == JobState.RUNNING, ~is_held)
+    return session.execute(
         update(SearchRow)
         .where(SearchRow.id.in_(select(picked.c.id)))
         .values(
             state=JobState.RUNNING,
             epoch=SearchRow.epoch + 1,
+            takeovers=SearchRow.takeovers + case((is_taken_over, 1), else_=0),
             worker=worker,
             heartbeat_at=now_s(),
             started_at=func.coalesce(SearchRow.started_at, now_s()),
         )
-        .returning(SearchRow.id, SearchRow.epoch, SearchRow.device_id, SearchRow.stage, SearchRow.config)
+        .returning(
+            SearchRow.id,
+            SearchRow.epoch,
+            SearchRow.takeovers,
+            SearchRow.device_id,
+            SearchRow.stage,
+            SearchRow.progress,
+            SearchRow.config,
+        )
         .execution_options(synchronize_session=False)
     ).one_or_none()
-    if row is None:
-        return None
-    return JobClaim(
-        search_id=row.id, epoch=row.epoch, device_id=row.device_id, stage=row.stage, config=parse_config(row.config)
+
+
+def _lost_again(takeovers: int, max_takeovers: int) -> SearchEvent:
+    end = f"; after {max_takeovers} the search fails" if max_takeovers else ""
+    text = f"{takeovers} workers in a row ended without a word while they had this search, none got further{end}"
+    return SearchEvent(kind="message", data={"text": text})
+
+
+def _ends_its_workers(claim: JobClaim, note: str) -> str:
+    where = f"{claim.stage.value} ({note})" if note else claim.stage.value
+    return (
+        f"{claim.takeovers} workers in a row ended without a word while they had this search in stage {where}, and "
+        "none got further than the one before: mostly they lack memory. See what ended them (their log, `dmesg`), make "
+        "images, network or batches (training.batch_size) smaller or give the worker more memory, and submit the "
+        "search again; what was measured is used again. KERF_MAX_TAKEOVERS sets how many workers a search may end"
     )
 
 
@@ -189,9 +240,14 @@ def set_progress(session: Session, claim: JobClaim, progress: Mapping[str, Any])
     fence(session, claim, progress=encode(progress))
 
 
+def got_further(session: Session, claim: JobClaim) -> None:
+    """Something is finished that no later worker has to do again: the workers that the job lost before do not count."""
+    fence(session, claim, takeovers=0)
+
+
 def save_checkpoint(session: Session, claim: JobClaim, *, stage: JobStage, step: int, data: str) -> None:
     """Store the state after `step`; saving a step again replaces it. Old steps of the stage are removed."""
-    fence(session, claim)
+    got_further(session, claim)
     key = {"search_id": claim.search_id, "stage": stage, "step": step}
     upsert(session, CheckpointRow, [{**key, "data": data}], key=tuple(key))
     session.execute(
@@ -254,7 +310,7 @@ def save_candidates(session: Session, claim: JobClaim, records: Sequence[Candida
     """Insert candidates. One that is stored gets the new metrics and generation, and what its evaluation told; it keeps
     its marks and what later stages found.
     """
-    fence(session, claim)
+    got_further(session, claim)
     later = _results_of_later_stages(session, claim, [r.candidate_id for r in records])
     rows = [
         {
@@ -302,7 +358,7 @@ def set_candidate_result(
     session: Session, claim: JobClaim, candidate_id: str, stage: str, result: Mapping[str, Any]
 ) -> None:
     """Store what a stage found out about a candidate; doing so again replaces it."""
-    fence(session, claim)
+    got_further(session, claim)
     where = (CandidateRow.search_id == claim.search_id, CandidateRow.candidate_id == candidate_id)
     results = session.execute(select(CandidateRow.results).where(*where)).scalar_one()
     session.execute(

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from search.evaluation import AccuracyEstimate
 from server.models import EstimateRow
-from server.searches.repository import JobClaim, fence
+from server.searches.repository import JobClaim, fence, got_further
 from server.upsert import insert_missing
 
 #: Keys in one statement; SQLite takes 32,766 variables.
@@ -34,7 +34,7 @@ def stored_estimates(session: Session, search_id: str, keys: Sequence[str]) -> d
 
 
 def store_estimate(session: Session, claim: JobClaim, key: str, estimate: AccuracyEstimate) -> None:
-    fence(session, claim)
+    got_further(session, claim)
     row = {
         "search_id": claim.search_id,
         "key": key,

@@ -68,12 +68,19 @@ def run_worker(settings: Settings, stop: threading.Event) -> None:
         log.info("worker_started", worker=worker)
         presence = within.enter_context(present(database, worker))
         first = is_sole
+        #: What was claimed when the database, the store or the cluster went away.
+        held: JobClaim | None = None
         looked = dict.fromkeys(_REFRESHED, 0.0)
         while not stop.is_set():
             try:
                 with database.write() as session:
                     claim = repository.claim_runnable_job(
-                        session, worker=worker, stale_s=settings.job_stale_s, take_over_own=first
+                        session,
+                        worker=worker,
+                        stale_s=settings.job_stale_s,
+                        take_over_own=first,
+                        held=held,
+                        max_takeovers=settings.max_takeovers,
                     )
             except Exception as error:
                 if not is_away(error):
@@ -81,6 +88,7 @@ def run_worker(settings: Settings, stop: threading.Event) -> None:
                 log.warning("database_unavailable", error=_in_short(error))
                 stop.wait(UNAVAILABLE_INTERVAL_S)
                 continue
+            held = None
             if claim is None:
                 first = False
                 looked = {what: _refresh(what, database, at) for what, at in looked.items()}
@@ -93,9 +101,13 @@ def run_worker(settings: Settings, stop: threading.Event) -> None:
                 if not _passes(error):
                     raise
                 # The search is not wrong: it is taken up again at its last checkpoint, by us or, once stale, by others.
+                held = claim
                 log.warning("search_interrupted", search_id=claim.search_id, error=_in_short(error))
-                first = is_sole
                 stop.wait(UNAVAILABLE_INTERVAL_S)
+        if held is not None:
+            # Away until the end: then it is as if we had died.
+            with contextlib.suppress(Exception), database.write() as session:
+                repository.release_job(session, held)
     database.dispose()
     log.info("worker_stopped", worker=worker)
 

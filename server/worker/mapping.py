@@ -63,6 +63,7 @@ def _found(
         run.message(f"looking for pruning rates: {config.epochs:g} epochs of reweighted regularisation")
 
         def on_epoch(report: EpochReport) -> None:
+            run.got_further()
             note = f"pruning rates, epoch {report.epoch} of {report.epochs:g}"
             run.progress(JobStage.SEARCHING, 0, run.config.method.generations, note)
 

@@ -139,8 +139,12 @@ def _wait(
 ) -> dict[str, Outcome]:
     """Wait for the tasks `ids` of each order. Who waits is told which devices it is for, if they are away."""
     told: set[str] = set()
+    done: int | None = None
     while True:
         progress = [source.progress(own) for own in ids]
+        before, done = done, sum(p.done for p in progress)
+        if before is not None and done > before:
+            run.got_further()
         is_open = [order.device_id for order, p in zip(orders, progress, strict=True) if not p.is_complete]
         away = absent_devices(run, is_open)
         for name, state in away.items():
@@ -150,7 +154,7 @@ def _wait(
                 )
         told = set(away)
         waits = "".join(f"; waits for {name!r}, which is {state}" for name, state in away.items())
-        run.progress(stage, sum(p.done for p in progress), sum(p.total for p in progress), f"{note}{waits}")
+        run.progress(stage, done, sum(p.total for p in progress), f"{note}{waits}")
         if not is_open:
             break
         run.wait(POLL_INTERVAL_S)

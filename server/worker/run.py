@@ -47,6 +47,7 @@ class SearchRun:
     _last_progress_s: float = field(default=0.0)
     _last_progress: Mapping[str, Any] = field(default_factory=dict)
     _device_names: dict[str, str] = field(default_factory=dict)
+    _is_further: bool = field(default=False)
 
     @property
     def search_id(self) -> str:
@@ -105,6 +106,16 @@ class SearchRun:
         """Store the state of a stage after `step`."""
         with self.database.write() as session:
             repository.save_checkpoint(session, self.claim, stage=stage, step=step, data=json.dumps(data))
+
+    def got_further(self) -> None:
+        """Something is finished that is kept elsewhere than with the search: a measurement, an epoch of training.
+
+        Only after workers that ended without a word does this need to be told, once.
+        """
+        if self.claim.takeovers and not self._is_further:
+            with self.database.write() as session:
+                repository.got_further(session, self.claim)
+            self._is_further = True
 
     # -- what watchers see ------------------------------------------------------------------------------------------
 

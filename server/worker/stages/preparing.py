@@ -154,6 +154,7 @@ def _weights(run: SearchRun, model: nn.Module, data: LoadedData) -> str:
     run.message(f"no checkpoint given: training {run.config.model.architecture} for {epochs} epochs")
 
     def on_epoch(report: EpochReport) -> None:
+        run.got_further()
         run.progress(STAGE, report.epoch, epochs, "epochs")
 
     trained = train_from_scratch(

@@ -58,6 +58,8 @@ def train_candidates(
         if isinstance(note, str):
             run.message(note)
             return
+        if shares_files(run.settings):
+            run.got_further()
         phase = f"{note.phase} " if note.phase else ""
         text = f"candidate {_short(candidates[index])}, {phase}epoch {note.epoch} of {note.epochs:g}"
         run.progress(STAGE, finished, total, text)

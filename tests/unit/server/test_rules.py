@@ -51,7 +51,8 @@ class TestSettings:
             Settings.from_env({name: value})
 
     @pytest.mark.parametrize(
-        "change", [{"port": 70000}, {"max_attempts": 0}, {"lease_wait_s": 61.0}, {"job_stale_s": 0}]
+        "change",
+        [{"port": 70000}, {"max_attempts": 0}, {"lease_wait_s": 61.0}, {"job_stale_s": 0}, {"max_takeovers": -1}],
     )
     def test_bad_values(self, change: dict[str, float]) -> None:
         with pytest.raises(ContractError, match=next(iter(change))):

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from device_agent.contracts import ContractError
+from search.evaluation import AccuracyEstimate
 from server.models import CheckpointRow, EventRow, SearchRow
 from server.searches import repository
 from server.searches.queries import CANCEL, PAUSE, RESUME, steer
 from server.searches.repository import CandidateRecord, ClaimLost, JobClaim, JobSignal, SearchEvent
 from server.states import JobStage, JobState, TaskState
+from server.worker.estimates import store_estimate
 from tests.unit.server.server_lab import ServerLab, kernel_task
 
+CANDIDATE: dict[str, Any] = {"candidate_id": "c_0", "genome": (0, 1), "metrics": {"error": 0.5}, "generation": 1}
 
-def claim(lab: ServerLab, worker: str = "w1", **kwargs: bool) -> JobClaim | None:
+
+def claim(lab: ServerLab, worker: str = "w1", **kwargs: Any) -> JobClaim | None:
     with lab.database.write() as session:
         return repository.claim_runnable_job(session, worker=worker, stale_s=60.0, **kwargs)
 
@@ -110,6 +116,108 @@ class TestClaim:
         again = claim(lab)
         assert again is not None
         assert again.stage is JobStage.PROFILING
+
+
+LIMIT = 3
+
+
+class TestSearchesThatEndTheirWorkers:
+    """A search whose worker dies each time is not claimed without end."""
+
+    @staticmethod
+    def lost(lab: ServerLab) -> JobClaim | None:
+        """What the next worker gets after one that died."""
+        silence(lab)
+        return claim(lab, max_takeovers=LIMIT)
+
+    def test_it_fails_with_the_reason_and_the_next_one_is_served(self, lab: ServerLab) -> None:
+        first = claimed(lab)
+        next_id = lab.search(first.device_id)
+        with lab.database.write() as session:
+            repository.set_stage(session, first, JobStage.SEARCHING)
+            repository.set_progress(
+                session, first, {"stage": "searching", "done": 1, "total": 9, "note": "7 candidates"}
+            )
+        for takeovers in range(1, LIMIT):
+            again = self.lost(lab)
+            assert again is not None
+            assert (again.search_id, again.takeovers) == (first.search_id, takeovers)
+            with lab.database.write() as session:
+                # Entering a stage once more is no progress.
+                repository.set_stage(session, again, JobStage.SEARCHING, {"note": "7 candidates"})
+        got = self.lost(lab)
+        assert got is not None
+        assert (got.search_id, got.takeovers) == (next_id, 0)
+        shown = lab.get(f"/v1/searches/{first.search_id}").json()
+        assert shown["state"] == "failed"
+        assert shown["error"].startswith("3 workers in a row ended without a word while they had this search in stage")
+        assert "searching (7 candidates)" in shown["error"]
+        assert "KERF_MAX_TAKEOVERS" in shown["error"]
+        with lab.database.read() as session:
+            texts = session.scalars(select(EventRow.data).where(EventRow.kind == "message")).all()
+        assert [data["text"] for data in texts] == [
+            "2 workers in a row ended without a word while they had this search, none got further; "
+            "after 3 the search fails"
+        ]
+        with pytest.raises(ClaimLost), lab.database.write() as session:
+            repository.heartbeat(session, first)
+
+    @pytest.mark.parametrize(
+        "store",
+        [
+            lambda s, c: repository.save_checkpoint(s, c, stage=JobStage.SEARCHING, step=1, data="{}"),
+            lambda s, c: repository.save_candidates(s, c, [CandidateRecord(**CANDIDATE)]),
+            lambda s, c: repository.set_candidate_result(s, c, "c_0", "training", {}),
+            lambda s, c: store_estimate(s, c, "key", AccuracyEstimate(accuracy=0.5, loss=1.0)),
+            repository.got_further,
+        ],
+        ids=["checkpoint", "candidates", "result", "estimate", "elsewhere"],
+    )
+    def test_one_that_gets_further_goes_on(self, lab: ServerLab, store: Callable[[Session, JobClaim], None]) -> None:
+        got: JobClaim | None = claimed(lab)
+        assert got is not None
+        with lab.database.write() as session:
+            repository.save_candidates(session, got, [CandidateRecord(**CANDIDATE)])
+        for _ in range(LIMIT - 1):
+            got = self.lost(lab)
+        assert got is not None
+        assert got.takeovers == LIMIT - 1
+        with lab.database.write() as session:
+            store(session, got)
+        for takeovers in range(1, LIMIT):
+            got = self.lost(lab)
+            assert got is not None
+            assert got.takeovers == takeovers
+
+    def test_stops_and_what_is_away_do_not_count(self, lab: ServerLab) -> None:
+        got: JobClaim | None = claimed(lab)
+        for _ in range(2 * LIMIT):
+            assert got is not None
+            with lab.database.write() as session:
+                repository.release_job(session, got)
+            got = claim(lab, max_takeovers=LIMIT)
+        other = lab.search(lab.agent(device_name="other").device_id)
+        for _ in range(2 * LIMIT):
+            held = got
+            assert held is not None
+            got = claim(lab, held=held, max_takeovers=LIMIT)
+            assert got is not None
+            # Its own before what else waits.
+            assert (got.search_id, got.epoch, got.takeovers) == (held.search_id, held.epoch + 1, 0)
+        # Another worker was faster: what was held is lost.
+        silence(lab)
+        assert claim(lab, "w2") is not None
+        last = claim(lab, held=got)
+        assert last is not None
+        assert last.search_id == other
+
+    def test_without_a_limit(self, lab: ServerLab) -> None:
+        claimed(lab)
+        for takeovers in range(1, 13):
+            silence(lab)
+            got = claim(lab)
+            assert got is not None
+            assert got.takeovers == takeovers
 
 
 class TestSteering:
