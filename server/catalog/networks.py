@@ -126,6 +126,30 @@ def registered(
         known = repository.find_network(session, name=name, source_sha256=sha256, input_shape=input_shape)
     if known is not None:
         return known
+    network, contents = checked(context, name, sha256, field, input_shape, created_by=created_by)
+    with context.database.write() as session:
+        return repository.add_network(
+            session,
+            name=name,
+            source_sha256=sha256,
+            input_shape=input_shape,
+            network_sha256=network,
+            contents=encode(contents),
+        )
+
+
+def checked(
+    context: Context,
+    name: str,
+    sha256: str,
+    field: str,
+    input_shape: tuple[int, int, int] | None = None,
+    *,
+    created_by: str,
+) -> tuple[str, NetworkContents]:
+    """The `.kerf` file of a stored file, by its SHA-256, and what is in it. What ONNX was converted to is a new
+    artifact of `created_by`; nothing is registered. Raises `Unprocessable` naming `field`.
+    """
     source = context.store.path(sha256)
     with tempfile.TemporaryDirectory(prefix="kerf-network-") as folder:
         output = Path(folder) / "network.kerf"
@@ -142,15 +166,7 @@ def registered(
             raise refused(field, text) from None
         converted = contents.format is NetworkFileFormat.ONNX
         network = context.store.put_file(context.database, output, created_by=created_by) if converted else sha256
-    with context.database.write() as session:
-        return repository.add_network(
-            session,
-            name=name,
-            source_sha256=sha256,
-            input_shape=input_shape,
-            network_sha256=network,
-            contents=encode(contents),
-        )
+    return network, contents
 
 
 def _plain(name: str) -> str:

@@ -8,7 +8,7 @@ from search.domain.config import ModelConfig, SearchConfig
 from server.accounts.service import Principal
 from server.catalog import repository
 from server.catalog.naming import refused
-from server.catalog.networks import registered
+from server.catalog.networks import checked, registered
 from server.context import Context
 from server.searches.data import check_artifact
 from server.searches.visibility import sees_only
@@ -19,8 +19,8 @@ _FIELD = "config.model.network"
 def usable_network(context: Context, config: SearchConfig, principal: Principal) -> ModelConfig:
     """The config's model with a `.kerf` file where an ONNX file stood.
 
-    Files that nobody registered are registered under the search's name. Raises `Unprocessable` naming the field, the
-    value and the remedy.
+    Files that nobody registered are registered under the search's name, but not with `multi_user`: what is registered
+    is everybody's. Raises `Unprocessable` naming the field, the value and the remedy.
     """
     sha256 = config.model.network
     if sha256 is None:
@@ -34,6 +34,8 @@ def usable_network(context: Context, config: SearchConfig, principal: Principal)
             f"the ONNX file {sha256} was registered as {len(known)} networks, of other names or sizes of the image: "
             f"name one of them: {', '.join(known)}",
         )
+    if not known and context.settings.multi_user:
+        known = [checked(context, config.name, sha256, _FIELD, created_by=principal.token_id)[0]]
     if not known:
         known = [registered(context, config.name, sha256, _FIELD, created_by=principal.token_id).network_sha256]
     return replace(config.model, network=sha256 if sha256 in known else known[0])

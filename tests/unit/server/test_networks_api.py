@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -12,16 +13,21 @@ from unittest import mock
 import httpx
 import pytest
 import torch
+from fastapi.testclient import TestClient
 from torch import nn
 
 import kerf
+from device_agent.contracts import encode
 from search.domain.config import ModelConfig
 from search.limited_process import Limits
 from search.networks import take_process
 from search.networks.convert import convert_module
 from search.networks.file import read_network, write_network
 from search.networks.kinds import RunsCode
+from server.accounts.service import mint_user_token
+from server.app import create_app
 from server.catalog import networks
+from server.settings import Settings
 from tests.unit.search.networks.onnx_files import exported, node, onnx_model, saved, weights
 from tests.unit.server.server_lab import ServerLab
 from tests.unit.server.worker_lab import WorkerLab, quick_search
@@ -160,6 +166,40 @@ def test_a_search_may_name_an_onnx_file(sqlite_lab: ServerLab, tmp_path: Path) -
     assert refused.status_code == 422
     assert "was registered as 2 networks" in refused.json()["detail"]
     assert worker.submit(quick_search("own", model=ModelConfig(network=network["sha256"])))
+
+
+@pytest.mark.usefixtures("here")
+def test_with_several_users_the_network_of_a_search_is_its_user_s(sqlite_settings: Settings, tmp_path: Path) -> None:
+    """Submitting a search registers nothing then: what is registered, everybody sees."""
+    onnx_file = exported(make(), tmp_path / "net.onnx").read_bytes()
+    source = hashlib.sha256(onnx_file).hexdigest()
+    with TestClient(create_app(replace(sqlite_settings, multi_user=True))) as client:
+        lab = ServerLab(client, sqlite_settings)
+        WorkerLab(lab)
+        with lab.database.write() as session:
+            ada, bob = (mint_user_token(session, lab.hasher, name=name) for name in ("ada", "bob"))
+
+        def sees(token: str, digest: str) -> bool:
+            return bool(lab.get(f"/v1/artifacts/sha256/{digest}", token).status_code == 200)
+
+        def submit(token: str, name: str, digest: str) -> httpx.Response:
+            config = encode(quick_search(name, model=ModelConfig(network=digest)))
+            return lab.request("POST", "/v1/searches", token, json=config)
+
+        lab.request("PUT", f"/v1/artifacts/sha256/{source}", ada, content=onnx_file)
+        first, again = (submit(ada, name, source).json()["config"]["model"]["network"] for name in ("one", "one"))
+        assert first == again != source
+        # What was made of the file is hers as well, and can be searched by itself.
+        assert submit(ada, "two", first).status_code == 201
+        for digest in (source, first):
+            assert (sees(ada, digest), sees(bob, digest)) == (True, False)
+            assert f"no artifact {digest} is stored" in submit(bob, "his", digest).text
+        assert lab.get("/v1/networks", bob).json()["items"] == []
+        # Until she shares it.
+        assert lab.request("POST", "/v1/networks", ada, json={"name": "n", "sha256": first}).status_code == 201
+        assert (sees(bob, source), sees(bob, first)) == (False, True)
+        assert submit(bob, "his", first).status_code == 201
+        lab.close()
 
 
 @pytest.mark.usefixtures("here")
