@@ -372,7 +372,9 @@ def _check_coverage(run: SearchRun, prepared: Prepared, result: Profile) -> None
 
     latencies = [bound for bound in run.config.constraints if bound.metric is Metric.LATENCY_MS]
     check_budget(prepared.space, latencies, latency_ms)
-    # Everything between the corners, too: a knot that is missing shows here, and not in the middle of the search.
+    # Everything between the corners, too: a knot that is missing shows here, and not in the middle of the search. What
+    # is predicted for it is kept, so the search does not pay for it again.
     figures = NetworkFigures(prepared.spec, prepared.space, fleet)
+    figures.layer_latencies()
     if len(run.config.constraints) > 1:
         least_violating(bounds_problem(prepared.spec, prepared.space, run.config.constraints, figures))

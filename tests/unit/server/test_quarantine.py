@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 from sqlalchemy import update
 
-from device_agent.contracts import FailureReason, KernelTask, Lease, kernel_id
+from device_agent.contracts import FailureReason, KernelSpec, KernelTask, Lease, kernel_id
 from server.context import TOKEN_COOKIE
 from server.models import TaskRow
 from server.states import TaskState
@@ -130,14 +130,19 @@ def test_the_list_is_paged(lab: ServerLab) -> None:
     assert lab.get("/v1/quarantine?cursor=YQ").status_code == 400
 
 
+@pytest.mark.parametrize("channels", [None, (16, 4)], ids=["all dense ones", "one between others"])
 def test_a_search_that_cannot_do_without_a_kernel_that_crashes_names_it(
-    sqlite_lab: ServerLab, monkeypatch: pytest.MonkeyPatch
+    sqlite_lab: ServerLab, monkeypatch: pytest.MonkeyPatch, channels: tuple[int, int] | None
 ) -> None:
+    def is_deadly(kernel: KernelSpec) -> bool:
+        is_it = channels in (None, (kernel.in_channels, kernel.out_channels))
+        return is_it and kernel.pruning.density == 1.0
+
     worker = WorkerLab(sqlite_lab)
     measured = worker._measured
 
     def crashing(lease: Lease) -> object:
-        if isinstance(lease.task, KernelTask) and lease.task.kernel.pruning.density == 1.0:
+        if isinstance(lease.task, KernelTask) and is_deadly(lease.task.kernel):
             return failure(FailureReason.CRASHED, "died by SIGSEGV")
         return measured(lease)
 
