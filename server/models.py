@@ -499,6 +499,16 @@ class CheckpointRow(Base):
     created_at: Mapped[float] = mapped_column(Double, default=now_s())
 
 
+class CheckpointPartRow(Base):
+    """What the checkpoints of a stage have in common, in the order of `part`: a checkpoint tells how many it needs."""
+
+    __tablename__ = "search_checkpoint_part"
+    search_id: Mapped[str] = mapped_column(Id, ForeignKey("search_job.id"), primary_key=True)
+    stage: Mapped[JobStage] = mapped_column(enum_column(JobStage), primary_key=True)
+    part: Mapped[int] = mapped_column(Integer, primary_key=True, autoincrement=False)
+    data: Mapped[str] = mapped_column(CompressedText)
+
+
 class DocumentRow(Base):
     """A text that belongs to a search, kept byte for byte: resolved config, latency table, result."""
 

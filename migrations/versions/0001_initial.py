@@ -442,6 +442,32 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("search_id", "stage", "step", name=op.f("pk_search_checkpoint")),
     )
     op.create_table(
+        "search_checkpoint_part",
+        sa.Column("search_id", sa.String(length=80), nullable=False),
+        sa.Column(
+            "stage",
+            sa.Enum(
+                "preparing",
+                "profiling",
+                "searching",
+                "training",
+                "exporting",
+                "verifying",
+                "done",
+                name="jobstage",
+                native_enum=False,
+                length=32,
+            ),
+            nullable=False,
+        ),
+        sa.Column("part", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("data", sa.LargeBinary(), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["search_id"], ["search_job.id"], name=op.f("fk_search_checkpoint_part_search_id_search_job")
+        ),
+        sa.PrimaryKeyConstraint("search_id", "stage", "part", name=op.f("pk_search_checkpoint_part")),
+    )
+    op.create_table(
         "search_document",
         sa.Column("search_id", sa.String(length=80), nullable=False),
         sa.Column("name", sa.String(length=64), nullable=False),
@@ -755,6 +781,7 @@ def downgrade() -> None:
     op.drop_table("search_event")
     op.drop_table("search_estimate")
     op.drop_table("search_document")
+    op.drop_table("search_checkpoint_part")
     op.drop_table("search_checkpoint")
     with op.batch_alter_table("report", schema=None) as batch_op:
         batch_op.drop_index(

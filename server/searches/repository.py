@@ -27,7 +27,7 @@ from sqlalchemy.orm import Session
 from device_agent.contracts import encode
 from search.domain.config import SearchConfig, parse_config
 from server.columns import database_time_s, now_s
-from server.models import CandidateRow, CheckpointRow, DeviceRow, DocumentRow, EventRow, SearchRow
+from server.models import CandidateRow, CheckpointPartRow, CheckpointRow, DeviceRow, DocumentRow, EventRow, SearchRow
 from server.searches.tasks import cancel_unwanted_tasks
 from server.states import JOB_TRANSITIONS, JobStage, JobState, sources
 from server.upsert import upsert
@@ -268,6 +268,33 @@ def load_checkpoint(session: Session, search_id: str, stage: JobStage) -> Checkp
         .limit(1)
     ).one_or_none()
     return None if row is None else Checkpoint(stage=row.stage, step=row.step, data=row.data)
+
+
+def save_part(session: Session, claim: JobClaim, *, stage: JobStage, part: int, data: str) -> None:
+    """Store a part that the checkpoints of a stage from now on share; those behind it are removed."""
+    fence(session, claim)
+    key = {"search_id": claim.search_id, "stage": stage, "part": part}
+    upsert(session, CheckpointPartRow, [{**key, "data": data}], key=tuple(key))
+    session.execute(
+        delete(CheckpointPartRow).where(
+            CheckpointPartRow.search_id == claim.search_id,
+            CheckpointPartRow.stage == stage,
+            CheckpointPartRow.part > part,
+        )
+    )
+
+
+def load_parts(session: Session, search_id: str, stage: JobStage, count: int) -> Sequence[str]:
+    """The first `count` parts in their order, or as many as there are."""
+    return session.scalars(
+        select(CheckpointPartRow.data)
+        .where(
+            CheckpointPartRow.search_id == search_id,
+            CheckpointPartRow.stage == stage,
+            CheckpointPartRow.part < count,
+        )
+        .order_by(CheckpointPartRow.part)
+    ).all()
 
 
 def add_events(session: Session, claim: JobClaim, events: Sequence[SearchEvent]) -> int:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from sqlalchemy.orm import Session
 
 from device_agent.contracts import canonical_json, dumps, encode
 from search.algorithms.base import ReportingSearcher, Searcher
@@ -20,7 +18,7 @@ from search.domain.space import SearchSpace
 from search.known_figures import NetworkFigures
 from search.latency.table import dump_table
 from search.layers import layer_figures
-from search.loop import SearchState, front_of, run_search, state_from_json, state_to_json
+from search.loop import SearchState, front_of, run_search
 from search.lowering import lower
 from search.parallel.crew import Crew
 from search.pareto import hypervolume
@@ -41,7 +39,6 @@ from server.searches.repository import (
     mark_selected,
     put_document,
     save_candidates,
-    save_checkpoint,
 )
 from server.states import JobStage
 from server.worker.active import Rounds, measured_round
@@ -51,6 +48,7 @@ from server.worker.latencies import Profile, card_of
 from server.worker.problem import make_problem
 from server.worker.reevaluating import reevaluated
 from server.worker.run import SearchFailed, SearchRun, write_progress
+from server.worker.search_states import SearchStates
 from server.worker.stages.preparing import Prepared
 
 STAGE = JobStage.SEARCHING
@@ -76,10 +74,10 @@ def search(run: SearchRun, prepared: Prepared, profile: Profile) -> Profile:
             return profile
     run.enter(STAGE)
     config = run.config
-    found = run.load(STAGE)
-    state = None if found is None else state_from_json(found[1])
-    rounds = Rounds.of(run, None if found is None else found[1])
-    recorder = _Recorder(run, profile, rounds, state)
+    states = SearchStates(run)
+    state, stored = states.load() or (None, None)
+    rounds = Rounds.of(run, stored)
+    recorder = _Recorder(run, profile, rounds, states, state)
     figures = NetworkFigures(prepared.spec, prepared.space, profile.fleet)
     with one_shot_crew(run, prepared) as crew:
         problem = make_problem(run, prepared, figures, crew)
@@ -195,10 +193,13 @@ def front_layers(prepared: Prepared, profile: Profile, front: Sequence[Evaluated
 class _Recorder:
     """Stores a generation in one transaction: its candidates, the checkpoint, and what watchers see."""
 
-    def __init__(self, run: SearchRun, profile: Profile, rounds: Rounds, state: SearchState | None) -> None:
+    def __init__(
+        self, run: SearchRun, profile: Profile, rounds: Rounds, states: SearchStates, state: SearchState | None
+    ) -> None:
         self._run = run
         self._profile = profile
         self._rounds = rounds
+        self._states = states
         self._stored = 0 if state is None else len(state.archive)
         self._generation = 0 if state is None else state.generation
         self._note = ""
@@ -230,7 +231,7 @@ class _Recorder:
             save_candidates(session, run.claim, records)
             forget_estimates(session, run.claim)
             mark_front(session, run.claim, [_id(c) for c in front])
-            self._save_checkpoint(session, state)
+            self._states.save(session, state, self._rounds.to_json())
             add_events(session, run.claim, [SearchEvent(kind="generation", data=figures), *_failure_events(records)])
             write_progress(session, run.claim, progress)
         self._stored, self._generation, self._note = len(state.archive), state.generation, note
@@ -256,12 +257,8 @@ class _Recorder:
             found = {c.candidate_id: c.generation for c in load_candidates(session, run.search_id)}
             save_candidates(session, run.claim, [_record(item, found[_id(item)]) for item in state.archive])
             mark_front(session, run.claim, [_id(c) for c in front])
-            self._save_checkpoint(session, state)
+            self._states.save(session, state, self._rounds.to_json())
         run.check()
-
-    def _save_checkpoint(self, session: Session, state: SearchState) -> None:
-        data = json.dumps({**state_to_json(state), **self._rounds.to_json()})
-        save_checkpoint(session, self._run.claim, stage=STAGE, step=len(state.archive), data=data)
 
     def _hypervolume(self, front: Sequence[EvaluatedCandidate]) -> float | None:
         """Of (error, latency) against (1, dense latency), as a part of the rectangle; for watching only."""
