@@ -68,6 +68,7 @@ class Campaign:
     _under_way: list[threading.Timer] = field(default_factory=list)
     _last: dict[Fault, float] = field(default_factory=dict)
     _submitted: int = 0
+    _has_twin: bool = False
 
     def __post_init__(self) -> None:
         needs_postgres = {Fault.KILL_POSTMASTER, Fault.KILL_BACKEND}
@@ -211,12 +212,13 @@ class Campaign:
             self._vanish_when_lent(agent)
             return  # Counted when it happens.
         elif fault is Fault.TWIN:
-            if "twin" in stack.processes:
+            if self._has_twin:
                 return
             stack.add_agent("twin", credentials_of=agent)
+            self._has_twin = True
             stack.disturb("twin", Disturbance(task_s=TASK_S))
             gently = chance.random() < 0.5
-            self._later(chance.uniform(3.0, 8.0), lambda: stack.remove("twin", gently=gently))
+            self._later(chance.uniform(3.0, 8.0), lambda: self._remove_twin(gently=gently))
             detail = agent
         elif fault is Fault.DATABASE_LOCKED:
             detail = self._lock_database(chance.choice([0.5, 2.0, 11.0]))
@@ -235,6 +237,13 @@ class Campaign:
             self._later(seconds, self._end_partition)
             detail = f"for {seconds:.1f} s"
         self.log.add(fault, detail)
+
+    def _remove_twin(self, *, gently: bool) -> None:
+        """Its folder is free for the next one when it has ended, and not before."""
+        try:
+            self.stack.remove("twin", gently=gently)
+        finally:
+            self._has_twin = False
 
     def _end_partition(self) -> None:
         self.stack.proxy.is_partitioned = False

@@ -202,7 +202,8 @@ def test_of_the_slowest_only_those_are_asked_that_may_be_it_or_have_a_bound(sqli
     for constraints in ((), (on_phone,)):
         search_id = worker.submit(on_both("slowest", constraints=constraints))
         run = worker.run(search_id, Kill(note="round 1 of 2", steps=1))
-        asked += [note for _, note in run.notes if note.startswith("round ")]
+        # On a slow machine devices count as away meanwhile, and the note says so.
+        asked += [note.split(";")[0] for _, note in run.notes if note.startswith("round ")]
         worker.lab.post(f"/v1/searches/{search_id}:cancel")
     assert asked == [
         "round 1 of 2: 4 kernels (0 on 'phone', 4 on 'board') near the front",
