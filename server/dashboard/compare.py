@@ -74,7 +74,7 @@ def _series_names(session: Session) -> dict[str, str]:
 def _name(row: SeriesRow, device: str) -> str:
     words = f"{device}, {row.runtime} {row.runtime_version}, {row.threads} thread{'s' if row.threads != 1 else ''}"
     source = "" if row.source.value == "measured" else f", {row.source.value}"
-    return f"{words}{source} ({row.id[:8]})"
+    return f"{words} ({row.id[:8]}){source}"
 
 
 def _choices(names: dict[str, str], chosen: str | None) -> tuple[Choice, ...]:

@@ -22,9 +22,13 @@ _READY = StateLabel(text="ready", tone="good")
 _UNAVAILABLE = StateLabel(text="not available", tone="idle")
 
 
-def device_view(status: DeviceStatus, heartbeat_interval_s: float) -> DeviceView:
-    """A device, with its state as REST tells it; "measuring" says that it has work in hand."""
+def device_view(status: DeviceStatus, heartbeat_interval_s: float, judged: tuple[int, int] = (0, 0)) -> DeviceView:
+    """A device, with its state as REST tells it; "measuring" says that it has work in hand.
+
+    `judged` is how many of its latest measurements are trusted, and how many these are.
+    """
     row = status.row
+    conditions = None if row.conditions is None else decode(Conditions, row.conditions)
     profile = decode(DeviceProfile, row.profile)
     state = device_state(status, heartbeat_interval_s)
     is_measuring = state is DeviceState.ONLINE and status.num_leased > 0
@@ -42,6 +46,9 @@ def device_view(status: DeviceStatus, heartbeat_interval_s: float) -> DeviceView
         seen_s=None if state is DeviceState.IMPORTED else status.silent_s,
         open_tasks=status.num_pending + status.num_leased,
         drifted_series=status.drifted_series,
+        temperature_celsius=None if conditions is None else conditions.temperature_celsius,
+        num_trusted=judged[0],
+        num_judged=judged[1],
     )
 
 

@@ -51,7 +51,8 @@ class RuntimeView:
 class DeviceView:
     """`seen_s` is the time since the last sign of life, None for an imported device.
 
-    `source` is that of its figures.
+    `source` is that of its figures. `temperature_celsius` is that of the last heartbeat, where the device tells it.
+    `num_trusted` of its latest `num_judged` measurements are trusted; no page but the overview asks for them.
     """
 
     device_id: str
@@ -67,6 +68,9 @@ class DeviceView:
     seen_s: float | None
     open_tasks: int
     drifted_series: tuple[str, ...] = ()
+    temperature_celsius: float | None = None
+    num_trusted: int = 0
+    num_judged: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

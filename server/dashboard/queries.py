@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Select, select
+from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
-from device_agent.contracts import KernelSpec, NetworkTask, VerdictReason, decode
+from device_agent.contracts import KernelSpec, NetworkTask, Verdict, VerdictReason, decode
 from server.columns import database_time_s
 from server.dashboard.devices import condition_facts, device_view, hardware_facts
 from server.dashboard.pages import DevicePage, MeasurementView, OverviewPage
@@ -24,6 +25,8 @@ SHOWN_DEVICES = 60
 SHOWN_MEASUREMENTS = 15
 SHOWN_DEVICE_MEASUREMENTS = 30
 SHOWN_SERIES = 12
+#: Of each device, for how far it can be trusted at present.
+JUDGED_MEASUREMENTS = 100
 
 
 def overview(session: Session, *, heartbeat_interval_s: float, owner: str | None = None) -> OverviewPage:
@@ -31,7 +34,9 @@ def overview(session: Session, *, heartbeat_interval_s: float, owner: str | None
     now = database_time_s(session)
     searches = search_rows(session, now, limit=SHOWN_SEARCHES + 1, owner=owner)
     devices = list_devices(session, after=None, limit=SHOWN_DEVICES + 1)
-    views = [device_view(status, heartbeat_interval_s) for status in devices[:SHOWN_DEVICES]]
+    shown = devices[:SHOWN_DEVICES]
+    judged = latest_verdicts(session, [status.row.id for status in shown])
+    views = [device_view(status, heartbeat_interval_s, judged[status.row.id]) for status in shown]
     return OverviewPage(
         searches=searches[:SHOWN_SEARCHES],
         more_searches=len(searches) > SHOWN_SEARCHES,
@@ -54,6 +59,22 @@ def device_page(session: Session, device_id: str, *, heartbeat_interval_s: float
         more_series=len(series) > SHOWN_SERIES,
         measurements=measurement_views(session, now, limit=SHOWN_DEVICE_MEASUREMENTS, device_id=device_id),
     )
+
+
+def latest_verdicts(session: Session, device_ids: Sequence[str]) -> dict[str, tuple[int, int]]:
+    """For each device, how many of its latest `JUDGED_MEASUREMENTS` are trusted, and how many there are."""
+    latest = (
+        select(MeasurementRow.verdict)
+        .where(MeasurementRow.device_id == DeviceRow.id)
+        .order_by(MeasurementRow.result_key.desc())
+        .limit(JUDGED_MEASUREMENTS)
+        .correlate(DeviceRow)
+        .subquery()
+    )
+    count = select(func.count()).select_from(latest)
+    trusted = count.where(latest.c.verdict == Verdict.TRUSTED)
+    query = select(DeviceRow.id, trusted.scalar_subquery(), count.scalar_subquery()).where(DeviceRow.id.in_(device_ids))
+    return {device_id: (num_trusted, num_all) for device_id, num_trusted, num_all in session.execute(query)}
 
 
 def measurement_views(
