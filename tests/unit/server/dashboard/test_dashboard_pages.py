@@ -40,7 +40,8 @@ def test_overview_shows_devices_searches_and_measurements(local: TestClient, see
     assert answer.status_code == 200
     text = text_of(answer.text)
     for expected in (
-        "51.2 °C", "of the latest", "measurements trusted", "pi5-lab", "Cortex-A76", "native 0.1.0", "ncnn (not available)", "cifar10-resnet20", "resnet20 by jcw",
+        "51.2 °C", "of the latest", "measurements trusted",
+        "pi5-lab", "Cortex-A76", "native 0.1.0", "ncnn (not available)", "cifar10-resnet20", "resnet20 by jcw",
         "Training: 5 of 8", "depthwise conv 3×3, 96 channels", "group 4×1 at 20 %",
         "the clock frequency moved while measuring", "smallest reachable value is 0.42",
     ):  # fmt: skip
