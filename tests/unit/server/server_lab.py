@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -40,12 +41,15 @@ from device_agent.contracts import (
 from device_agent.contracts.statistics import summarize
 from server.accounts.service import Scope, mint_enrolment_code, mint_user_token
 from server.accounts.tokens import SecretHasher
+from server.artifacts.store import ArtifactStore
 from server.database import Database
 from server.ids import uuid7
 from server.latency.source import SqlLatencySource
 from server.models import TaskRow
 from server.searches.queries import insert_search
+from server.searches.repository import claim_runnable_job
 from server.settings import Settings
+from server.worker.run import SearchRun
 
 SETUP = MeasuringSetup(runtime="native")
 
@@ -205,6 +209,20 @@ class ServerLab:
     def task(self, task_id: str) -> TaskRow:
         with self.database.read() as session:
             return session.scalars(select(TaskRow).where(TaskRow.id == task_id)).one()
+
+    def claimed_run(self) -> SearchRun:
+        """The oldest search that waits, in the hands of a worker."""
+        with self.database.write() as session:
+            claim = claim_runnable_job(session, worker="w", stale_s=60.0)
+        assert claim is not None
+        return SearchRun(
+            database=self.database,
+            settings=self.settings,
+            store=ArtifactStore(self.settings.artifacts_dir),
+            claim=claim,
+            interrupt=threading.Event(),
+            lost=threading.Event(),
+        )
 
     def close(self) -> None:
         self.database.dispose()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from dataclasses import replace
 
 import pytest
@@ -12,9 +11,7 @@ from sqlalchemy import delete, select
 from search.domain.candidate import Candidate, EvaluatedCandidate, Evaluation
 from search.domain.objective import Metric
 from search.loop import SearchState, state_to_json
-from server.artifacts.store import ArtifactStore
 from server.models import CheckpointPartRow
-from server.searches.repository import claim_runnable_job
 from server.worker.run import SearchFailed, SearchRun
 from server.worker.search_states import SearchStates
 from tests.unit.server.server_lab import ServerLab
@@ -26,17 +23,7 @@ MORE = {"rounds": {"done": 1}}
 @pytest.fixture
 def run(lab: ServerLab) -> SearchRun:
     lab.search(lab.agent().device_id)
-    with lab.database.write() as session:
-        claim = claim_runnable_job(session, worker="w", stale_s=60.0)
-    assert claim is not None
-    return SearchRun(
-        database=lab.database,
-        settings=lab.settings,
-        store=ArtifactStore(lab.settings.artifacts_dir),
-        claim=claim,
-        interrupt=threading.Event(),
-        lost=threading.Event(),
-    )
+    return lab.claimed_run()
 
 
 def candidate(number: int, latency_ms: float = 1.0) -> EvaluatedCandidate:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Any
 
 import pytest
 
 from search.domain.objective import LatencyOverDevices
-from server.artifacts.store import ArtifactStore
-from server.searches import repository
 from server.searches.repository import device_document
 from server.states import JobStage
 from server.worker.latencies import ProfileSummary, summaries_from_json, summaries_to_json
@@ -22,17 +19,7 @@ from tests.unit.server.server_lab import LabAgent, ServerLab, kernel_task, measu
 def claimed_run(lab: ServerLab, agents: tuple[LabAgent, ...]) -> SearchRun:
     devices = [agent.device_id for agent in agents]
     assert lab.request("POST", "/v1/searches", json=search_config(devices=devices)).status_code == 201
-    with lab.database.write() as session:
-        claim = repository.claim_runnable_job(session, worker="w", stale_s=60.0)
-    assert claim is not None
-    return SearchRun(
-        database=lab.database,
-        settings=lab.settings,
-        store=ArtifactStore(lab.settings.artifacts_dir),
-        claim=claim,
-        interrupt=threading.Event(),
-        lost=threading.Event(),
-    )
+    return lab.claimed_run()
 
 
 def events(lab: ServerLab, run: SearchRun, kind: str) -> list[dict[str, Any]]:

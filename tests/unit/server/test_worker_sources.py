@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from dataclasses import replace
 
 import pytest
@@ -12,7 +11,6 @@ from sqlalchemy import update
 from device_agent.contracts import KernelTask, Source, encode, setup_id
 from search.domain.config import parse_config
 from search.latency.table import LatencyTable, dump_table, kernel_latency
-from server.artifacts.store import ArtifactStore
 from server.latency.repository import ensure_profile
 from server.latency.source import MeasurementSummary
 from server.models import DeviceRow
@@ -38,17 +36,7 @@ from tests.unit.server.server_lab import (
 
 def claimed_run(lab: ServerLab, agent: LabAgent) -> SearchRun:
     lab.search(agent.device_id)
-    with lab.database.write() as session:
-        claim = repository.claim_runnable_job(session, worker="w", stale_s=60.0)
-    assert claim is not None
-    return SearchRun(
-        database=lab.database,
-        settings=lab.settings,
-        store=ArtifactStore(lab.settings.artifacts_dir),
-        claim=claim,
-        interrupt=threading.Event(),
-        lost=threading.Event(),
-    )
+    return lab.claimed_run()
 
 
 def become(lab: ServerLab, agent: LabAgent, *, emulated: bool) -> None:
