@@ -210,8 +210,8 @@ def build_library(target: Path, machine: str | None = None, compiler: Sequence[s
                 commands[work / f"shared-{source.stem}.o"] = [*shared, "-c", str(source)]
         calls = _Calls()
         with ThreadPoolExecutor(max_workers=max(1, min(len(commands), os.cpu_count() or 1))) as pool:
-            jobs = [pool.submit(calls.run, [*command, "-o", str(path)]) for path, command in commands.items()]
             try:
+                jobs = [pool.submit(calls.run, [*command, "-o", str(path)]) for path, command in commands.items()]
                 for job in jobs:
                     job.result()
             except BaseException:

@@ -58,6 +58,8 @@ class LocalRun:
 
     def progress(self, *_: object) -> None: ...
 
+    def got_further(self) -> None: ...
+
     def put_artifact(self, data: bytes) -> str:
         digest = hashlib.sha256(data).hexdigest()
         (self.work_dir / digest).write_bytes(data)
