@@ -151,7 +151,9 @@ def test_an_interrupted_build_leaves_no_compiler_running(tmp_path: Path) -> None
     driver.write_text(f"#!/bin/sh\nsleep 300 &\necho $! > {started}/$$.part\nmv {started}/$$.part {started}/$$\nwait\n")
     driver.chmod(0o755)
     code = (
-        "import pathlib; from device_agent.native.build import build_library; "
+        "import pathlib, signal; from device_agent.native.build import build_library; "
+        # What a shell starts in the background ignores interruptions, and so do the tests then.
+        "signal.signal(signal.SIGINT, signal.default_int_handler); "
         f"build_library(pathlib.Path({str(tmp_path / 'out' / 'lib.so')!r}), compiler=[{str(driver)!r}])"
     )
     building = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
