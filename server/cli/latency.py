@@ -14,6 +14,7 @@ from server.cli import latency_models, quarantine
 from server.cli.config_file import ConfigFileError
 from server.cli.connection import ServerOption, TokenOption, connect
 from server.cli.console import JsonOption, make_console, print_items, print_json, tell
+from server.dashboard.formats import device_time
 
 app = typer.Typer(help="Query, compare, predict, import and export latencies.", no_args_is_help=True)
 app.add_typer(latency_models.model_app, name="model")
@@ -228,7 +229,7 @@ def _print_card(found: Mapping[str, Any], num_families: int) -> None:
     verdicts = ", ".join(f"{count} {verdict}" for verdict, count in sorted(figures["verdicts"].items()))
     console.print(
         f"{figures['num_kernels']} kernels, {figures['num_measurements']} measurements ({verdicts}), "
-        f"{figures['device_minutes']:.1f} device minutes; made {found['computed_at']}{old}"
+        f"{device_time(figures['device_minutes'])} of the device; made {found['computed_at']}{old}"
     )
     if figures["without_model"]:
         console.print(f"no latency model: {figures['without_model']}")

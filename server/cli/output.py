@@ -15,6 +15,7 @@ from device_agent.contracts import decode
 from kerf import Client
 from search.domain.result import BaselineLatency, DeviceFigures, FrontPoint, SearchResult
 from server.cli.designs import design_table
+from server.dashboard.formats import device_time
 from server.dashboard.wording import STANDING_LABELS
 
 RESULT_FILE = "result.json"
@@ -65,7 +66,7 @@ def print_front(result: SearchResult, console: Console) -> None:
     cost = result.search.measuring
     if cost is not None:
         console.print(
-            f"measuring: {cost.device_minutes:.1f} device minutes; {cost.cache_hits} of {cost.measurements} "
+            f"measuring: {device_time(cost.device_minutes)} of devices; {cost.cache_hits} of {cost.measurements} "
             "measurements were shared with other searches"
         )
     left_out = result.search.excluded_choices

@@ -23,6 +23,7 @@ from server.cli.local_stack import StackOptions, running_stack
 from server.cli.output import print_front, write_output
 from server.cli.progress import shown_progress
 from server.cli.waiting import WaitOption, wait_until
+from server.dashboard.formats import device_time
 
 app = typer.Typer(help="Submit and follow searches.", no_args_is_help=True)
 
@@ -253,7 +254,7 @@ def _show(view: SearchView, *, as_json: bool) -> None:
         "state": view["state"],
         "stage": f"{view['stage']} {done} {progress.get('note', '')}".rstrip(),
         "devices": ", ".join(view["device_ids"]),
-        "device minutes": f"{sum(effort['device_minutes'] for effort in efforts):.1f}" if efforts else None,
+        "device time": device_time(sum(effort["device_minutes"] for effort in efforts)) if efforts else None,
         "created": view["created_at"],
         "started": view["started_at"],
         "finished": view["finished_at"],

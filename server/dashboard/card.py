@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from sqlalchemy.orm import Session
 
 from search.latency.card import ErrorSummary
-from server.dashboard.formats import duration, short_id
+from server.dashboard.formats import device_time, duration, short_id
 from server.dashboard.pages import CardPage, DeviceLink, DriftRow, ErrorRow, Tile
 from server.dashboard.pictures import Scatter
 from server.dashboard.scatter import ScatterValue, log_scatter
@@ -74,7 +74,7 @@ def _tiles(card: SeriesCard) -> tuple[Tile, ...]:
     return (
         Tile(label="Kernels", value=str(card.num_kernels)),
         Tile(label="Measurements", value=str(card.num_measurements), note=verdicts),
-        Tile(label="Device time", value=f"{card.device_minutes:.1f} min"),
+        Tile(label="Device time", value=device_time(card.device_minutes)),
         Tile(label="Whole networks", value=str(len(card.network_points)), note="predicted by searches, then measured"),
     )
 

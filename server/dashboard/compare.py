@@ -5,7 +5,8 @@ from __future__ import annotations
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from server.dashboard.formats import MISSING, duration
+from device_agent.contracts import Source
+from server.dashboard.formats import MISSING, duration, short_id
 from server.dashboard.latency_pages import Choice, ComparedRow, ComparePage
 from server.dashboard.pages import Tile
 from server.dashboard.scatter import ScatterValue, log_scatter
@@ -72,9 +73,19 @@ def _series_names(session: Session) -> dict[str, str]:
 
 
 def _name(row: SeriesRow, device: str) -> str:
-    words = f"{device}, {row.runtime} {row.runtime_version}, {row.threads} thread{'s' if row.threads != 1 else ''}"
-    source = "" if row.source.value == "measured" else f", {row.source.value}"
-    return f"{words} ({row.id[:8]}){source}"
+    """What tells series apart that people set up apart; the identity tells the rest."""
+    parts = [device, f"{row.runtime} {row.runtime_version}", _counted(row.threads, "thread")]
+    if row.affinity:
+        parts.append(f"{'core' if len(row.affinity) == 1 else 'cores'} {' '.join(map(str, row.affinity))}")
+    if row.governor:
+        parts.append(f"governor {row.governor}")
+    if row.source is not Source.MEASURED:
+        parts.append(row.source.value)
+    return f"{', '.join(parts)} ({short_id(row.id)})"
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number != 1 else ''}"
 
 
 def _choices(names: dict[str, str], chosen: str | None) -> tuple[Choice, ...]:

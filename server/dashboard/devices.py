@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from device_agent.contracts import Conditions, CpuCluster, DeviceProfile, RuntimeInfo, decode
 from server.dashboard.formats import byte_count
 from server.dashboard.pages import DeviceView, Fact, RuntimeView
@@ -22,14 +24,30 @@ _READY = StateLabel(text="ready", tone="good")
 _UNAVAILABLE = StateLabel(text="not available", tone="idle")
 
 
-def device_view(status: DeviceStatus, heartbeat_interval_s: float, judged: tuple[int, int] = (0, 0)) -> DeviceView:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Described:
+    """What a device says of itself: its hardware, and its conditions at the last heartbeat, if any."""
+
+    profile: DeviceProfile
+    conditions: Conditions | None
+
+
+def described(row: DeviceRow) -> Described:
+    return Described(
+        profile=decode(DeviceProfile, row.profile),
+        conditions=None if row.conditions is None else decode(Conditions, row.conditions),
+    )
+
+
+def device_view(
+    status: DeviceStatus, said: Described, heartbeat_interval_s: float, judged: tuple[int, int] = (0, 0)
+) -> DeviceView:
     """A device, with its state as REST tells it; "measuring" says that it has work in hand.
 
     `judged` is how many of its latest measurements are trusted, and how many these are.
     """
     row = status.row
-    conditions = None if row.conditions is None else decode(Conditions, row.conditions)
-    profile = decode(DeviceProfile, row.profile)
+    profile, conditions = said.profile, said.conditions
     state = device_state(status, heartbeat_interval_s)
     is_measuring = state is DeviceState.ONLINE and status.num_leased > 0
     return DeviceView(
@@ -52,9 +70,8 @@ def device_view(status: DeviceStatus, heartbeat_interval_s: float, judged: tuple
     )
 
 
-def hardware_facts(row: DeviceRow) -> tuple[Fact, ...]:
+def hardware_facts(profile: DeviceProfile) -> tuple[Fact, ...]:
     """What stays the same while the device is in service."""
-    profile = decode(DeviceProfile, row.profile)
     facts = [
         ("Machine", profile.machine),
         ("System", profile.system),
@@ -68,18 +85,17 @@ def hardware_facts(row: DeviceRow) -> tuple[Fact, ...]:
     return tuple(Fact(label=label, value=value) for label, value in facts if value)
 
 
-def condition_facts(row: DeviceRow) -> tuple[Fact, ...]:
+def condition_facts(now: Conditions | None, spooled_reports: int) -> tuple[Fact, ...]:
     """The state at the last heartbeat, as far as the device can tell."""
-    if row.conditions is None:
+    if now is None:
         return ()
-    now = decode(Conditions, row.conditions)
     facts = (
         ("Clock frequency", None if now.frequency_hz is None else f"{now.frequency_hz / 1e9:.2f} GHz"),
         ("Governor", now.governor),
         ("Temperature", None if now.temperature_celsius is None else f"{now.temperature_celsius:.1f} °C"),
         ("Load over 1 min", None if now.load_1min is None else f"{now.load_1min:.2f}"),
         ("Battery", None if now.battery_percent is None else f"{now.battery_percent:.0f} %"),
-        ("Reports not sent yet", str(row.spooled_reports) if row.spooled_reports else None),
+        ("Reports not sent yet", str(spooled_reports) if spooled_reports else None),
     )
     return tuple(Fact(label=label, value=value) for label, value in facts if value is not None)
 

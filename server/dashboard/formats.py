@@ -130,6 +130,11 @@ def span(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def device_time(minutes: float) -> str:
+    """What measuring took on devices, which results tell in minutes: as `span`."""
+    return span(60.0 * minutes)
+
+
 def short_id(identity: str) -> str:
     """The prefix and the first eight digits of an identity: enough to recognise it in a list."""
     head, mark, tail = identity.partition("_")

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from device_agent.contracts import KernelSpec, NetworkTask, Verdict, VerdictReason, decode
 from server.columns import database_time_s
-from server.dashboard.devices import condition_facts, device_view, hardware_facts
+from server.dashboard.devices import condition_facts, described, device_view, hardware_facts
 from server.dashboard.pages import DevicePage, MeasurementView, OverviewPage
 from server.dashboard.searches import search_rows
 from server.dashboard.series import series_views
@@ -36,7 +36,9 @@ def overview(session: Session, *, heartbeat_interval_s: float, owner: str | None
     devices = list_devices(session, after=None, limit=SHOWN_DEVICES + 1)
     shown = devices[:SHOWN_DEVICES]
     judged = latest_verdicts(session, [status.row.id for status in shown])
-    views = [device_view(status, heartbeat_interval_s, judged[status.row.id]) for status in shown]
+    views = [
+        device_view(status, described(status.row), heartbeat_interval_s, judged[status.row.id]) for status in shown
+    ]
     return OverviewPage(
         searches=searches[:SHOWN_SEARCHES],
         more_searches=len(searches) > SHOWN_SEARCHES,
@@ -51,10 +53,11 @@ def device_page(session: Session, device_id: str, *, heartbeat_interval_s: float
     status = get_device(session, device_id)
     now = database_time_s(session)
     series = series_of_device(session, device_id, limit=SHOWN_SERIES + 1)
+    said = described(status.row)
     return DevicePage(
-        device=device_view(status, heartbeat_interval_s),
-        hardware=hardware_facts(status.row),
-        conditions=condition_facts(status.row),
+        device=device_view(status, said, heartbeat_interval_s),
+        hardware=hardware_facts(said.profile),
+        conditions=condition_facts(said.conditions, status.row.spooled_reports),
         series=series_views(series[:SHOWN_SERIES], now),
         more_series=len(series) > SHOWN_SERIES,
         measurements=measurement_views(session, now, limit=SHOWN_DEVICE_MEASUREMENTS, device_id=device_id),

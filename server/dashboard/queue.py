@@ -9,7 +9,7 @@ from typing import TypeVar
 from sqlalchemy import Select, func, select
 from sqlalchemy.orm import Session
 
-from server.dashboard.devices import device_view
+from server.dashboard.devices import described, device_view
 from server.dashboard.queue_pages import DeviceQueue, QueuedSearch, QueuePage, WaitingTasks
 from server.dashboard.searches import search_progress
 from server.dashboard.wording import JOB_LABELS
@@ -159,7 +159,7 @@ def _device_queue(session: Session, status: DeviceStatus, heartbeat_interval_s: 
         return None if pace_s is None else pace_s * (tasks + status.num_leased)
 
     return DeviceQueue(
-        device=device_view(status, heartbeat_interval_s),
+        device=device_view(status, described(status.row), heartbeat_interval_s),
         leased=status.num_leased,
         pending=status.num_pending,
         task_s=task_s,

@@ -18,7 +18,7 @@ from search.domain.result import ACCURACY, DeviceFigures, DeviceSummary, FrontPo
 from search.plot import DARK, ImageFormat, plot_front
 from server.dashboard.budgets import budget_rows
 from server.dashboard.candidate_pages import CandidateLayers, ReportDevice, ReportPage, ReportSeries
-from server.dashboard.formats import MISSING, LatencyUnit, latency, percent, span
+from server.dashboard.formats import MISSING, LatencyUnit, device_time, latency, percent, span
 from server.dashboard.front import Baseline, device_figures, front_row, result_baseline, unit_of
 from server.dashboard.layers import layer_rows
 from server.dashboard.pages import DeviceLink, Fact, FrontRow
@@ -184,7 +184,7 @@ def _device(device: DeviceSummary) -> ReportDevice:
         ("Identity", device.id),
     ]
     if device.measuring is not None:
-        facts.append(("Measured for this search", f"{device.measuring.device_minutes:.1f} min"))
+        facts.append(("Measured for this search", device_time(device.measuring.device_minutes)))
     return ReportDevice(
         name=device.name,
         source=device.source.value,

@@ -14,7 +14,7 @@ from search.domain.objective import LatencyOverDevices
 from search.domain.result import ExcludedChoices, GenerationFigures, MeasuringEffort
 from server.dashboard import pages
 from server.dashboard.budgets import budget_rows
-from server.dashboard.formats import MISSING, LatencyUnit, count, latency, percent, span
+from server.dashboard.formats import MISSING, LatencyUnit, count, device_time, latency, percent, span
 from server.dashboard.front import Baseline, baseline_of, front_rows, metric_of, unit_of
 from server.dashboard.lines import Value, line_picture
 from server.dashboard.pages import DeviceLink, EventView, FrontRow, Progress, SearchPage, StageView, Tile
@@ -280,7 +280,7 @@ def effort_tile(efforts: Iterable[MeasuringEffort]) -> Tile:
     if not effort.measurements:
         return Tile(label="Device time", value=MISSING, note="nothing was asked of the device yet")
     shared = f"{count(effort.cache_hits)} of {count(effort.measurements)} measurements from the database"
-    return Tile(label="Device time", value=f"{effort.device_minutes:.1f} min", note=shared)
+    return Tile(label="Device time", value=device_time(effort.device_minutes), note=shared)
 
 
 def _excluded_tiles(session: Session, search_id: str) -> tuple[Tile, ...]:

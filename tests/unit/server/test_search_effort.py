@@ -113,5 +113,8 @@ def test_the_dashboards_tile() -> None:
         MeasuringEffort(measurements=10, cache_hits=2, device_minutes=0.25),
     ]
     tile = effort_tile(efforts)
-    assert (tile.label, tile.value, tile.note) == ("Device time", "1.5 min", "7 of 30 measurements from the database")
+    assert (tile.label, tile.value) == ("Device time", "1 min 30 s")
+    assert tile.note == "7 of 30 measurements from the database"
+    few = effort_tile([MeasuringEffort(measurements=1, cache_hits=0, device_minutes=0.02)])
+    assert few.value == "1.2 s"
     assert effort_tile([]).note == "nothing was asked of the device yet"

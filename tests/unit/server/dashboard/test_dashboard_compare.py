@@ -10,6 +10,7 @@ from sqlalchemy import select
 
 from device_agent.contracts import KernelTask, Source, Verdict
 from server.context import Context
+from server.dashboard.compare import _name
 from server.models import SeriesRow
 from tests.unit.server.dashboard import seed
 from tests.unit.server.dashboard.test_dashboard_pages import tags_of, text_of
@@ -40,6 +41,26 @@ def test_the_kernels_of_both_are_compared(local: TestClient, pair: tuple[str, st
     assert len(re.findall(r"<td data-label=\"Ratio\"", page)) == 6
     chosen = [tag["value"] for name, tag in tags_of(page) if name == "option" and "selected" in tag]
     assert chosen == list(pair)
+
+
+def test_series_that_differ_in_cores_or_governor_alone_have_labels_of_their_own(
+    context: Context, pair: tuple[str, str]
+) -> None:
+    def label(**parts: object) -> str:
+        with context.database.read() as session:
+            row = session.get_one(SeriesRow, pair[0])
+            session.expunge(row)
+        for part, value in parts.items():
+            setattr(row, part, value)
+        return _name(row, "board")
+
+    end = f"({pair[0][:10]})"
+    assert label() == f"board, native 0.1.0, 1 thread {end}"
+    saving = label(affinity=[4], governor="powersave")
+    assert saving == f"board, native 0.1.0, 1 thread, core 4, governor powersave {end}"
+    assert label(affinity=[0, 1], threads=2, source=Source.SIMULATED) == (
+        f"board, native 0.1.0, 2 threads, cores 0 1, simulated {end}"
+    )
 
 
 def test_what_cannot_be_compared_is_said(local: TestClient, pair: tuple[str, str]) -> None:
