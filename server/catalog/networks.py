@@ -126,7 +126,7 @@ def registered(
         known = repository.find_network(session, name=name, source_sha256=sha256, input_shape=input_shape)
     if known is not None:
         return known
-    network, contents = checked(context, name, sha256, field, input_shape, created_by=created_by)
+    network, contents = checked(context, sha256, field, input_shape, created_by=created_by)
     with context.database.write() as session:
         return repository.add_network(
             session,
@@ -140,7 +140,6 @@ def registered(
 
 def checked(
     context: Context,
-    name: str,
     sha256: str,
     field: str,
     input_shape: tuple[int, int, int] | None = None,
@@ -148,7 +147,8 @@ def checked(
     created_by: str,
 ) -> tuple[str, NetworkContents]:
     """The `.kerf` file of a stored file, by its SHA-256, and what is in it. What ONNX was converted to is a new
-    artifact of `created_by`; nothing is registered. Raises `Unprocessable` naming `field`.
+    artifact of `created_by`, called after the file, so that a file gives one network whatever it is registered as;
+    nothing is registered. Raises `Unprocessable` naming `field`.
     """
     source = context.store.path(sha256)
     with tempfile.TemporaryDirectory(prefix="kerf-network-") as folder:
@@ -156,7 +156,7 @@ def checked(
         try:
             if network_format(source) is NetworkFileFormat.ONNX and not converts_onnx():
                 raise ContractError(_NO_CONVERTER)
-            contents = take_in_process(source, _plain(name), output, input_shape)
+            contents = take_in_process(source, f"onnx-{sha256[:12]}", output, input_shape)
         except ContractError as error:
             text = str(error).replace(str(source), "the artifact").replace(sha256, "the artifact")
             if isinstance(error, RunsCode):
@@ -167,12 +167,6 @@ def checked(
         converted = contents.format is NetworkFileFormat.ONNX
         network = context.store.put_file(context.database, output, created_by=created_by) if converted else sha256
     return network, contents
-
-
-def _plain(name: str) -> str:
-    """A name that a document may have."""
-    kept = "".join(c if c.isascii() and (c.isalnum() or c in "_.-") else "_" for c in name)
-    return kept if kept[0].isalnum() else f"n{kept}"[:200]
 
 
 def _view(row: NetworkRow) -> NetworkView:

@@ -80,7 +80,7 @@ def test_onnx_is_converted_and_kerf_is_kept(sqlite_lab: ServerLab, tmp_path: Pat
     assert converted["format"] == "onnx"
     assert converted["source_sha256"] == hashlib.sha256(onnx_file.read_bytes()).hexdigest() != converted["sha256"]
     assert "says nothing of training" in converted["notes"][0]
-    assert back.document.name == "my_net"
+    assert back.document.name == f"onnx-{converted['source_sha256'][:12]}"
     assert sorted(t.size for t in back.tensors.values()) == sorted(p.numel() for p in model.parameters())
     assert kept["sha256"] == kept["source_sha256"] == hashlib.sha256(kerf_file.read_bytes()).hexdigest()
     assert (kept["name"], kept["format"], kept["notes"]) == ("my net", "kerf", [])
@@ -160,12 +160,24 @@ def test_a_search_may_name_an_onnx_file(sqlite_lab: ServerLab, tmp_path: Path) -
     for search_id in (first, second):
         found = sqlite_lab.get(f"/v1/searches/{search_id}").json()["config"]
         assert found["model"]["network"] == network["sha256"]
-    # Under another name it is another network, and the file alone no longer says which.
-    sqlite_lab.request("POST", "/v1/networks", json={"name": "other", "sha256": digest})
-    refused = sqlite_lab.post("/v1/searches", config)
-    assert refused.status_code == 422
-    assert "was registered as 2 networks" in refused.json()["detail"]
+    # Under another name it is the same network.
+    other = sqlite_lab.request("POST", "/v1/networks", json={"name": "other", "sha256": digest}).json()
+    assert (other["name"], other["sha256"]) == ("other", network["sha256"])
+    assert other["id"] != network["id"]
+    assert worker.submit(config)
     assert worker.submit(quick_search("own", model=ModelConfig(network=network["sha256"])))
+
+
+@pytest.mark.usefixtures("here")
+def test_an_onnx_file_of_two_sizes_does_not_say_which(sqlite_lab: ServerLab, tmp_path: Path) -> None:
+    worker = WorkerLab(sqlite_lab)
+    graph = onnx_model([node("Conv", "x", "w")], {"w": weights(4, 3, 3, 3)}, shape=("n", 3, "h", "w"))
+    path = saved(graph, tmp_path / "open.onnx")
+    small, large = (registered(sqlite_lab, path, input_shape=[3, side, side])["sha256"] for side in (6, 8))
+    refused = sqlite_lab.post("/v1/searches", quick_search("open", model=ModelConfig(network=stored(sqlite_lab, path))))
+    assert refused.status_code == 422
+    assert "was registered as 2 networks, of other sizes" in refused.json()["detail"]
+    assert worker.submit(quick_search("small", model=ModelConfig(network=small))) != large
 
 
 @pytest.mark.usefixtures("here")
