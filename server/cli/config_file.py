@@ -15,6 +15,7 @@ from search.data.dataset import DataError
 from search.domain.config import Method, SearchConfig, is_on_worker, parse_config
 from search.networks.file import read_network
 from search.networks.kinds import NetworkFileFormat, network_format
+from search.networks.searchable import check_searchable
 from server.cli.data_files import check_files_of, check_split, upload_data
 from server.cli.errors import ConfigFileError
 
@@ -96,7 +97,7 @@ def check_files(config: SearchConfig, data_dir: Path | None) -> Mapping[str, Pat
             try:
                 # The server converts ONNX.
                 if network_format(path) is NetworkFileFormat.KERF:
-                    read_network(path)
+                    check_searchable(read_network(path).document, config)
             except ContractError as error:
                 raise ConfigFileError(f"network: {error}") from None
         found[role] = path

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from device_agent.contracts import ContractError
 from search.domain.config import ModelConfig, SearchConfig
+from search.networks.file import read_document
+from search.networks.searchable import check_searchable
 from server.accounts.service import Principal
 from server.catalog import repository
 from server.catalog.naming import refused
@@ -31,11 +34,16 @@ def usable_network(context: Context, config: SearchConfig, principal: Principal)
     if len(known) > 1 and sha256 not in known:
         raise refused(
             _FIELD,
-            f"the ONNX file {sha256} was registered as {len(known)} networks, of other names or sizes of the image: "
+            f"the ONNX file {sha256} was registered as {len(known)} networks, of other sizes of the image: "
             f"name one of them: {', '.join(known)}",
         )
     if not known and context.settings.multi_user:
-        known = [checked(context, config.name, sha256, _FIELD, created_by=principal.token_id)[0]]
+        known = [checked(context, sha256, _FIELD, created_by=principal.token_id)[0]]
     if not known:
         known = [registered(context, config.name, sha256, _FIELD, created_by=principal.token_id).network_sha256]
-    return replace(config.model, network=sha256 if sha256 in known else known[0])
+    network = sha256 if sha256 in known else known[0]
+    try:
+        check_searchable(read_document(context.store.path(network)), config)
+    except ContractError as error:
+        raise refused(_FIELD, str(error)) from None
+    return replace(config.model, network=network)

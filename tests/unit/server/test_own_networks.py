@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from device_agent.contracts import ContractError, decode, encode
 from search.data.loading import load_data
-from search.domain.config import ModelConfig, SearchConfig
+from search.domain.config import Method, MethodConfig, ModelConfig, SearchConfig, TrainingConfig
 from search.domain.space import Decisions
 from search.evaluation import evaluate
 from search.networks.build import build_network
@@ -248,8 +248,8 @@ def test_networks_that_a_search_cannot_use_are_refused(sqlite_lab: ServerLab, tm
             worker.run(search_id)
 
 
-def refusal(lab: ServerLab, network: str) -> str:
-    answer = lab.request("POST", "/v1/searches", json=encode(own_search(network)))
+def refusal(lab: ServerLab, network: str, **changes: Any) -> str:
+    answer = lab.request("POST", "/v1/searches", json=encode(own_search(network, **changes)))
     assert answer.status_code == 422, answer.text
     assert answer.json()["errors"][0]["field"] == "config.model.network"
     return str(answer.json()["detail"])
@@ -268,6 +268,33 @@ def test_a_server_refuses_what_is_no_network_when_it_is_submitted(sqlite_lab: Se
     broken = data.replace(b'\\"op\\":\\"linear\\"', b'\\"op\\":\\"evalpy\\"', 1)
     assert broken != data
     assert "'evalpy' is not one of" in refusal(sqlite_lab, stored(sqlite_lab, broken))
+
+
+def test_what_a_search_cannot_do_with_a_network_is_told_when_it_is_submitted(
+    sqlite_lab: ServerLab, tmp_path: Path
+) -> None:
+    """Not after an hour of measuring."""
+    worker = WorkerLab(sqlite_lab)
+    digests, files = {}, {}
+    for name in ("several_heads", "grouped", "depthwise_multiplier"):
+        files[name] = tmp_path / f"{name}.kerf"
+        write_network(convert_module(own_network(name), torch.zeros(1, 3, 8, 8), name).network, files[name])
+        digests[name] = stored(sqlite_lab, files[name].read_bytes())
+    by_errors = MethodConfig(name=Method.EXACT, population=8, generations=1)
+    seeded = MethodConfig(name=Method.NSGA2, population=8, generations=2, seed_with=Method.EXACT)
+
+    said = refusal(sqlite_lab, digests["several_heads"])
+    assert "has 3 outputs" in said
+    assert "name a task of your own" in said
+    assert worker.submit(own_search(digests["several_heads"], task="heads", training=TrainingConfig(distillation=0.0)))
+    said = refusal(sqlite_lab, digests["grouped"], method=by_errors)
+    assert "has grouped convolutions (features.2.0)" in said
+    assert "as method.name 'exact' does: use another method" in said
+    assert "as method.seed_with 'exact' does" in refusal(sqlite_lab, digests["grouped"], method=seeded)
+    assert worker.submit(own_search(digests["grouped"]))
+    assert worker.submit(own_search(digests["depthwise_multiplier"], method=by_errors))
+    with pytest.raises(ConfigFileError, match="network: the network 'grouped' has grouped convolutions"):
+        check_files(own_search("grouped.kerf", method=by_errors), tmp_path)
 
 
 def test_the_command_line_uploads_a_network(own: OwnNetwork) -> None:
