@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from device_agent.contracts import ContractError
 from search.networks.build import BuiltNetwork
 from search.networks.capture import Capture
-from search.networks.walker import Walker
+from search.networks.walker import Walker, place_of
 
 #: Of the largest value, or absolutely where all are below 1: float32 sums in another order differ by less.
 TOLERANCE = 1e-5
@@ -65,8 +65,18 @@ def _check_outputs(capture: Capture, walker: Walker, built: BuiltNetwork, x: Ten
     if len(actual) != len(expected) or not worst <= TOLERANCE:
         raise ContractError(
             f"the converted network differs from the original by {worst:.3g} on {len(x)} images, more than "
-            f"{TOLERANCE:g}: {_first_difference(capture, walker, built, x)}"
+            f"{TOLERANCE:g}: {_first_difference(capture, walker, built, x)}{_writes(walker)}"
         )
+
+
+def _writes(walker: Walker) -> str:
+    """Where the original writes into tensors: a part that is read under another name is the likeliest difference."""
+    if not walker.writes:
+        return ""
+    return (
+        f". The original writes into tensors that it reads, at {place_of(walker.writes[0])}: where a part of such a "
+        "tensor is written or read afterwards, compute a new tensor instead (x = x * 2 for x.mul_(2))"
+    )
 
 
 class Recorder(fx.Interpreter):
@@ -140,7 +150,13 @@ def _gradients(
     loss = torch.stack([(o * f).sum() for o, f in zip(outputs, factors, strict=True)]).sum()
     if not parameters or not loss.requires_grad:
         return dict.fromkeys(parameters)
-    found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    try:
+        found = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    except RuntimeError as error:
+        raise ContractError(
+            f"the network cannot be trained, as its gradients cannot be computed: {str(error).splitlines()[0]:.200}. "
+            "Where it is an operator in place, compute a new tensor instead (x = x + 1 for x += 1)"
+        ) from None
     return dict(zip(parameters, found, strict=True))
 
 

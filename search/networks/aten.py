@@ -11,11 +11,30 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from search.networks.document import NetworkNode
 from search.networks.ops import NetworkOp
 from search.networks.walker import COMPUTED, ShapedLeaf, Value, Walker, arguments, refuse, shape_of
 
 #: What `torch` writes for "to the end".
 _END = (1 << 63) - 1
+
+_NO_OPERATOR = (
+    "version 1 of the .kerf format has no operator for it; write it with those that it has (docs/own-networks.md lists "
+    "them)"
+)
+#: What to write in place of operators that many networks have.
+_REMEDIES = {
+    "log_softmax": "leave it out of the network: losses and top-1 take what is in front of it, and a user of the "
+    "exported file computes it from that",
+    "einsum": "write it with convolutions, linear layers, products and permutations of axes",
+    **dict.fromkeys(
+        ("amax", "adaptive_max_pool2d"), "the maximum over a whole image has no operator: take the mean, x.mean((2, 3))"
+    ),
+    **dict.fromkeys(
+        ("fill_", "copy_", "index_put_"),
+        "it writes into a part of a tensor: put a new one together with torch.cat",
+    ),
+}
 
 Rule = Callable[[Walker, fx.Node, dict[str, Any]], Value]
 
@@ -34,7 +53,7 @@ def convert_node(walker: Walker, node: fx.Node) -> None:
     if rule is None:
         if not node.users and not isinstance(node.meta.get("val"), torch.Tensor):
             return  # A check of sizes, or a size that nothing needs.
-        refuse(node, "version 1 of the .kerf format has no operator for it; write it with those that it has")
+        refuse(node, _REMEDIES.get(name.split(".")[1], _NO_OPERATOR))
     a = arguments(node)
     source = a.get("self", a.get("input"))
     found = rule(walker, node, a)
@@ -44,6 +63,7 @@ def convert_node(walker: Walker, node: fx.Node) -> None:
     if name.split(".")[1].endswith("_") and isinstance(source, fx.Node):
         # Whoever reads the tensor afterwards reads what was written into it.
         walker.values[source] = found
+        walker.writes.append(node)
 
 
 def _simple(op: NetworkOp) -> Rule:
@@ -266,15 +286,38 @@ def _window(a: dict[str, Any]) -> dict[str, Any]:
 
 
 def _adaptive_pool(walker: Walker, node: fx.Node, a: dict[str, Any]) -> Value:
-    return walker.emit(
-        node, NetworkOp.ADAPTIVE_AVG_POOL, [walker.operand(node, a["self"])], size=_pair(a["output_size"])
-    )
+    x, size = walker.operand(node, a["self"]), [int(n) for n in shape_of(node)[-2:]]
+    image = [int(n) for n in shape_of(a["self"])[-2:]]
+    if size == image:
+        return x
+    if size != [1, 1] and not any(had % has for had, has in zip(image, size, strict=True)):
+        # Windows of one size, one beside the other.
+        window = [had // has for had, has in zip(image, size, strict=True)]
+        return walker.emit(
+            node, NetworkOp.AVG_POOL, [x], kernel=window, stride=window, padding=[0, 0], ceil_mode=False,
+            count_include_pad=True,
+        )  # fmt: skip
+    return walker.emit(node, NetworkOp.ADAPTIVE_AVG_POOL, [x], size=size)
 
 
 def _mean(walker: Walker, node: fx.Node, a: dict[str, Any]) -> Value:
-    rank = len(shape_of(a["self"]))
+    rank, keep = len(shape_of(a["self"])), a["keepdim"]
     axes = sorted(_axis(node, axis, rank=rank) for axis in a["dim"] or ())
-    return walker.emit(node, NetworkOp.MEAN, [walker.operand(node, a["self"])], axes=axes, keep=a["keepdim"])
+    x = walker.operand(node, a["self"])
+    previous = _only_read_here(walker, a["self"], x)
+    if previous is not None and previous.op is NetworkOp.MEAN and previous.attributes["keep"] == keep:
+        # A mean over rows of means over columns is one over both.
+        before = previous.attributes["axes"]
+        left = range(rank) if keep else [axis for axis in range(rank + len(before)) if axis not in before]
+        walker.nodes.pop()
+        axes, x = sorted({*before, *(left[axis] for axis in axes)}), previous.inputs[0]
+    return walker.emit(node, NetworkOp.MEAN, [x], axes=axes, keep=keep)
+
+
+def _only_read_here(walker: Walker, source: fx.Node, name: str) -> NetworkNode | None:
+    """The node of the document that was made last, if it is `name` and nothing else reads what it stands for."""
+    last = walker.nodes[-1] if walker.nodes else None
+    return last if last is not None and last.name == name and len(source.users) == 1 else None
 
 
 def _reshape(walker: Walker, node: fx.Node, a: dict[str, Any]) -> Value:
@@ -290,10 +333,25 @@ def _reshape(walker: Walker, node: fx.Node, a: dict[str, Any]) -> Value:
         return x
     if not after or after[0] != before[0] or prod(map(int, after[1:])) != prod(map(int, before[1:])):
         refuse(node, f"it reshapes {before} to {after}, which mixes the images of a batch: keep the first axis")
+    if str(node.target) == "aten.squeeze.default":
+        refuse(node, "of one image it drops the batch axis, too: say which axes, x.squeeze((2, 3)) or x.flatten(1)")
     shape = [int(n) for n in after[1:]]
+    previous = _only_read_here(walker, source, x)
+    if previous is not None and (previous.op is NetworkOp.FLATTEN or _is_no_image(previous)):
+        # Of several changes of shape, such as x[:, :, None, None], the last one counts.
+        while walker.values.get(source) != previous.inputs[0]:
+            source = source.args[0]
+        walker.nodes.pop()
+        x = previous.inputs[0]
+        if after == shape_of(source):
+            return x
     if len(shape) == 1:
         return walker.emit(node, NetworkOp.FLATTEN, [x], start=1)
     return walker.emit(node, NetworkOp.RESHAPE, [x], shape=shape)
+
+
+def _is_no_image(node: NetworkNode) -> bool:
+    return node.op is NetworkOp.RESHAPE and len(node.attributes["shape"]) != 3
 
 
 def _permute(walker: Walker, node: fx.Node, a: dict[str, Any]) -> Value:

@@ -47,6 +47,8 @@ class Walker:
     renamed: dict[str, str] = field(default_factory=dict)
     values: dict[fx.Node, Value] = field(default_factory=dict)
     computed_by: dict[fx.Node, str] = field(default_factory=dict)
+    #: Nodes of the graph that write into the tensor that they read.
+    writes: list[fx.Node] = field(default_factory=list)
     _names: set[str] = field(default_factory=lambda: {NETWORK_INPUT})
 
     def emit(self, node: fx.Node, op: NetworkOp, inputs: Sequence[str], **attributes: Any) -> str:
@@ -166,12 +168,17 @@ class Walker:
 
 def refuse(node: fx.Node, reason: str) -> NoReturn:
     """Raise the error for a node of the original, with the module and the line that it comes from."""
+    raise ContractError(f"{place_of(node)} cannot be converted: {reason}")
+
+
+def place_of(node: fx.Node) -> str:
+    """A node of the original in words: its operator, its module and the line of the user's code."""
     stack = node.meta.get("nn_module_stack") or {}
     path = next((str(entry[0]) for entry in reversed(list(stack.values()))), "")
     path = re.sub(r"^L\['self'\]\.?", "", path)
     lines = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
     where = "".join((f" in {path!r}" if path else "", f", {lines[-1][0]}:{lines[-1][1]}" if lines else ""))
-    raise ContractError(f"{node.name} ({node.target}){where} cannot be converted: {reason}")
+    return f"{node.name} ({node.target}){where}"
 
 
 def arguments(node: fx.Node) -> dict[str, Any]:

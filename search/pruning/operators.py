@@ -74,6 +74,8 @@ def recognise(node: fx.Node, modules: Mapping[str, nn.Module]) -> Operator:
     if node.op == "call_module":
         return _recognise_module(node, str(node.target), modules[str(node.target)])
     if node.op in ("call_function", "call_method"):
+        if node.target in _SOFTMAX:
+            raise unsupported(node, "leave it out of the network: losses and top-1 take what is in front of it")
         handler = _CALLS.get(node.target)
         if handler is not None:
             return handler(node)
@@ -162,7 +164,10 @@ def _pool(
 
 def _adaptive_pool(node: fx.Node, size: Any) -> Operator:
     if size not in (1, (1, 1), [1, 1]):
-        raise unsupported(node, f"adaptive pooling to {size}: only to 1x1 has a kernel")
+        raise unsupported(
+            node,
+            f"adaptive pooling to {size}: only to 1x1, or to sides that divide those of the image, has a kernel",
+        )
     return Operator(kind=Kind.GLOBAL_POOL, sources=(_tensor(node, 0),))
 
 
@@ -259,7 +264,11 @@ def _call_pad(node: fx.Node) -> Operator:
     amounts = _argument(node, 1, "pad", ())
     mode, value = _argument(node, 2, "mode", "constant"), _argument(node, 3, "value", None)
     if len(amounts) != 6 or any(amounts[:4]) or min(amounts) < 0 or mode != "constant" or value not in (None, 0):
-        raise unsupported(node, "only zero channels can be padded; put spatial padding into the convolution")
+        raise unsupported(
+            node,
+            "of pads only zero channels have a kernel: give the convolution behind it the padding, zeros that are "
+            "equal on all sides",
+        )
     return Operator(kind=Kind.CHANNEL_PAD, sources=(_tensor(node, 0),), pad_before=amounts[4], pad_after=amounts[5])
 
 
@@ -271,6 +280,12 @@ def _argument(node: fx.Node, position: int, name: str, default: Any) -> Any:
 
 def _tensor(node: fx.Node, position: int, name: str = "input") -> fx.Node:
     source = _argument(node, position, name, None)
+    if isinstance(source, int | float):
+        raise unsupported(
+            node,
+            f"its operand is the number {source:g}: put it into the weights or the bias of a layer beside it; that of "
+            "images into dataset.mean and dataset.std, and hard swish is F.hardswish",
+        )
     if not isinstance(source, fx.Node):
         raise unsupported(node, f"its operand is {source!r} and not a tensor")
     return source
@@ -305,6 +320,8 @@ _ACTIVATION_CALLS: dict[Activation, tuple[Any, ...]] = {
     Activation.HARDSWISH: (F.hardswish,),
     Activation.SILU: (F.silu,),
 }
+
+_SOFTMAX = (torch.softmax, F.softmax, "softmax")
 
 _CALLS: dict[Any, Callable[[fx.Node], Operator]] = {
     **{call: _call_activation(a) for a, calls in _ACTIVATION_CALLS.items() for call in calls},

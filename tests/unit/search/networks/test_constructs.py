@@ -1,5 +1,7 @@
 """Constructs that libraries for pruning get wrong without a word: each is pruned right here, or refused with a reason.
 
+The table in docs/own-networks.md has these rows and no others.
+
 What a pruned network must compute is told by one whose removed channels are zero where they are made, while
 `search.pruning.proof` masks them where they are read. Zeros stay zeros behind ReLU, sums and pools.
 """
@@ -9,6 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,9 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from device_agent.contracts import ContractError
 from search.domain.network import Axis, NetworkSpec
 from search.domain.space import Decisions
-from search.networks.build import build_network
+from search.networks.build import build_joined
 from search.networks.convert import convert_module
 from search.networks.inspection import inspect_network
 from search.pruning.channels import remove_channels
@@ -28,6 +32,8 @@ from search.pruning.trace import trace_network
 from tests.unit.search.networks.own_networks import INPUT_SHAPE, Classifier, conv_bn
 from tests.unit.search.pruning.pruning_networks import randomise
 from tests.unit.search.pruning.test_trace import check_pruned
+
+DOCUMENTATION = Path(__file__).parents[4] / "docs" / "own-networks.md"
 
 
 class Of(nn.Module):
@@ -41,6 +47,17 @@ class Of(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self._forward(F.relu(self.stem(x)), **self.layers)
+
+
+class Of0(nn.Module):
+    """A function, as a module."""
+
+    def __init__(self, forward: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self._forward = forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._forward(x)
 
 
 class Gain(nn.Module):
@@ -97,12 +114,24 @@ def head_on(forward: Callable[..., Tensor], channels: int, **layers: nn.Module) 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """A construct, and what must come of it: channels by group and what stays dense, or why it cannot be lowered."""
+    """A construct, and what must come of it: channels by group and what stays dense, or why it cannot be lowered, or
+    not even converted.
+    """
 
     make: Callable[[], nn.Module]
     groups: dict[str, int] | None = None
     dense: tuple[str, ...] = ()
     refused: str = ""
+    not_converted: str = ""
+
+    @property
+    def outcome(self) -> str:
+        """In the words of the documentation."""
+        if self.not_converted:
+            return "not converted"
+        if self.refused:
+            return "refused by a search"
+        return "pruned in part" if self.dense else "pruned"
 
 
 STEM = "features.stem"
@@ -181,31 +210,248 @@ ROWS = {
 }  # fmt: skip
 
 
-class Of0(nn.Module):
-    """A function, as a module."""
+class Blocks(nn.Module):
+    """Control flow that only depends on shapes and settings."""
 
-    def __init__(self, forward: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._forward = forward
+        self.stem = conv_bn(3, 8)
+        self.blocks = nn.ModuleList([conv_bn(8, 8) for _ in range(3)])
 
     def forward(self, x: Tensor) -> Tensor:
-        return self._forward(x)
+        x = F.relu(self.stem(x))
+        for number, block in enumerate(self.blocks):
+            y = block(x)
+            x = F.relu(x + y) if number % 2 == 0 and x.shape == y.shape else F.relu(y)
+        return x
 
 
-@pytest.mark.parametrize("name", ROWS)
+class Heads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(conv_bn(3, 6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.label, self.box = nn.Linear(6, 4), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = self.body(x)
+        return {"label": self.label(x), "box": self.box(x)}
+
+
+class SharedConvolution(nn.Module):
+    """A convolution for several maps with norms of their own, as in the heads of detectors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared = nn.Conv2d(8, 8, 3, padding=1)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(8), nn.BatchNorm2d(8)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for norm in self.norms:
+            x = F.relu(norm(self.shared(x)))
+        return x
+
+
+class TiedWeights(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.other = nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.other.weight = self.one.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.other(F.relu(self.one(x))))
+
+
+def one_activation() -> nn.Module:
+    relu = nn.ReLU(inplace=True)
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3), relu, nn.Conv2d(6, 5, 3), relu, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 4)
+    )
+
+
+def halved_in_place(x: Tensor, one: nn.Module) -> Tensor:
+    x = one(x)
+    x[:, :4].mul_(0.5)
+    return F.relu(x)
+
+
+def written_slice(x: Tensor, one: nn.Module) -> Tensor:
+    x = one(x).clone()
+    x[:, :2] = 0
+    return F.relu(x)
+
+
+def overwritten(x: Tensor) -> Tensor:
+    y = F.relu(x)
+    y += 1
+    return y
+
+
+def behind(*layers: nn.Module, outputs: int) -> Callable[[], nn.Module]:
+    """Behind a stem of 6 channels: `layers`, and a linear layer over as many values."""
+    return lambda: nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), *copy.deepcopy(layers), nn.Linear(outputs, 4)
+    )
+
+
+def then(function: Callable[[Tensor], Tensor]) -> Callable[[], nn.Module]:
+    """A function between the stem and a layer."""
+    return head_on(lambda x, one: F.relu(one(function(x))), 6, one=conv_bn(8, 6))
+
+
+#: What users write besides. Those that are converted are slow only because they are many.
+FURTHER = {
+    "flattening": Row(make=behind(nn.Flatten(), outputs=384), groups={"0": 6}),
+    "adaptive pooling to sides that divide the image's": Row(
+        make=behind(nn.AdaptiveAvgPool2d(2), nn.Flatten(), outputs=24), groups={"0": 6}
+    ),
+    "adaptive pooling to other sides": Row(
+        make=behind(nn.AdaptiveAvgPool2d(3), nn.Flatten(), outputs=54), refused="sides that divide"
+    ),
+    "gate by `[:, :, None, None]`": Row(
+        make=head_on(
+            lambda x, gate, last: x * torch.sigmoid(last(gate(x.mean((2, 3)))[:, :, None, None])), 8,
+            gate=nn.Sequential(nn.Linear(8, 3), nn.ReLU()), last=nn.Conv2d(3, 8, 1),
+        ),
+        groups={STEM: 8, "features.layers.gate.0": 3},
+    ),
+    "means one after the other": Row(
+        make=behind(Of0(lambda x: x.mean(3).mean(2)), outputs=6), groups={"0": 6}
+    ),
+    "batch norm without weights": Row(
+        make=head_on(
+            lambda x, one, norm, other: F.relu(other(F.relu(norm(one(x))))), 5,
+            one=nn.Conv2d(8, 6, 3, bias=False), norm=nn.BatchNorm2d(6, affine=False), other=conv_bn(6, 5),
+        ),
+        groups={STEM: 8, "features.layers.one": 6, "features.layers.other.0": 5},
+    ),
+    "operators in place": Row(
+        make=head_on(lambda x, one, other: F.relu_(other(x).add_(one(x))), 6, one=conv_bn(8, 6), other=conv_bn(8, 6)),
+        groups={STEM: 8, "features.layers.other.0": 6},
+    ),
+    "tensor added to itself": Row(make=then(lambda x: x + x), groups={STEM: 8, "features.layers.one.0": 6}),
+    "tensor joined with itself": Row(
+        make=head_on(lambda x, one: F.relu(one(torch.cat([x, x], 1))), 6, one=conv_bn(16, 6)),
+        groups={STEM: 8, "features.layers.one.0": 6},
+    ),
+    "activation module used twice": Row(make=one_activation, groups={"0": 6, "2": 5}),
+    "dropout": Row(
+        make=behind(nn.Dropout2d(0.3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(0.5), outputs=6),
+        groups={"0": 6},
+    ),
+    "control flow by shapes and settings": Row(
+        make=lambda: Classifier(Blocks(), 8), groups={"features.stem.0": 8, "features.blocks.1.0": 8}
+    ),
+    "outputs in a dictionary": Row(make=Heads, groups={"body.0.0": 6}),
+    "last channels by a negative index": Row(
+        make=head_on(lambda x, one: F.relu(one(x[:, -3:])), 6, one=conv_bn(3, 6)),
+        groups={f"{STEM}:5": 3, "features.layers.one.0": 6},
+        dense=(f"{STEM}:0",),
+    ),
+    "every second channel": Row(
+        make=head_on(lambda x, one: F.relu(one(x[:, ::2])), 6, one=conv_bn(4, 6)), refused="the index"
+    ),
+    "gate for each pixel": Row(
+        make=head_on(lambda x, one: x * torch.sigmoid(one(x)), 8, one=nn.Conv2d(8, 1, 3, padding=1)),
+        refused="only a factor for each channel",
+    ),
+    "one channel added to many": Row(
+        make=head_on(lambda x, one: F.relu(x + one(x)), 8, one=nn.Conv2d(8, 1, 1)), refused="different shapes"
+    ),
+    "product with a number": Row(make=then(lambda x: x * 0.5), refused="the number 0.5: put it into the weights"),
+    "dilated convolution": Row(
+        make=head_on(lambda x, one: F.relu(one(x)), 6, one=nn.Conv2d(8, 6, 3, dilation=2)), refused="dilation of 2"
+    ),
+    "padding on one side": Row(
+        make=then(lambda x: F.pad(x, (0, 1, 0, 1))), refused="zeros that are equal on all sides"
+    ),
+    "convolution with a padding of its own for each axis": Row(
+        make=head_on(lambda x, one: F.relu(one(x)), 6, one=nn.Conv2d(8, 6, (3, 1), padding=(1, 0))),
+        refused="differs between height and width",
+    ),
+    "pooling with ceil_mode": Row(
+        make=then(lambda x: F.max_pool2d(x, 3, 2, ceil_mode=True)), refused="set it to False"
+    ),
+    "layer norm": Row(
+        make=head_on(lambda x, norm: norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), 8, norm=nn.LayerNorm(8)),
+        refused="LayerNorm",
+    ),
+    "flattening with the channels last": Row(
+        make=behind(Of0(lambda x: x.permute(0, 2, 3, 1).flatten(1)), outputs=384), refused="in the order"
+    ),
+    "convolution for several maps, with norms of their own": Row(
+        make=lambda: Classifier(Of(lambda x, shared: shared(x), shared=SharedConvolution()), 8), refused="is used twice"
+    ),
+    "upsampling": Row(make=then(lambda x: F.interpolate(x, scale_factor=2.0)), refused="there is no kernel"),
+    "softmax at the end": Row(
+        make=lambda: nn.Sequential(Classifier(conv_bn(3, 6), 6), nn.Softmax(1)), refused="leave it out"
+    ),
+    "log_softmax at the end": Row(
+        make=lambda: nn.Sequential(Classifier(conv_bn(3, 6), 6), nn.LogSoftmax(1)), not_converted="leave it out"
+    ),
+    "one weight in two layers": Row(
+        make=lambda: Classifier(Of(lambda x, tied: tied(x), tied=TiedWeights()), 8), not_converted="share whole modules"
+    ),
+    "`.data` of a tensor": Row(make=then(lambda x: x + x.data), not_converted=r"must not use \.data"),
+    "branch on values": Row(make=then(lambda x: x if x.sum() > 0 else -x), not_converted="depend on their values"),
+    "dropout that goes on in evaluation": Row(
+        make=then(lambda x: F.dropout(x, 0.5)), not_converted="pass training=self.training"
+    ),
+    "einsum": Row(
+        make=then(lambda x: torch.einsum("bchw,bc->bchw", x, x.mean((2, 3)))),
+        not_converted="write it with convolutions",
+    ),
+    "channels in reverse": Row(make=then(lambda x: x.flip(1)), not_converted="flip.* has no operator"),
+    "squeeze without axes": Row(
+        make=behind(nn.AdaptiveAvgPool2d(1), Of0(lambda x: x.squeeze()), outputs=6), not_converted="say which axes"
+    ),
+    "values written into a slice": Row(
+        make=head_on(written_slice, 8, one=conv_bn(8, 8)), not_converted="put a new one together"
+    ),
+    "slice changed in place": Row(
+        make=head_on(halved_in_place, 8, one=conv_bn(8, 8)), not_converted=r"mul_.*compute a new tensor instead"
+    ),
+    "tensor overwritten that its gradient needs": Row(
+        make=then(overwritten), not_converted=r"cannot be trained.*compute a new tensor instead"
+    ),
+    "weight norm": Row(
+        make=lambda: Classifier(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3)), 4),
+        not_converted="remove_parametrizations",
+    ),
+    "batch norm of the batch's statistics": Row(
+        make=lambda: Classifier(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, track_running_stats=False)), 4),
+        not_converted="set track_running_stats=True",
+    ),
+}  # fmt: skip
+
+ALL = {**ROWS, **FURTHER}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in FURTHER and not row.not_converted else [])
+        for name, row in ALL.items()
+    ],
+)
 def test_every_construct_is_pruned_right_or_refused(name: str) -> None:
-    row = ROWS[name]
+    row = ALL[name]
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)
-        network = convert_module(row.make(), torch.zeros(1, *INPUT_SHAPE), "tried").network
-    if row.groups is None:
+        module = row.make()
+    if row.not_converted:
+        with pytest.raises(ContractError, match=row.not_converted):
+            convert_module(module, torch.zeros(1, *INPUT_SHAPE), "tried")
+        return
+    network = convert_module(module, torch.zeros(1, *INPUT_SHAPE), "tried").network
+    if row.refused:
         found = inspect_network(network)
         assert any(row.refused in item.reason for item in found.not_lowered), found.not_lowered
         assert found.groups == ()
         return
-    model = randomise(build_network(network).model)
+    model = randomise(build_joined(network).model)
     spec = trace_network(model, INPUT_SHAPE, "tried")
 
+    assert row.groups
     assert {group.name: group.channels for group in spec.groups} == row.groups
     assert tuple(refused.name for refused in spec.refused) == row.dense
     rng = np.random.default_rng(0)
@@ -219,6 +465,15 @@ def test_every_construct_is_pruned_right_or_refused(name: str) -> None:
             torch.testing.assert_close(remove_channels(model, spec, chosen)(x), expected, rtol=1e-4, atol=1e-5)
             assert not torch.allclose(expected, model(x), rtol=1e-4, atol=1e-5)
     check_pruned(model, spec, Decisions(channels={name: len(indices) for name, indices in kept.items()}))
+
+
+def test_the_documentation_has_the_same_table() -> None:
+    text = DOCUMENTATION.read_text()
+    section = text.partition("\n## Construct by construct\n")[2].partition("\n## ")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:1] == "|"]
+    assert rows[0][:2] == ["construct", "what comes of it"]
+    assert {name: outcome for name, outcome, _ in rows[2:]} == {name: row.outcome for name, row in ALL.items()}
+    assert len(rows) == 2 + len(ALL)
 
 
 def masked_where_made(model: nn.Module, spec: NetworkSpec, kept: dict[str, IndexArray]) -> nn.Module:

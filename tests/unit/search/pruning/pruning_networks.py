@@ -20,8 +20,9 @@ def randomise(model: nn.Module, seed: int = 0) -> nn.Module:
     initialise_weights(model, generator)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5, generator=generator)
-            nn.init.normal_(module.bias, 0.0, 0.2, generator=generator)
+            if module.affine:
+                nn.init.uniform_(module.weight, 0.5, 1.5, generator=generator)
+                nn.init.normal_(module.bias, 0.0, 0.2, generator=generator)
             nn.init.normal_(module.running_mean, 0.0, 0.2, generator=generator)
             nn.init.uniform_(module.running_var, 0.5, 1.5, generator=generator)
     return model.eval()

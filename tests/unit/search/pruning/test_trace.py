@@ -178,7 +178,7 @@ class Body(nn.Module):
     ("run", "message"),
     [
         (lambda m, x: torch.tanh(x), "'tanh' .* there is no kernel"),
-        (lambda m, x: x * 2.0, "'mul' .* not a tensor"),
+        (lambda m, x: x * 2.0, "'mul' .* the number 2: put it into"),
         (lambda m, x: x * x, r"multiplies tensors of \(8, 8, 8\) and \(8, 8, 8\): only a factor for each channel"),
         (lambda m, x: x * x.mean((2, 3)), "only a factor for each channel"),
         (lambda m, x: x.unflatten(1, (2, 4)), "only a vector to"),
@@ -186,7 +186,7 @@ class Body(nn.Module):
         (lambda m, x: x.unflatten(1, (2, -1)).flatten(1, 2), "as in a channel shuffle"),
         (lambda m, x: torch.cat([x, x], 2), "concatenation over axis of 2"),
         (lambda m, x: torch.sigmoid(torch.sigmoid(x)), "follows another activation"),
-        (lambda m, x: x + 1.0, "not a tensor"),
+        (lambda m, x: x + 1.0, "the number 1"),
         (lambda m, x: m.conv[0](x[:, :3, :, :]), "every s-th pixel"),
         (lambda m, x: m.norm(m.norm(x)), "'norm' is used twice"),
         (lambda m, x: nn.functional.relu(m.plain(F.relu(x))), "batch norm must follow"),
