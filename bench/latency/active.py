@@ -44,12 +44,15 @@ _LUCK = 0.03
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Replay:
-    """One search: its designs with errors and measured latencies, and what measuring costs, in minutes."""
+    """One search: its designs with errors and measured latencies, and what measuring costs, in minutes. `profiles` are
+    the times of operators in the networks of `calibration`; None where not all were kept.
+    """
 
     designs: tuple[NetworkLatency, ...]
     errors: FloatArray
     kernels: tuple[KernelLatency, ...]
     calibration: tuple[NetworkLatency, ...]
+    profiles: tuple[tuple[float, ...], ...] | None
     minutes_per_kernel: float
     minutes_per_network: float
     minutes_of_calibration: float
@@ -69,8 +72,9 @@ def replay_of(dataset: Dataset, num_designs: int | None = None) -> Replay:
     """The search that a dataset's held-out networks allow. Calibration networks: the first of each architecture."""
     held_out = held_out_networks(dataset, num_designs)
     calibration = dataset.of_split(Split.CALIBRATION)
-    first = [network for name, network in sorted(calibration.items()) if name.endswith("/0")]
-    first += [network for network in calibration.values() if network not in first][: max(0, MIN_NETWORKS - len(first))]
+    first = [name for name in sorted(calibration) if name.endswith("/0")]
+    first += [name for name in calibration if name not in first][: max(0, MIN_NETWORKS - len(first))]
+    profiles = [dataset.op_ns.get(name) for name in first]
     work = np.log([sum(kernel.macs for kernel in network.kernels) for network in held_out.values()])
     span = max(float(np.ptp(work)), 1e-9)
     luck = np.array([_draw(name) for name in held_out])
@@ -78,7 +82,8 @@ def replay_of(dataset: Dataset, num_designs: int | None = None) -> Replay:
         designs=tuple(held_out.values()),
         errors=0.1 + 0.4 * (work.max() - work) / span + _LUCK * luck,
         kernels=dataset.kernels,
-        calibration=tuple(first),
+        calibration=tuple(calibration[name] for name in first),
+        profiles=tuple(ns for ns in profiles if ns is not None) if None not in profiles else None,
         minutes_per_kernel=dataset.minutes["kernels"] / len(dataset.kernels),
         minutes_per_network=dataset.minutes["held_out"] / len(dataset.of_split(Split.HELD_OUT)),
         minutes_of_calibration=dataset.minutes["calibration"] * len(first) / len(calibration),
@@ -182,7 +187,8 @@ def _affordable(replay: Replay, minutes: float) -> int:
 
 def _predicted(replay: Replay, model: KernelLatencyModel) -> FloatArray:
     """Latencies in ns of all designs (n,), as whole networks."""
-    return fit_whole_networks(model, replay.calibration).predict_all([d.kernels for d in replay.designs])[0]
+    whole = fit_whole_networks(model, replay.calibration, replay.profiles)
+    return whole.predict_all([d.kernels for d in replay.designs])[0]
 
 
 def _front(errors: FloatArray, latency_ns: FloatArray) -> list[int]:

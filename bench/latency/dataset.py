@@ -1,6 +1,6 @@
 """Measures what latency models are fitted to and judged by: kernels of pruned networks, and pruned networks whole.
 
-    python -m bench.latency.dataset --work out/bench/latency --passes 3    # an hour; goes on where it was stopped
+    python -m bench.latency.dataset --work out/bench/latency --passes 2    # half an hour; goes on where it was stopped
 
 Everything is measured in this process, as an agent would measure it. One line of JSON is kept for each measurement of
 a kernel or network in `measurements.jsonl` of the work folder, with the reference kernel beside it (`attempts`).
@@ -16,6 +16,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from bench.latency.attempts import done_keys, num_turns, read_records
 from bench.latency.pruned_networks import (
@@ -45,7 +47,7 @@ KERNELS = MeasuringSetup(runtime="native", budget_s=0.4, ci_half_width=0.02)
 NETWORKS = MeasuringSetup(runtime="native", budget_s=2.0, ci_half_width=0.01)
 NUM_KERNELS = 2000
 #: Networks of each architecture.
-NUM_NETWORKS = {Split.CALIBRATION: 4, Split.DEVELOPMENT: 5, Split.HELD_OUT: 20}
+NUM_NETWORKS = {Split.CALIBRATION: 20, Split.DEVELOPMENT: 5, Split.HELD_OUT: 20}
 MEASUREMENTS_FILE = "measurements.jsonl"
 #: So many kernels between two networks.
 _KERNELS_BETWEEN = 8
@@ -54,7 +56,7 @@ _Item = KernelSpec | tuple[str, NetworkPlan]
 
 
 def items(specs: list[NetworkSpec], num_kernels: int, num_held_out: int) -> Iterator[_Item]:
-    """Everything to measure, kernels and networks mixed, those that a model is built on first."""
+    """Everything to measure, kernels and networks mixed."""
     networks = [
         (name, pruned_plan(spec, name))
         for split, count in (NUM_NETWORKS | {Split.HELD_OUT: num_held_out}).items()
@@ -70,14 +72,18 @@ def items(specs: list[NetworkSpec], num_kernels: int, num_held_out: int) -> Iter
 
 
 def measure_all(work: Path, num_kernels: int, num_held_out: int, minutes: float, passes: int) -> None:
-    """Measure what is missing in `work`, everything `passes` times, for at most `minutes`."""
+    """Measure what is missing in `work`, everything `passes` times, for at most `minutes`.
+
+    Each pass is in an order of its own: what the machine does over minutes would otherwise fall on the same ones.
+    """
     specs = [network_spec(architecture, work / "specs") for architecture in ZOO]
     deadline = time.monotonic() + 60 * minutes
     wanted = list(items(specs, num_kernels, num_held_out))
     path = work / MEASUREMENTS_FILE
     for turn in range(num_turns(passes)):
         done = done_keys(read_records(path), turn=turn, passes=passes)
-        missing = [item for item in wanted if _key(item) not in done]
+        order = np.random.default_rng(turn).permutation(len(wanted)).tolist()
+        missing = [wanted[index] for index in order if _key(wanted[index]) not in done]
         print(f"turn {turn + 1}: {len(missing)} of {len(wanted)} to measure", file=sys.stderr)
         with path.open("a", encoding="utf-8") as file:
             for number, item in enumerate(missing, start=1):

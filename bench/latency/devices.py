@@ -1,7 +1,7 @@
 """This machine restricted to instruction sets, threads and runtimes, as so many distinct devices.
 
-    python -m bench.latency.devices --work out/bench/devices           # some ten minutes; goes on where it was stopped
-    python -m bench.latency.devices --work out/bench/devices --store   # keeps them with the source
+    python -m bench.latency.devices --work out/bench/devices --passes 3   # ten minutes; goes on where it was stopped
+    python -m bench.latency.devices --work out/bench/devices --store      # keeps them with the source
 
 All measure the same kernels, the first of those that the stored measurements drew by chance, one device after the other
 for each kernel, so that what loads the machine loads all.
@@ -76,16 +76,17 @@ def read_device(device: RestrictedDevice) -> Dataset:
     return read_dataset(device.stored)
 
 
-def measure_devices(work: Path, kernels: Sequence[KernelSpec], minutes: float) -> None:
-    """Measure what is missing in `work`, for at most `minutes`, and again what the machine was slow or fast for.
+def measure_devices(work: Path, kernels: Sequence[KernelSpec], minutes: float, passes: int = 1) -> None:
+    """Measure what is missing in `work`, everything `passes` times, for at most `minutes`, and again what the machine
+    was slow or fast for.
 
     Kernels that a runtime cannot run are noted as such.
     """
     deadline = time.monotonic() + 60 * minutes
     paths = {device: work / f"{device.name}.jsonl" for device in DEVICES}
     around = {device: device.surroundings for device in DEVICES}
-    for turn in range(num_turns(1)):
-        done = {device: done_keys(read_records(path), turn=turn) for device, path in paths.items()}
+    for turn in range(num_turns(passes)):
+        done = {device: done_keys(read_records(path), turn=turn, passes=passes) for device, path in paths.items()}
         missing = [(k, device) for k in kernels for device in DEVICES if kernel_id(k) not in done[device]]
         print(f"turn {turn + 1}: {len(missing)} of {len(kernels) * len(DEVICES)} to measure", file=sys.stderr)
         for kernel, device in missing:
@@ -101,12 +102,13 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("out/bench/devices"))
     parser.add_argument("--kernels", type=int, default=NUM_KERNELS)
     parser.add_argument("--minutes", type=float, default=15.0)
+    parser.add_argument("--passes", type=int, default=1, help="how often everything is measured")
     parser.add_argument("--store", action="store_true", help="keep what was measured with the source")
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     if not options.store:
         kernels = [entry.kernel for entry in read_dataset(STORED).kernels[: options.kernels]]
-        measure_devices(options.work, kernels, options.minutes)
+        measure_devices(options.work, kernels, options.minutes, options.passes)
         return
     for device in DEVICES:
         records = read_records(options.work / f"{device.name}.jsonl")

@@ -67,10 +67,9 @@ def fit(entries: Sequence[KernelLatency], seed: int = 0) -> KernelLatencyModel:
     return fit_kernel_model(entries, _RUNTIME, rng=np.random.default_rng(seed))
 
 
-def predicted_by_model(
-    model: KernelLatencyModel, known: Sequence[NetworkLatency], networks: Sequence[NetworkLatency]
-) -> FloatArray:
-    return fit_whole_networks(model, known).predict_all([network.kernels for network in networks])[0]
+def predicted_by_model(model: KernelLatencyModel, dataset: Dataset, networks: Sequence[NetworkLatency]) -> FloatArray:
+    whole = fit_whole_networks(model, known_networks(dataset), known_profiles(dataset))
+    return whole.predict_all([network.kernels for network in networks])[0]
 
 
 def predicted_by_baseline(
@@ -96,7 +95,7 @@ def model_part(dataset: Dataset, num_kernels: int | None = None, num_held_out: i
     model = fit(entries)
     seconds = time.thread_time() - started
     names, networks = list(held_out), list(held_out.values())
-    predicted = predicted_by_model(model, known, networks)
+    predicted = predicted_by_model(model, dataset, networks)
     part = len(entries) / max(len(dataset.kernels), 1)
     fitted = ("calibration", "development")
     minutes = part * dataset.minutes.get("kernels", 0.0) + sum(dataset.minutes.get(split, 0.0) for split in fitted)
@@ -143,7 +142,7 @@ def curve_part(
 
     The choice is for the networks of the split DEVELOPMENT, whose kernels (not their latencies) it is told.
     """
-    known, networks = known_networks(dataset), list(held_out_networks(dataset, num_held_out).values())
+    networks = list(held_out_networks(dataset, num_held_out).values())
     pool = list(dataset.kernels)
     sizes = [size for size in sizes if size <= len(pool)]
     targets = [network.kernels for network in dataset.of_split(Split.DEVELOPMENT).values()]
@@ -152,9 +151,9 @@ def curve_part(
     for seed in range(num_seeds):
         order = np.random.default_rng(seed).permutation(len(pool)).tolist()
         by_chance = [fit([pool[i] for i in order[:size]], seed) for size in sizes]
-        runs["random"].append([errors_of(predicted_by_model(m, known, networks), networks) for m in by_chance])
+        runs["random"].append([errors_of(predicted_by_model(m, dataset, networks), networks) for m in by_chance])
         by_choice = _active_models(pool, targets, order, sizes, seed)
-        runs["active"].append([errors_of(predicted_by_model(m, known, networks), networks) for m in by_choice])
+        runs["active"].append([errors_of(predicted_by_model(m, dataset, networks), networks) for m in by_choice])
     for name, found in runs.items():
         for index, size in enumerate(sizes):
             at_size = [asdict(run[index]) for run in found]
@@ -187,6 +186,12 @@ def _active_models(
 def known_networks(dataset: Dataset) -> list[NetworkLatency]:
     """The networks that corrections are fitted to."""
     return [*dataset.of_split(Split.CALIBRATION).values(), *dataset.of_split(Split.DEVELOPMENT).values()]
+
+
+def known_profiles(dataset: Dataset) -> list[tuple[float, ...]] | None:
+    """The times of operators in `known_networks`, in their order; None where not all were kept."""
+    names = [*dataset.of_split(Split.CALIBRATION), *dataset.of_split(Split.DEVELOPMENT)]
+    return [dataset.op_ns[name] for name in names] if all(name in dataset.op_ns for name in names) else None
 
 
 def held_out_networks(dataset: Dataset, count: int | None) -> dict[str, NetworkLatency]:

@@ -13,19 +13,19 @@ from pathlib import Path
 from statistics import fmean, median, variance
 from typing import Any
 
-from bench.latency.attempts import Record, by_key, used_records, usual_reference_ns
+from bench.latency.attempts import Record, by_key, is_at_usual_speed, used_records, usual_reference_ns
 from bench.latency.pruned_networks import Split
 from device_agent.contracts import Activation, KernelSpec, Op, PruningScheme, Statistics, WeightPruning
 from device_agent.contracts.codec import decode
-from search.latency.drift import at_usual_speed, usual_references
+from search.latency.drift import at_usual_speed, response_to_reference, usual_references
 from search.latency.table import KernelLatency, NetworkLatency, median_std_ns
 
 FORMAT = 1
 
 #: Measurements that came with the source: what machine they are of is in them.
 STORED = Path(__file__).with_name("measurements.json.gz")
-#: The same kernels and networks on another machine, an older and less steady one.
-STORED_CASCADE_LAKE = Path(__file__).with_name("measurements-cascade-lake.json.gz")
+#: The same kernels and most of the networks on another machine, a newer one, and without profiles.
+STORED_SAPPHIRE_RAPIDS = Path(__file__).with_name("measurements-sapphire-rapids.json.gz")
 
 #: Where the machine was slower by a factor, kernels were so by this part of its logarithm more or less (seen on 800
 #: kernels: quartiles at 1.40 and 1.60 where the reference kernel took 1.48 times as long).
@@ -38,7 +38,8 @@ class Dataset:
 
     `about` says what measured them; `minutes` how long kernels, and networks of each split, took. `between_passes` is
     by how much single measurements of one kernel, and of one network, differ between passes: the standard deviation
-    of their logarithms, where there was more than one pass.
+    of their logarithms, where there was more than one pass. `op_ns` are the times of a network's operators in it, of
+    those networks that models are fitted to.
     """
 
     about: dict[str, str]
@@ -61,7 +62,8 @@ def machine_name() -> str:
 
 
 def from_records(records: Sequence[Record], machine: str, runtime: str = "native") -> Dataset:
-    """What `bench.latency.dataset` wrote, brought to one speed of the machine by the reference kernel.
+    """What `bench.latency.dataset` wrote, brought to one speed of the machine by the reference kernel, as far as
+    measurements of the same kernel follow it here.
 
     Of what was measured several times the median counts, and what such measurements differ by is part of the standard
     errors. `minutes` are those of all attempts.
@@ -80,17 +82,24 @@ def from_records(records: Sequence[Record], machine: str, runtime: str = "native
     minutes: dict[str, float] = {}
     times: dict[str, list[tuple[float, float]]] = {}
     attempts = by_key(records)
+    used = {key: used_records(tried, usual_ns) for key, tried in attempts.items()}
+    told = {key: [decode(Statistics, record["statistics"]) for record in of_key] for key, of_key in used.items()}
+    # Of moments near the usual speed: what makes the machine much slower slows all alike.
+    response = response_to_reference(told.values(), usual)
     for key, tried in attempts.items():
         kind = "kernels" if _is_kernel(tried[0]) else key.split("/")[1]
         minutes[kind] = minutes.get(kind, 0.0) + sum(record["seconds"] for record in tried) / 60
-        used = [decode(Statistics, record["statistics"]) for record in used_records(tried, usual_ns)]
-        if used:
-            times[key] = [_at_usual_speed(statistics, usual) for statistics in used]
+        times[key] = [
+            _at_usual_speed(statistics, usual, response if is_at_usual_speed(record, usual_ns) else 1.0)
+            for record, statistics in zip(used[key], told[key], strict=True)
+        ]
     between = {
         kind: _spread([times[key] for key in times if _is_kernel(attempts[key][0]) is is_kernel])
         for kind, is_kernel in (("kernels", True), ("networks", False))
     }
     for key, measured in times.items():
+        if not measured:
+            continue
         first = attempts[key][0]
         latency_ns = median(latency for latency, _ in measured)
         apart_ns = latency_ns * between["kernels" if _is_kernel(first) else "networks"]
@@ -101,12 +110,14 @@ def from_records(records: Sequence[Record], machine: str, runtime: str = "native
         else:
             plan = tuple(decode(KernelSpec, op[3]) for op in first["ops"])
             networks[key] = NetworkLatency(kernels=plan, latency_ns=latency_ns, std_ns=std_ns)
-            op_ns[key] = tuple(used_records(attempts[key], usual_ns)[0]["op_ns"])
+            if key.split("/")[1] != Split.HELD_OUT:
+                op_ns[key] = _op_ns(used[key])
     about = {
         "machine": machine,
         "runtime": runtime,
         "runtime_version": found[0]["runtime_version"],
         "isa": found[0]["isa"],
+        "response_to_reference": f"{response:.2f}",
     }
     return Dataset(
         about=about,
@@ -130,16 +141,21 @@ def _spread(measured: Sequence[Sequence[tuple[float, float]]]) -> float:
     return math.sqrt(fmean(variance(math.log(ns) for ns, _ in times) for times in several))
 
 
-def _at_usual_speed(raw: Statistics, usual: Mapping[str, float]) -> tuple[float, float]:
+def _op_ns(used: Sequence[Record]) -> tuple[float, ...]:
+    """What each operator of a network took in it, the median of its profiles."""
+    return tuple(median(times) for times in zip(*(record["op_ns"] for record in used), strict=True))
+
+
+def _at_usual_speed(raw: Statistics, usual: Mapping[str, float], response: float) -> tuple[float, float]:
     """The median at the machine's usual speed and its standard error, in ns."""
-    corrected = at_usual_speed(raw, usual)
+    corrected = at_usual_speed(raw, usual, response)
     # What slows the reference kernel slows others by another factor.
     doubt = _SPEED_DOUBT * abs(math.log(corrected.median_ns / raw.median_ns))
     return corrected.median_ns, math.hypot(median_std_ns(corrected), doubt * corrected.median_ns)
 
 
 def write_dataset(path: Path, dataset: Dataset) -> None:
-    """Write `dataset` without times of single operators. Equal datasets are equal bytes."""
+    """Write `dataset`. Equal datasets are equal bytes."""
     distinct: dict[KernelSpec, int] = {}
     for entry in dataset.kernels:
         distinct.setdefault(entry.kernel, len(distinct))
@@ -162,6 +178,7 @@ def write_dataset(path: Path, dataset: Dataset) -> None:
             [name, round(n.latency_ns, 1), round(n.std_ns, 1), [distinct[kernel] for kernel in n.kernels]]
             for name, n in sorted(dataset.networks.items())
         ],
+        "op_ns": {name: [round(ns) for ns in times] for name, times in sorted(dataset.op_ns.items())},
     }
     text = json.dumps(document, separators=(",", ":"))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -184,7 +201,7 @@ def read_dataset(path: Path) -> Dataset:
             name: NetworkLatency(kernels=tuple(kernels[i] for i in plan), latency_ns=latency_ns, std_ns=std_ns)
             for name, latency_ns, std_ns, plan in document["networks"]
         },
-        op_ns={},
+        op_ns={name: tuple(times) for name, times in document.get("op_ns", {}).items()},
         minutes=document["minutes"],
         between_passes=document.get("between_passes", {}),
     )

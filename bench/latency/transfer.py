@@ -19,7 +19,7 @@ import numpy as np
 from bench.latency.devices import DEVICES, NUM_KERNELS, read_device
 from bench.latency.imported_a72 import TABLE, dense_layers, imported_cells
 from bench.latency.model import fit, held_out_networks
-from bench.latency.stored import STORED_CASCADE_LAKE, Dataset, read_dataset
+from bench.latency.stored import STORED_SAPPHIRE_RAPIDS, Dataset, read_dataset
 from bench.search.a72 import shared_data
 from device_agent.contracts import KernelSpec
 from search.latency.card import ErrorSummary, summarise_errors
@@ -46,8 +46,8 @@ def transfer_part(dataset: Dataset, counts: Sequence[int] = COUNTS, num_seeds: i
             "about": new.about,
             **transferred(dataset.kernels, new.kernels, device.runtime, counts=counts, num_seeds=num_seeds),
         }
-    other = read_dataset(STORED_CASCADE_LAKE)
-    found["cascade_lake"] = {
+    other = read_dataset(STORED_SAPPHIRE_RAPIDS)
+    found["sapphire_rapids"] = {
         "about": other.about,
         **transferred(
             dataset.kernels,

@@ -23,7 +23,7 @@ LEASE_WAIT_S, HEARTBEAT_S = 25.0, 20.0
 #: Connections that are opened at once while agents come.
 _ARRIVING = 50
 #: Pages that people have open.
-PAGES = ("/", "/devices", "/latency", "/queue", "/searches")
+PAGES = ("/", "/queue", "/explorer", "/compare", "/quarantine")
 
 
 async def waiting(

@@ -66,6 +66,7 @@ class GaussianProcess:
         covariance = _covariance(settings, self._points, modes, self._points, modes)
         covariance[np.diag_indices_from(covariance)] += settings.noise + own_noise + _JITTER
         self._root = cholesky(covariance, lower=True)
+        self._values = values
         self._weights = cho_solve((self._root, True), values)
 
     def predict(self, coordinates: FloatArray, modes: np.ndarray) -> tuple[FloatArray, FloatArray]:
@@ -86,6 +87,20 @@ class GaussianProcess:
         """
         precision = np.diag(cho_solve((self._root, True), np.eye(len(self._weights))))
         return self._weights / precision, 1.0 / precision
+
+    def leave_groups_out(self, groups: np.ndarray) -> FloatArray:
+        """What is predicted for each value (n,) from those of all other groups; `groups` are numbers (n,).
+
+        The inverse of the covariance, restricted to a group, is that of the group's covariance given all others (block
+        inversion), so one inversion serves all.
+        """
+        precision = cho_solve((self._root, True), np.eye(len(self._weights)))
+        predicted = np.empty_like(self._values)
+        for group in np.unique(groups):
+            which = np.flatnonzero(groups == group)
+            missed = np.linalg.solve(precision[np.ix_(which, which)], self._weights[which])
+            predicted[which] = self._values[which] - missed
+        return predicted
 
     def covariance(
         self, coordinates: FloatArray, modes: np.ndarray, others: FloatArray, other_modes: np.ndarray

@@ -7,6 +7,9 @@ the tensor between them never leaves the caches. Each of these amounts has a pri
 fitted to a few whole networks by relative errors and drawn to 0, so that what networks do not show costs nothing. (The
 correction of a search's table, `search.latency.network`, is of one architecture: there, bytes of weights and a constant
 are all that can be told.)
+
+Where the networks were profiled, operator by operator, most of that is told by each operator in its place
+(`in_network`): then sums of those are priced, and starting an operator, and nothing else.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from device_agent.contracts import KernelSpec, Op
 from search.errors import LatencyModelError
 from search.latency.families import distinct_kernels
 from search.latency.model.choice import network_log_std
+from search.latency.model.in_network import FUSED_READERS, InNetworkModel, fit_in_network, places_of
 from search.latency.model.kernel_model import KernelLatencyModel
 from search.latency.table import NetworkLatency
 from search.normal import SIGMA_PER_MAD
@@ -41,7 +45,7 @@ _ROUNDS = 4
 _FLOAT_BYTES = 4
 #: A tensor up to this size is in the second-level cache anyway when it is read.
 _NEAR_BYTES = 1 << 20
-_POOLS = (Op.MAX_POOL, Op.AVG_POOL)
+_POOLS = tuple(op for op in FUSED_READERS if op is not Op.DEPTHWISE_CONV2D)
 
 #: What has a price, and what it is counted in.
 AMOUNTS = (
@@ -55,6 +59,8 @@ AMOUNTS = (
     "bytes_kept_from_depthwise",
     "bytes_kept_from_pools",
 )
+#: What is left to price where operators were seen in their places.
+_AMOUNTS_OF_PROFILED = ("kernels_ns", "operators")
 #: Amounts that a network saves.
 _GAINS = ("bytes_kept_from_depthwise", "bytes_kept_from_pools")
 
@@ -75,15 +81,25 @@ class NetworkPrices:
 
 
 class WholeNetworkModel:
-    """Predicts whole networks from a model of kernels and the prices of networks."""
+    """Predicts whole networks from a model of kernels, the prices of networks, and what is known of operators in their
+    places.
+    """
 
-    def __init__(self, kernels: KernelLatencyModel, prices: NetworkPrices) -> None:
+    def __init__(
+        self, kernels: KernelLatencyModel, prices: NetworkPrices, in_network: InNetworkModel | None = None
+    ) -> None:
         self.kernels = kernels
         self.prices = prices
+        self.in_network = in_network
 
     def predict_all(self, networks: Sequence[Sequence[KernelSpec]]) -> tuple[FloatArray, FloatArray]:
         """Latencies of networks, each given by its kernels in order, and their standard deviations, in ns (n,)."""
-        latency_ns = network_amounts(self.kernels, networks) @ np.array(self.prices.ns)
+        amounts = network_amounts(self.kernels, networks)
+        if self.in_network is not None:
+            places = places_of(self.kernels, networks)
+            in_place_ns = places.alone_ns * self.in_network.ratios(places)
+            amounts[:, AMOUNTS.index("kernels_ns")] = places.sums(in_place_ns, len(networks))
+        latency_ns = amounts @ np.array(self.prices.ns)
         # Kernels' errors are in those of the fitted networks too: the larger of the two, not both.
         relative = np.maximum(network_log_std(self.kernels, networks), self.prices.relative_std)
         return latency_ns, latency_ns * relative
@@ -143,19 +159,45 @@ def _input_bytes(kernel: KernelSpec) -> float:
     return float(_FLOAT_BYTES * kernel.in_channels * kernel.input_h * kernel.input_w)
 
 
-def fit_whole_networks(model: KernelLatencyModel, networks: Sequence[NetworkLatency]) -> WholeNetworkModel:
+def fit_whole_networks(
+    model: KernelLatencyModel,
+    networks: Sequence[NetworkLatency],
+    op_ns: Sequence[Sequence[float]] | None = None,
+    *,
+    rng: np.random.Generator | None = None,
+) -> WholeNetworkModel:
     """The prices of networks on a device whose kernels are known.
 
-    Raises `LatencyModelError` with fewer than `MIN_NETWORKS`.
+    `op_ns` are the times of each network's operators as a profile of the whole network gives them, in the order of its
+    kernels; `rng` (by default of seed 0) is for `fit_in_network`. Raises `LatencyModelError` with fewer networks than
+    `MIN_NETWORKS`, and where a profile has not one time for each kernel.
     """
     if len(networks) < MIN_NETWORKS:
         raise LatencyModelError(
             f"{len(networks)} whole networks were measured, but their prices need at least {MIN_NETWORKS}: measure more"
         )
+    amounts = network_amounts(model, [network.kernels for network in networks])
+    if op_ns is None:
+        return WholeNetworkModel(model, _fit_prices(amounts, networks, AMOUNTS))
+    for network, times in zip(networks, op_ns, strict=True):
+        if len(times) != len(network.kernels):
+            raise LatencyModelError(
+                f"a profile has {len(times)} times for a network of {len(network.kernels)} kernels: give one for each"
+            )
+    places = places_of(model, [network.kernels for network in networks])
+    in_network = fit_in_network(places, np.concatenate(op_ns), rng or np.random.default_rng(0))
+    # Each network's from the others, as an unseen one's will be: its own profile would be closer than any of theirs.
+    in_place_ns = places.alone_ns * in_network.left_out_ratios(places)
+    amounts[:, AMOUNTS.index("kernels_ns")] = places.sums(in_place_ns, len(networks))
+    return WholeNetworkModel(model, _fit_prices(amounts, networks, _AMOUNTS_OF_PROFILED), in_network)
+
+
+def _fit_prices(amounts: FloatArray, networks: Sequence[NetworkLatency], priced: Sequence[str]) -> NetworkPrices:
+    """Prices for the amounts (n, 9) that `priced` names; those of the others are 0."""
     measured = np.array([network.latency_ns for network in networks])
     own = np.array([network.std_ns for network in networks]) / measured
-    signs = np.array([-1.0 if name in _GAINS else 1.0 for name in AMOUNTS])
-    relative = signs * network_amounts(model, [network.kernels for network in networks]) / measured[:, None]
+    signs = np.array([float(name in priced) * (-1.0 if name in _GAINS else 1.0) for name in AMOUNTS])
+    relative = signs * amounts / measured[:, None]
     trust = 1.0 / (1.0 + (own / _MISFIT) ** 2)
     size = np.sqrt((relative**2).mean(axis=0))
     size[size == 0.0] = 1.0
@@ -167,10 +209,6 @@ def fit_whole_networks(model: KernelLatencyModel, networks: Sequence[NetworkLate
         prices = nnls(matrix, np.concatenate((root, np.zeros(len(pull)))))[0] / size
         errors = np.abs(relative @ prices - 1.0)
         weights = trust * np.minimum(1.0, _HUBER / np.maximum(errors, 1e-12))
-    return WholeNetworkModel(
-        model,
-        NetworkPrices(
-            ns=tuple(float(price) for price in signs * prices),
-            relative_std=float(SIGMA_PER_MAD * np.median(errors)),
-        ),
+    return NetworkPrices(
+        ns=tuple(float(price) for price in signs * prices), relative_std=float(SIGMA_PER_MAD * np.median(errors))
     )

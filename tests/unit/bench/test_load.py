@@ -6,11 +6,14 @@ import asyncio
 from collections.abc import Sequence
 
 import pytest
+from fastapi.routing import APIRoute
 
 from bench.load.fleet import SETUP, Reporter, heartbeat, kernel_task
 from bench.load.http import Connection, LoadError, Timings
+from bench.load.parts import PAGES
 from bench.load.stack import Usage
 from device_agent.contracts import HeartbeatRequest, Measurement, ReportBatch, Verdict, kernel_id, loads
+from server.dashboard.views import router
 from server.fleet.checking import judged, why_inconsistent
 
 
@@ -25,6 +28,10 @@ def test_reports_are_sound() -> None:
     assert why_inconsistent(result, SETUP) is None
     assert judged(result, SETUP).verdict is Verdict.TRUSTED
     loads(HeartbeatRequest, heartbeat().encode())
+
+
+def test_people_read_pages_that_there_are() -> None:
+    assert set(PAGES) <= {route.path for route in router.routes if isinstance(route, APIRoute)}
 
 
 def test_every_task_is_of_another_kernel() -> None:

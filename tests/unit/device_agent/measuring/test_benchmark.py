@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
@@ -91,6 +93,24 @@ def test_the_reference_kernel_surrounds_the_candidate() -> None:
     samples, _ = measure(kernel, clock, setup_of(), reference)
     assert all(b.reference_ns == (20_000,) * 3 for b in samples.blocks)
     assert set(reference.calls[-3:]) == {15}  # 0.3 ms a sample
+
+
+def test_the_reference_kernel_is_warm_whatever_the_candidate_left_in_the_caches() -> None:
+    clock = FakeClock()
+    caches = {"of": "nobody"}
+
+    def cost_of(who: str, alone_ns: float, cold_ns: float) -> Callable[[int], float]:
+        def cost_ns(_run: int) -> float:
+            was, caches["of"] = caches["of"], who
+            return alone_ns if was == who else cold_ns
+
+        return cost_ns
+
+    kernel = FakeKernel(clock, cost_of("candidate", 100_000, 100_000))
+    reference = FakeKernel(clock, cost_of("reference", 20_000, 90_000))
+    samples, spent_s = measure(kernel, clock, setup_of(budget_s=0.2), reference)
+    assert {ns for block in samples.blocks for ns in block.reference_ns} == {20_000}
+    assert spent_s <= 0.2
 
 
 def test_the_frequency_is_read_around_every_block() -> None:

@@ -12,10 +12,11 @@ from device_agent.contracts import Activation, ContractError, KernelSpec, Op, Pr
 from search.errors import LatencyModelError
 from search.latency.model.choice import choose_kernels, network_log_std, network_parts
 from search.latency.model.features import TERMS, as_computed, effective_density, feature_table, kernel_features
+from search.latency.model.in_network import fit_in_network, places_of
 from search.latency.model.kernel_model import KernelLatencyModel, Transfer, fit_kernel_model
 from search.latency.model.physical import fit_physical
 from search.latency.model.storage import dump_model, load_model
-from search.latency.model.whole import AMOUNTS, fit_whole_networks, network_amounts
+from search.latency.model.whole import AMOUNTS, WholeNetworkModel, fit_whole_networks, network_amounts
 from search.latency.table import KernelLatency, NetworkLatency
 
 SCHEMES = (
@@ -287,6 +288,47 @@ def test_networks_cost_more_than_their_kernels_alone(model: KernelLatencyModel) 
     assert np.all(std_ns > 0)
     with pytest.raises(LatencyModelError, match="at least 5"):
         fit_whole_networks(model, networks[:4])
+
+
+def in_network_ns(network: tuple[KernelSpec, ...], model: KernelLatencyModel) -> list[float]:
+    """Made up: the more weights a network has, the further away they are."""
+    weight_bytes = model.weight_bytes(network)
+    far_ns = 0.03 * min(1.0, weight_bytes.sum() / 1e6)
+    return [true_ns(kernel) + far_ns * read for kernel, read in zip(network, weight_bytes.tolist(), strict=True)]
+
+
+def test_profiles_tell_what_the_total_times_of_few_networks_do_not(model: KernelLatencyModel) -> None:
+    def whole_ns(network: tuple[KernelSpec, ...]) -> float:
+        return 1.02 * sum(in_network_ns(network, model)) + 80.0 * len(network)
+
+    known, others = random_networks(1, 8), random_networks(2, 30)
+    networks = [NetworkLatency(kernels=n, latency_ns=whole_ns(n)) for n in known]
+    truth = np.array([whole_ns(network) for network in others])
+
+    def off(whole: WholeNetworkModel) -> float:
+        return float(np.sqrt(np.mean((whole.predict_all(others)[0] / truth - 1.0) ** 2)))
+
+    profiled = fit_whole_networks(model, networks, [in_network_ns(network, model) for network in known])
+    assert off(profiled) < 0.04
+    assert off(profiled) < 0.8 * off(fit_whole_networks(model, networks))
+    assert profiled.prices.of("kernels_ns") == pytest.approx(1.02, abs=0.03)
+    assert profiled.prices.of("weight_bytes") == 0.0
+    with pytest.raises(LatencyModelError, match="one for each"):
+        fit_whole_networks(model, networks, [in_network_ns(network, model)[1:] for network in known])
+
+
+def test_an_operator_is_told_by_its_place(model: KernelLatencyModel) -> None:
+    """The first operator of these networks takes half as long again as the same kernel behind it."""
+    kernels = list(dict.fromkeys(kernel for network in random_networks(4, 3) for kernel in network))
+    networks = [(kernel, kernel) for kernel in kernels]
+    places = places_of(model, networks)
+    is_first = np.array([True, False] * len(networks))
+    rng = np.random.default_rng(0)
+    times_ns = places.alone_ns * np.where(is_first, 1.5, 1.0) * np.exp(rng.normal(0.0, 0.02, len(is_first)))
+    fitted = fit_in_network(places, times_ns, rng)
+    for ratios in (fitted.ratios(places), fitted.left_out_ratios(places)):
+        assert np.median(ratios[is_first]) == pytest.approx(1.5, rel=0.03)
+        assert np.median(ratios[~is_first]) == pytest.approx(1.0, rel=0.03)
 
 
 def test_what_stays_near_between_two_operators_is_a_gain(model: KernelLatencyModel) -> None:
