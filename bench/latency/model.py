@@ -35,6 +35,8 @@ from search.latency.table import KernelLatency, NetworkLatency
 FloatArray = NDArray[np.float64]
 
 SIZES = (50, 100, 200, 500, 1000, 2000)
+#: Numbers of whole networks, as many of each architecture.
+NETWORK_COUNTS = (12, 30, 60, 150)
 #: Kernels chosen at once, relative to those measured: as a search would, in batches.
 _BATCH = 0.3
 _FIRST_BATCH = 25
@@ -140,7 +142,8 @@ def curve_part(
 ) -> dict[str, list[dict[str, Any]]]:
     """Accuracy against the number of measured kernels: chosen by the model, and drawn by chance (means over seeds).
 
-    The choice is for the networks of the split DEVELOPMENT, whose kernels (not their latencies) it is told.
+    The choice is for the networks of the split DEVELOPMENT, whose kernels (not their latencies) it is told. `networks`
+    is the accuracy with all kernels, against the number of networks that were measured whole.
     """
     networks = list(held_out_networks(dataset, num_held_out).values())
     pool = list(dataset.kernels)
@@ -159,7 +162,24 @@ def curve_part(
             at_size = [asdict(run[index]) for run in found]
             means = {key: float(np.mean([errors[key] for errors in at_size])) for key in at_size[0]}
             curves[name].append({"measurements": size, **means})
-    return curves
+    return curves | {"networks": _by_known_networks(dataset, networks)}
+
+
+def _by_known_networks(dataset: Dataset, networks: Sequence[NetworkLatency]) -> list[dict[str, Any]]:
+    model = fit(dataset.kernels)
+    known, profiles = known_networks(dataset), known_profiles(dataset)
+    names = _known_names(dataset)
+    # The first of each architecture, then the second, as sets of these sizes would have been measured.
+    order = sorted(range(len(names)), key=lambda i: (names[i].split("/")[1], int(names[i].split("/")[2]), names[i]))
+    found = []
+    for count in sorted({min(count, len(known)) for count in NETWORK_COUNTS}):
+        some = order[:count]
+        whole = fit_whole_networks(
+            model, [known[i] for i in some], None if profiles is None else [profiles[i] for i in some]
+        )
+        errors = errors_of(whole.predict_all([network.kernels for network in networks])[0], networks)
+        found.append({"known_networks": count, **asdict(errors)})
+    return found
 
 
 def _active_models(
@@ -185,12 +205,16 @@ def _active_models(
 
 def known_networks(dataset: Dataset) -> list[NetworkLatency]:
     """The networks that corrections are fitted to."""
-    return [*dataset.of_split(Split.CALIBRATION).values(), *dataset.of_split(Split.DEVELOPMENT).values()]
+    return [dataset.networks[name] for name in _known_names(dataset)]
+
+
+def _known_names(dataset: Dataset) -> list[str]:
+    return [*dataset.of_split(Split.CALIBRATION), *dataset.of_split(Split.DEVELOPMENT)]
 
 
 def known_profiles(dataset: Dataset) -> list[tuple[float, ...]] | None:
     """The times of operators in `known_networks`, in their order; None where not all were kept."""
-    names = [*dataset.of_split(Split.CALIBRATION), *dataset.of_split(Split.DEVELOPMENT)]
+    names = _known_names(dataset)
     return [dataset.op_ns[name] for name in names] if all(name in dataset.op_ns for name in names) else None
 
 
