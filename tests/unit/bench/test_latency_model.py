@@ -198,7 +198,7 @@ def test_the_model_beats_every_baseline_on_networks_that_it_never_saw(fewer_know
 
 
 def test_the_curve_has_both_choices_at_each_size(fewer_known: Dataset) -> None:
-    few = dataclasses.replace(fewer_known, kernels=fewer_known.kernels[:60])
+    few = dataclasses.replace(fewer_known, kernels=fewer_known.kernels[:60], op_ns={})
     curve = curve_part(few, (30, 40), num_held_out=12, num_seeds=1)
     assert [row["known_networks"] for row in curve["networks"]] == [12]
     assert [row["measurements"] for row in curve["active"]] == [30, 40] == [r["measurements"] for r in curve["random"]]
