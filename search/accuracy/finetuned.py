@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,6 +48,7 @@ class FinetunedEstimator:
         settings: Length and rates of each fine-tuning.
         seed: All fine-tunings see the same images in the same order.
         folder: Of this search alone.
+        on_tuned: Is called when what a fine-tuning gave is in `folder`.
     """
 
     model: nn.Module
@@ -57,6 +58,7 @@ class FinetunedEstimator:
     settings: TrainingConfig
     seed: int
     folder: Path
+    on_tuned: Callable[[], None] = nothing
     known: Sequence[Decisions] = ()
     batch_size: int = EVALUATION_BATCH
     _tuned: list[Decisions] = field(default_factory=list)
@@ -101,6 +103,7 @@ class FinetunedEstimator:
         embedded = embed(tuned, self.model, self.spec)
         tensors = {name: tensor.contiguous().clone() for name, tensor in embedded.state_dict().items()}
         write_tensors(path, tensors, {"estimate": json.dumps([estimate.accuracy, estimate.loss])})
+        self.on_tuned()
         return estimate
 
     def _ancestor(self, decisions: Decisions) -> nn.Module:

@@ -112,6 +112,7 @@ def make_estimator(
             settings=TrainingConfig(epochs=accuracy.finetune_epochs, batch_size=run.config.training.batch_size),
             seed=run.config.method.seed,
             folder=run.work_dir / "finetuned",
+            on_tuned=run.got_further,
             known=known,
         )
     return make_one_shot_estimator(run, crew)

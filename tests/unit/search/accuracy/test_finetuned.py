@@ -56,6 +56,16 @@ def test_it_tells_how_far_it_is(data: LoadedData, tmp_path: Path) -> None:
     assert told == [(0, 2), (1, 2)]
 
 
+def test_it_tells_of_each_candidate_whose_file_is_there_but_not_of_one_that_was(
+    data: LoadedData, tmp_path: Path
+) -> None:
+    files: list[int] = []
+    estimator(data, tmp_path).estimate(CHAIN[:1])
+    told = estimator(data, tmp_path, on_tuned=lambda: files.append(len(list(tmp_path.iterdir()))))
+    told.estimate(CHAIN[:2])
+    assert files == [2]
+
+
 def test_points_start_from_the_nearest_that_was_tuned(data: LoadedData, tmp_path: Path) -> None:
     chain = estimator(data, tmp_path / "chain").estimate(CHAIN[:2])
     alone = estimator(data, tmp_path / "alone").estimate(CHAIN[1:2])
