@@ -25,11 +25,14 @@ from search.domain.space import Decisions
 from search.networks.build import build_joined
 from search.networks.convert import convert_module
 from search.networks.inspection import inspect_network
+from search.pruning.apply import apply_decisions
 from search.pruning.channels import remove_channels
+from search.pruning.fold import to_plan_tensors
 from search.pruning.fuse import fused_modules
 from search.pruning.groups import IndexArray
 from search.pruning.trace import trace_network
 from tests.unit.search.networks.own_networks import INPUT_SHAPE, Classifier, conv_bn
+from tests.unit.search.networks.test_network_families import halves, verify_files
 from tests.unit.search.pruning.pruning_networks import randomise
 from tests.unit.search.pruning.test_trace import check_pruned
 
@@ -465,6 +468,22 @@ def test_every_construct_is_pruned_right_or_refused(name: str) -> None:
             torch.testing.assert_close(remove_channels(model, spec, chosen)(x), expected, rtol=1e-4, atol=1e-5)
             assert not torch.allclose(expected, model(x), rtol=1e-4, atol=1e-5)
     check_pruned(model, spec, Decisions(channels={name: len(indices) for name, indices in kept.items()}))
+
+
+@pytest.mark.slow  # Runs each in every runtime that is here.
+@pytest.mark.parametrize("name", [name for name, row in ALL.items() if row.groups])
+def test_every_pruned_construct_runs_as_exported(name: str) -> None:
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        network = convert_module(ALL[name].make(), torch.zeros(1, *INPUT_SHAPE), "tried").network
+    model = randomise(build_joined(network).model)
+    spec = trace_network(model, INPUT_SHAPE, "tried")
+    decisions = halves(spec)
+    pruned = apply_decisions(model, spec, decisions)
+    x = torch.randn(1, *INPUT_SHAPE, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = pruned.model(x)[0]
+    verify_files(*to_plan_tensors(pruned, spec, decisions), x[0].numpy(), expected.numpy())
 
 
 def test_the_documentation_has_the_same_table() -> None:
