@@ -288,6 +288,13 @@ class _Fuser:
     def _add_weighted(self, node: fx.Node, found: Operator) -> None:
         assert found.module is not None
         self._claim(node, found.module)
+        read = self.shapes[found.sources[0]]
+        if found.kind is Kind.LINEAR and len(read) != 1:
+            raise unsupported(
+                node,
+                f"it is a linear layer along the last axis of {read}: flatten in front of it, or use a convolution of "
+                "1x1 for one along the channels",
+            )
         draft = self._append(node, found, _WEIGHTED[found.kind], found.module)
         draft.weights = found.module
         if found.kind is Kind.LINEAR and draft.in_shape[1:] != (1, 1):

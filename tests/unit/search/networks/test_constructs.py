@@ -378,6 +378,25 @@ FURTHER = {
         make=head_on(lambda x, norm: norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), 8, norm=nn.LayerNorm(8)),
         refused="LayerNorm",
     ),
+    "linear layer along the width": Row(
+        make=head_on(lambda x, one: F.relu(one(x)), 8, one=nn.Linear(8, 8)), refused="along the last axis"
+    ),
+    "difference of two maps": Row(
+        make=head_on(lambda x, one, other: F.relu(one(x) - other(x)), 6, one=conv_bn(8, 6), other=conv_bn(8, 6)),
+        refused="the number -1",
+    ),
+    "batch norm behind an activation or another one": Row(
+        make=head_on(
+            lambda x, one, again, other: other(F.relu(again(one(x)))), 6,
+            one=conv_bn(8, 6), again=nn.BatchNorm2d(6), other=nn.BatchNorm2d(6),
+        ),
+        groups={STEM: 8, "features.layers.one.0": 6},
+    ),
+    "activation of a map that is also read without": Row(
+        make=head_on(lambda x, one: torch.cat([y := one(x), F.relu(y)], 1), 12,
+                     one=conv_bn(8, 6)),
+        refused="that nothing else reads",
+    ),
     "flattening with the channels last": Row(
         make=behind(Of0(lambda x: x.permute(0, 2, 3, 1).flatten(1)), outputs=384), refused="in the order"
     ),
