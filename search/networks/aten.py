@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from search.networks.document import NetworkNode
 from search.networks.ops import NetworkOp
-from search.networks.walker import COMPUTED, ShapedLeaf, Value, Walker, arguments, refuse, shape_of
+from search.networks.walker import COMPUTED, ShapedLeaf, Value, Walker, arguments, place_of, refuse, shape_of
 
 #: What `torch` writes for "to the end".
 _END = (1 << 63) - 1
@@ -288,16 +288,20 @@ def _window(a: dict[str, Any]) -> dict[str, Any]:
 def _adaptive_pool(walker: Walker, node: fx.Node, a: dict[str, Any]) -> Value:
     x, size = walker.operand(node, a["self"]), [int(n) for n in shape_of(node)[-2:]]
     image = [int(n) for n in shape_of(a["self"])[-2:]]
-    if size == image:
+    if size == [1, 1] or any(had % has for had, has in zip(image, size, strict=True)):
+        return walker.emit(node, NetworkOp.ADAPTIVE_AVG_POOL, [x], size=size)
+    # Windows of one size, one beside the other.
+    window = [had // has for had, has in zip(image, size, strict=True)]
+    walker.notes.append(
+        f"{place_of(node)} is written as an average pool of {window[0]}x{window[1]}, which is the same for "
+        f"{image[0]}x{image[1]} pixels but not for other sizes of the image"
+    )
+    if window == [1, 1]:
         return x
-    if size != [1, 1] and not any(had % has for had, has in zip(image, size, strict=True)):
-        # Windows of one size, one beside the other.
-        window = [had // has for had, has in zip(image, size, strict=True)]
-        return walker.emit(
-            node, NetworkOp.AVG_POOL, [x], kernel=window, stride=window, padding=[0, 0], ceil_mode=False,
-            count_include_pad=True,
-        )  # fmt: skip
-    return walker.emit(node, NetworkOp.ADAPTIVE_AVG_POOL, [x], size=size)
+    return walker.emit(
+        node, NetworkOp.AVG_POOL, [x], kernel=window, stride=window, padding=[0, 0], ceil_mode=False,
+        count_include_pad=True,
+    )  # fmt: skip
 
 
 def _mean(walker: Walker, node: fx.Node, a: dict[str, Any]) -> Value:

@@ -69,4 +69,4 @@ def _convert(capture: Capture, name: str, example: Tensor | None) -> ConvertedNe
     used = document.tensor_shapes
     network = Network(document=document, tensors={n: t for n, t in walker.tensors.items() if n in used})
     notes = check_agreement(capture, walker, build_network(network), example)
-    return ConvertedNetwork(network=network, notes=notes)
+    return ConvertedNetwork(network=network, notes=(*walker.notes, *notes))

@@ -49,6 +49,8 @@ class Walker:
     computed_by: dict[fx.Node, str] = field(default_factory=dict)
     #: Nodes of the graph that write into the tensor that they read.
     writes: list[fx.Node] = field(default_factory=list)
+    #: What was written as something else that computes the same at the size of the example.
+    notes: list[str] = field(default_factory=list)
     _names: set[str] = field(default_factory=lambda: {NETWORK_INPUT})
 
     def emit(self, node: fx.Node, op: NetworkOp, inputs: Sequence[str], **attributes: Any) -> str:

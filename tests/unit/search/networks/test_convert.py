@@ -213,6 +213,18 @@ def test_what_training_does_otherwise_is_told() -> None:
     assert "in training mode the original computes something else" in note
 
 
+def test_that_an_adaptive_pool_adapts_no_more_is_told() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.AdaptiveAvgPool2d(2), nn.AdaptiveAvgPool2d(2))
+    converted = convert(model)
+    (conv, pool) = converted.network.document.nodes
+    first, second = converted.notes
+
+    assert (conv.op, pool.op, pool.attributes["kernel"]) == (NetworkOp.CONV2D, NetworkOp.AVG_POOL, [4, 4])
+    assert "in '1'" in first
+    assert "is written as an average pool of 4x4, which is the same for 8x8 pixels but not for other" in first
+    assert "an average pool of 1x1, which is the same for 2x2 pixels" in second
+
+
 def test_difference_is_never_hidden() -> None:
     ones = torch.ones(2)
 
