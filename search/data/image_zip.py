@@ -72,6 +72,8 @@ def check_checksums(archive: zipfile.ZipFile, path: Path) -> None:
 
 
 def _checked_name(entry: zipfile.ZipInfo, path: Path) -> PurePosixPath:
+    if not entry.filename:
+        raise DataError(f"{path}: a file in it has no name: make the zip again")
     name = PurePosixPath(entry.filename)
     if name.is_absolute() or ".." in name.parts or "\\" in entry.filename or ":" in entry.filename.partition("/")[0]:
         raise DataError(f"{path}: the name {entry.filename!r} leads out of the archive: make the zip again")

@@ -9,6 +9,7 @@ import pytest
 
 from search.data.dataset import DataError
 from search.data.reading import read_data
+from tests.fuzz.files import CORPUS
 from tests.unit.search.data.data_files import image_bytes, write_zip
 
 SHAPE = (3, 4, 6)
@@ -81,6 +82,12 @@ def test_names_what_is_wrong(tmp_path: Path, files: dict[str, bytes], message: s
         read_data(path, image_shape=SHAPE, cache_dir=tmp_path / "cache")
 
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_file_without_a_name_is_refused(tmp_path: Path) -> None:
+    """Python's library cannot write one, so it is one that the fuzzer made."""
+    with pytest.raises(DataError, match="a file in it has no name: make the zip again"):
+        read_data(CORPUS / "data" / "zip-entry-without-a-name", image_shape=SHAPE, cache_dir=tmp_path / "cache")
 
 
 def test_refuses_damaged_files(tmp_path: Path, good: Path) -> None:
