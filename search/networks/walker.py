@@ -4,12 +4,14 @@ operator becomes is in `search.networks.aten`.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 import numpy as np
+import torch
 from torch import Tensor, fx
 
 from device_agent.contracts import NETWORK_INPUT, ContractError
@@ -31,6 +33,8 @@ COMPUTED = (
     "is computed and no parameter of the network: remove parametrisations such as weight norm first "
     "(torch.nn.utils.parametrize.remove_parametrizations)"
 )
+
+_TORCH = f"{os.path.dirname(torch.__file__)}{os.sep}"
 
 #: What a node of the graph stands for: a node of the document, several of them, or a tensor of the network.
 Value = str | list[str] | ShapedLeaf
@@ -179,6 +183,8 @@ def place_of(node: fx.Node) -> str:
     path = next((str(entry[0]) for entry in reversed(list(stack.values()))), "")
     path = re.sub(r"^L\['self'\]\.?", "", path)
     lines = re.findall(r'File "([^"]+)", line (\d+)', node.meta.get("stack_trace") or "")
+    # The user's code that calls a module of torch, rather than that module's own.
+    lines = [line for line in lines if not line[0].startswith(_TORCH)] or lines
     where = "".join((f" in {path!r}" if path else "", f", {lines[-1][0]}:{lines[-1][1]}" if lines else ""))
     return f"{node.name} ({node.target}){where}"
 

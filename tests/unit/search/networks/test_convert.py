@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from unittest import mock
 
@@ -172,6 +173,23 @@ def data_skip(x: Tensor) -> Tensor:
 def test_what_the_format_does_not_have_is_refused(model: nn.Module, said: str) -> None:
     with pytest.raises(ContractError, match=said):
         convert(model)
+
+
+class Shrunk(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.act = nn.Conv2d(3, 4, 3), nn.ELU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.act(self.conv(x))
+        return result
+
+
+def test_an_error_names_the_layer_and_the_line_of_the_user_s_code() -> None:
+    line = Shrunk.forward.__code__.co_firstlineno + 1
+
+    with pytest.raises(ContractError, match=rf"elu.* in 'act', {re.escape(__file__)}:{line} cannot be converted"):
+        convert(Shrunk())
 
 
 def test_a_wrong_conversion_is_refused_with_the_first_node_that_differs() -> None:
