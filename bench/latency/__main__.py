@@ -21,7 +21,7 @@ from bench.latency.active import BUDGETS_MINUTES, active_part
 from bench.latency.attempts import read_records
 from bench.latency.dataset import MEASUREMENTS_FILE
 from bench.latency.imported_a72 import imported_a72
-from bench.latency.model import baselines_part, curve_part, model_part
+from bench.latency.model import baselines_part, curve_part, model_part, with_known
 from bench.latency.spread import spread
 from bench.latency.stored import STORED, Dataset, from_records, machine_name, read_dataset, write_dataset
 from bench.latency.transfer import transfer_part
@@ -30,6 +30,7 @@ from bench.latency.verdicts import verdicts
 _QUICK_NETWORKS = 10
 #: Fitting takes the third power of their number.
 _QUICK_KERNELS = 600
+_QUICK_KNOWN = 24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +42,10 @@ class Run:
 
     def dataset(self) -> Dataset:
         """The measurements of the work folder or file, or those that came with the source."""
+        dataset = self.all_measured()
+        return with_known(dataset, _QUICK_KNOWN) if self.quick else dataset
+
+    def all_measured(self) -> Dataset:
         if self.measurements is None or self.measurements.is_file():
             return read_dataset(self.measurements or STORED)
         return from_records(read_records(self.measurements / MEASUREMENTS_FILE), machine_name())
@@ -116,7 +121,7 @@ def main() -> None:
     arguments = parser.parse_args()
     run = Run(quick=arguments.quick, measurements=arguments.measurements)
     if arguments.store:
-        write_dataset(STORED, run.dataset())
+        write_dataset(STORED, run.all_measured())
     for name in arguments.parts or (QUICK_PARTS if arguments.quick else tuple(PARTS)):
         figures = PARTS[name](run)
         # Other parts' figures stay: each part may be run on its own.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -167,19 +167,20 @@ def curve_part(
 
 def _by_known_networks(dataset: Dataset, networks: Sequence[NetworkLatency]) -> list[dict[str, Any]]:
     model = fit(dataset.kernels)
-    known, profiles = known_networks(dataset), known_profiles(dataset)
-    names = _known_names(dataset)
-    # The first of each architecture, then the second, as sets of these sizes would have been measured.
-    order = sorted(range(len(names)), key=lambda i: (names[i].split("/")[1], int(names[i].split("/")[2]), names[i]))
     found = []
-    for count in sorted({min(count, len(known)) for count in NETWORK_COUNTS}):
-        some = order[:count]
-        whole = fit_whole_networks(
-            model, [known[i] for i in some], None if profiles is None else [profiles[i] for i in some]
-        )
-        errors = errors_of(whole.predict_all([network.kernels for network in networks])[0], networks)
+    for count in sorted({min(count, len(known_networks(dataset))) for count in NETWORK_COUNTS}):
+        errors = errors_of(predicted_by_model(model, with_known(dataset, count), networks), networks)
         found.append({"known_networks": count, **asdict(errors)})
     return found
+
+
+def with_known(dataset: Dataset, count: int) -> Dataset:
+    """`dataset` with `count` of the networks that corrections are fitted to: the first of each architecture, then the
+    second, as they would have been measured.
+    """
+    known = sorted(_known_names(dataset), key=lambda name: (name.split("/")[1], int(name.split("/")[2]), name))
+    dropped = set(known[count:])
+    return replace(dataset, networks={name: n for name, n in dataset.networks.items() if name not in dropped})
 
 
 def _active_models(
