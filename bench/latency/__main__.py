@@ -69,7 +69,7 @@ def _curve(run: Run) -> dict[str, Any]:
 
 
 def _active(run: Run) -> dict[str, Any]:
-    return active_part(run.dataset(), BUDGETS_MINUTES[:2], 60, 1) if run.quick else active_part(run.dataset())
+    return active_part(run.dataset(), BUDGETS_MINUTES[:1], 60, 1) if run.quick else active_part(run.dataset())
 
 
 def _transfer(run: Run) -> dict[str, Any]:
