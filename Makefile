@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 .PHONY: setup demo test test-slow test-docs test-sanitizers docs audit check bench bench-kernels bench-search bench-latency \
-	bench-load chaos fuzz wheels release clean
+	bench-load chaos fuzz screenshots wheels release clean
 
 setup: $(VENV)/.installed
 
@@ -31,6 +31,10 @@ docs: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints/cpu.txt --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 	$(BIN)/python -m docsite.check site
+
+# The pictures of the dashboard in docs/images/, from a real run on this machine: some ten minutes, wants chromium.
+screenshots: setup
+	$(BIN)/python -m docsite.screenshots
 
 # The loader of program images and all kernels under the address and undefined-behaviour sanitizers.
 test-sanitizers: setup

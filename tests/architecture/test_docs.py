@@ -12,6 +12,7 @@ import yaml
 
 from device_agent.contracts import VerdictReason
 from device_agent.settings import ENVIRONMENT
+from docsite.screenshots import MAX_BYTES
 from search.domain.config import SearchConfig, parse_config
 from search.domain.result import FrontPoint, SearchResult, result_schema
 from server.settings import ENV_PREFIX, Settings
@@ -99,3 +100,16 @@ def test_every_page_is_in_the_site() -> None:
     listed = set(re.findall(r"[\w/-]+\.md", str(yaml.safe_load(text)["nav"])))
     missing = {page.removeprefix("docs/") for page in pages() if page.startswith("docs/")} - listed
     assert not missing, f"add {', '.join(sorted(missing))} to `nav` in mkdocs.yml"
+
+
+def test_pages_show_every_picture_and_none_is_large() -> None:
+    """Those of the dashboard are of `make screenshots`; a README is loaded with its pictures."""
+    shown = set()
+    for page in pages():
+        for link in re.findall(r"!\[[^]]*\]\(([^)]+)\)", (ROOT / page).read_text(encoding="utf-8")):
+            path = ((ROOT / page).parent / link).resolve()
+            assert path.is_file(), f"{page} shows {link}"
+            shown.add(path.name)
+    stored = {path.name: path.stat().st_size for path in (ROOT / "docs" / "images").iterdir()}
+    assert set(stored) == shown
+    assert {name: size for name, size in stored.items() if size > MAX_BYTES} == {}
