@@ -178,7 +178,7 @@ def write_dataset(path: Path, dataset: Dataset) -> None:
             [name, round(n.latency_ns, 1), round(n.std_ns, 1), [distinct[kernel] for kernel in n.kernels]]
             for name, n in sorted(dataset.networks.items())
         ],
-        "op_ns": {name: [round(ns) for ns in times] for name, times in sorted(dataset.op_ns.items())},
+        "op_ns": {name: [round(ns, 1) for ns in times] for name, times in sorted(dataset.op_ns.items())},
     }
     text = json.dumps(document, separators=(",", ":"))
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ Where the networks were profiled, operator by operator, most of that is told by 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -170,7 +171,7 @@ def fit_whole_networks(
 
     `op_ns` are the times of each network's operators as a profile of the whole network gives them, in the order of its
     kernels; `rng` (by default of seed 0) is for `fit_in_network`. Raises `LatencyModelError` with fewer networks than
-    `MIN_NETWORKS`, and where a profile has not one time for each kernel.
+    `MIN_NETWORKS`, and where a profile has not one time above 0 for each kernel.
     """
     if len(networks) < MIN_NETWORKS:
         raise LatencyModelError(
@@ -184,6 +185,8 @@ def fit_whole_networks(
             raise LatencyModelError(
                 f"a profile has {len(times)} times for a network of {len(network.kernels)} kernels: give one for each"
             )
+        if not all(0 < ns < math.inf for ns in times):
+            raise LatencyModelError(f"a profile has {min(times)!r} ns for an operator: leave that network's out")
     places = places_of(model, [network.kernels for network in networks])
     in_network = fit_in_network(places, np.concatenate(op_ns), rng or np.random.default_rng(0))
     # Each network's from the others, as an unseen one's will be: its own profile would be closer than any of theirs.

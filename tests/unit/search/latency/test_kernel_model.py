@@ -315,6 +315,8 @@ def test_profiles_tell_what_the_total_times_of_few_networks_do_not(model: Kernel
     assert profiled.prices.of("weight_bytes") == 0.0
     with pytest.raises(LatencyModelError, match="one for each"):
         fit_whole_networks(model, networks, [in_network_ns(network, model)[1:] for network in known])
+    with pytest.raises(LatencyModelError, match=r"0\.0 ns for an operator"):
+        fit_whole_networks(model, networks, [[0.0, *in_network_ns(network, model)[1:]] for network in known])
 
 
 def test_an_operator_is_told_by_its_place(model: KernelLatencyModel) -> None:
