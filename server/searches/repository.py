@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from sqlalchemy import Row, and_, case, delete, false, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Row, and_, case, delete, false, func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from device_agent.contracts import encode
@@ -134,11 +134,12 @@ def claim_runnable_job(
 
     `take_over_own` also takes running jobs of a worker of the same name: for the start of a process whose name
     nobody else can have. `held` is what this process had claimed when something else than the search got in its way: it
-    is taken up again at once. Jobs that were asked to pause or to stop, but lost their worker, are settled on the way,
-    and those that lost `max_takeovers` workers without getting any further fail; 0 is without limit.
+    is taken up again at once. Jobs that were asked to pause or to stop, but lost their worker in one of these ways, are
+    settled on the way, and those that lost `max_takeovers` workers without getting any further fail; 0 is no limit.
     """
-    _settle_abandoned(session, stale_s)
-    while (row := _take_oldest(session, worker, stale_s, take_over_own, held)) is not None:
+    is_lost = or_(_is_lost(worker, stale_s, take_over_own), _is_held(held))
+    _settle_abandoned(session, is_lost)
+    while (row := _take_oldest(session, worker, is_lost, held)) is not None:
         claim = JobClaim(
             search_id=row.id,
             epoch=row.epoch,
@@ -155,19 +156,24 @@ def claim_runnable_job(
     return None
 
 
-def _take_oldest(
-    session: Session, worker: str, stale_s: float, take_over_own: bool, held: JobClaim | None
-) -> Row[Any] | None:
+def _is_held(held: JobClaim | None) -> ColumnElement[bool]:
+    return false() if held is None else and_(SearchRow.id == held.search_id, SearchRow.epoch == held.epoch)
+
+
+def _is_lost(worker: str, stale_s: float, take_over_own: bool) -> ColumnElement[bool]:
     silent = SearchRow.heartbeat_at < now_s() - stale_s
-    is_held = false() if held is None else and_(SearchRow.id == held.search_id, SearchRow.epoch == held.epoch)
-    is_lost = or_(silent, SearchRow.worker == worker) if take_over_own else silent
+    return or_(silent, SearchRow.worker == worker) if take_over_own else silent
+
+
+def _take_oldest(session: Session, worker: str, is_lost: ColumnElement[bool], held: JobClaim | None) -> Row[Any] | None:
+    is_held = _is_held(held)
     order = () if held is None else (case((is_held, 0), else_=1),)
     picked = (
         select(SearchRow.id)
         .where(
             or_(
                 and_(SearchRow.state == JobState.PENDING, SearchRow.not_before <= now_s()),
-                and_(SearchRow.state == JobState.RUNNING, or_(is_lost, is_held)),
+                and_(SearchRow.state == JobState.RUNNING, is_lost),
             )
         )
         .order_by(*order, SearchRow.id)
@@ -534,13 +540,13 @@ def _finish(session: Session, claim: JobClaim, target: JobState, **values: Any) 
     cancel_unwanted_tasks(session, claim.search_id)
 
 
-def _settle_abandoned(session: Session, stale_s: float) -> None:
+def _settle_abandoned(session: Session, is_lost: ColumnElement[bool]) -> None:
     """Complete pauses and cancellations whose worker is gone."""
     abandoned = session.execute(
         select(SearchRow.id, SearchRow.epoch, SearchRow.state)
         .where(
             SearchRow.state.in_((JobState.PAUSING, JobState.CANCELLING)),
-            SearchRow.heartbeat_at < now_s() - stale_s,
+            is_lost,
         )
         .with_for_update(skip_locked=True)
     ).all()

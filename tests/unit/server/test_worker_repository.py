@@ -263,6 +263,21 @@ class TestSteering:
         with pytest.raises(ClaimLost), lab.database.write() as session:
             repository.heartbeat(session, got)
 
+    @pytest.mark.parametrize(("what", "target"), [("pause", JobState.PAUSED), ("cancel", JobState.CANCELLED)])
+    @pytest.mark.parametrize("is_restarted", [True, False])
+    def test_a_worker_that_was_interrupted_settles_its_own_at_once(
+        self, lab: ServerLab, what: str, target: JobState, is_restarted: bool
+    ) -> None:
+        got = claimed(lab)
+        user(lab, got.search_id, what)
+        # Another worker cannot know yet that nobody is at it.
+        assert claim(lab, "w2", take_over_own=True) is None
+        assert state(lab, got.search_id).has_worker
+        assert (claim(lab, take_over_own=True) if is_restarted else claim(lab, held=got)) is None
+        assert state(lab, got.search_id) is target
+        with pytest.raises(ClaimLost), lab.database.write() as session:
+            repository.heartbeat(session, got)
+
 
 class TestEnd:
     def test_complete(self, lab: ServerLab) -> None:
