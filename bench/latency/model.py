@@ -151,7 +151,7 @@ def curve_part(
     whole, dataset = dataset, with_known(dataset, _KNOWN_OF_CURVE)
     pool = list(dataset.kernels)
     sizes = [size for size in sizes if size <= len(pool)]
-    targets = [network.kernels for network in dataset.of_split(Split.DEVELOPMENT).values()]
+    targets = [network.kernels for network in whole.of_split(Split.DEVELOPMENT).values()]
     curves: dict[str, list[dict[str, Any]]] = {"random": [], "active": []}
     runs: dict[str, list[list[NetworkErrors]]] = {"random": [], "active": []}
     for seed in range(num_seeds):
