@@ -198,6 +198,7 @@ def test_the_curve_has_both_choices_at_each_size(stored: Dataset) -> None:
     assert [row["known_networks"] for row in curve["networks"]][:2] == [12, 30]
     assert [row["measurements"] for row in curve["active"]] == [30, 40] == [r["measurements"] for r in curve["random"]]
     assert all(0 < row["rmspe"] < 1 for rows in curve.values() for row in rows)
+    assert all(0 < row["of_few_kernels"]["rmspe"] < 1 for row in curve["networks"])
 
 
 @pytest.mark.slow
