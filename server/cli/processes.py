@@ -50,11 +50,16 @@ def server(
     """Run the HTTP server alone. Migrate the database first: `kerf db upgrade`."""
     import uvicorn
 
+    from server.http_protocol import BoundedHttpProtocol
+
     uvicorn.run(
         "server.app:create_app",
         factory=True,
         host=host,
         port=port,
+        http=BoundedHttpProtocol,
+        # There are none, and each is one way in less.
+        ws="none",
         timeout_graceful_shutdown=GRACEFUL_TIMEOUT_S,
         log_level="warning",
     )
