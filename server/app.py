@@ -42,6 +42,7 @@ from server.request_log import RequestLog
 from server.searches import endpoints as searches
 from server.searches import events
 from server.settings import Settings
+from server.streams import OpenStreams
 from server.workers import endpoints as workers
 
 log = structlog.get_logger(__name__)
@@ -114,6 +115,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         stopping=asyncio.Event(),
         requests=RateLimit(settings.max_requests_per_minute),
         failed_sign_ins=RateLimit(settings.max_failed_sign_ins_per_minute),
+        streams=OpenStreams(settings.max_streams),
         counters=app.state.counters,
         unknown_reports=UnknownReports(),
     )

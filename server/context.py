@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -21,6 +22,7 @@ from server.fleet.unknown_reports import UnknownReports
 from server.fleet.waiting import LeaseWaiters
 from server.rates import RateLimit
 from server.settings import Settings
+from server.streams import OpenStreams, Stream
 
 #: Browsers cannot add a header to an event stream or a page: they send the token in this cookie, for reading only.
 TOKEN_COOKIE = "kerf_token"
@@ -40,6 +42,7 @@ class Context:
     stopping: asyncio.Event
     requests: RateLimit
     failed_sign_ins: RateLimit
+    streams: OpenStreams
     counters: Counters
     unknown_reports: UnknownReports
     #: What runs beside the requests, until `stopping`.
@@ -66,10 +69,16 @@ def get_principal(
         token = request.cookies.get(TOKEN_COOKIE)
     if token is None:
         raise Unauthorized("send a token: 'Authorization: Bearer kerf_u_...'", headers={"WWW-Authenticate": "Bearer"})
+    return admitted(request, context, token)
+
+
+def admitted(request: Request, context: Context, token: str, *, counts_failure: bool = True) -> Principal:
+    """Whose token a request brings. Raises `Unauthorized`, or `TooManyRequests`: every way in counts here."""
     try:
         principal = authenticate(context.database, context.hasher, token)
     except Unauthorized:
-        count_failure(request, context)
+        if counts_failure:
+            count_failure(request, context)
         raise
     request.state.principal = principal
     if (wait_s := context.requests.take(principal.token_id)) is not None:
@@ -79,6 +88,15 @@ def get_principal(
             headers={"Retry-After": str(wait_s)},
         )
     return principal
+
+
+@contextmanager
+def streaming(request: Request, context: Context) -> Iterator[Stream]:
+    """The stream that answers a request whose sender is known by now. Raises `TooManyRequests`."""
+    principal: Principal | None = getattr(request.state, "principal", None)
+    token_id = None if principal is None else principal.token_id
+    with context.streams.one(token_id):
+        yield Stream(context.database, context.stopping, token_id)
 
 
 def count_failure(request: Request, context: Context) -> None:

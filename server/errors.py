@@ -16,6 +16,10 @@ from typing import Any
 #: An identifier, as RFC 9457 section 3.1.1 allows: nothing has to answer there.
 TYPE_PREFIX = "tag:kerf,2026:problem:"
 
+#: Nobody reads more, and what a client sent is not sent back whole.
+MAX_TEXT_CHARS = 8000
+MAX_FIELD_ERRORS = 100
+
 
 class ApiError(Exception):
     """What the caller did cannot be done. Subclasses fix the status; `code` tells the cases of one status apart."""
@@ -105,8 +109,15 @@ def problem(
         type=TYPE_PREFIX + code,
         title=HTTPStatus(status).phrase,
         status=status,
-        detail=detail,
+        detail=_shortened(detail),
         code=code,
         retryable=retryable,
-        errors=tuple(FieldError(field=str(e["field"]), message=str(e["message"])) for e in errors),
+        errors=tuple(
+            FieldError(field=_shortened(str(e["field"])), message=_shortened(str(e["message"])))
+            for e in errors[:MAX_FIELD_ERRORS]
+        ),
     )
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= MAX_TEXT_CHARS else f"{text[:MAX_TEXT_CHARS]} ..."

@@ -19,9 +19,9 @@ from prometheus_client.registry import Collector
 from sqlalchemy import ColumnElement, case, func, literal_column, select
 from sqlalchemy.orm import Session
 
-from server.accounts.service import Scope, authenticate
+from server.accounts.service import Scope
 from server.columns import database_time_s, now_s
-from server.context import Context, ContextDep
+from server.context import Context, ContextDep, admitted
 from server.dashboard.session import is_local
 from server.errors import Forbidden, Unauthorized
 from server.fleet.devices import MISSED_HEARTBEATS, DeviceState
@@ -147,7 +147,7 @@ def _require_reader(request: Request, context: Context) -> None:
         return
     scheme, token = get_authorization_scheme_param(request.headers.get("authorization"))
     if scheme.lower() == "bearer":
-        if not authenticate(context.database, context.hasher, token).may(Scope.READ):
+        if not admitted(request, context, token).may(Scope.READ):
             raise Forbidden("this needs the scope 'read'")
         return
     if not is_local(request):

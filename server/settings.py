@@ -44,6 +44,8 @@ class Settings:
             429. 0 is without limit.
         max_failed_sign_ins_per_minute: Wrong tokens and enrolment codes from one address; more are answered with 429.
             0 is without limit.
+        max_streams: Event streams that one token may have open at each server process: more are answered with 429. 0 is
+            without limit.
         lease_duration_s: A lease that is not renewed for so long goes to another attempt.
         max_attempts: A task that failed so often for reasons that count is given up.
         heartbeat_interval_s: Told to agents: how often they report in.
@@ -86,6 +88,7 @@ class Settings:
     max_body_bytes: int = 32 << 20
     max_requests_per_minute: int = 30_000
     max_failed_sign_ins_per_minute: int = 60
+    max_streams: int = 250
     lease_duration_s: float = 120.0
     max_attempts: int = 3
     heartbeat_interval_s: float = 20.0
@@ -142,7 +145,7 @@ class Settings:
             raise ContractError(f"artifacts_cache_bytes {self.artifacts_cache_bytes!r} must not be negative")
         if min(self.max_artifact_bytes, self.max_body_bytes) < 1:
             raise ContractError("max_artifact_bytes and max_body_bytes must be at least 1")
-        for name in ("max_requests_per_minute", "max_failed_sign_ins_per_minute"):
+        for name in ("max_requests_per_minute", "max_failed_sign_ins_per_minute", "max_streams"):
             if getattr(self, name) < 0:
                 raise ContractError(f"{name} {getattr(self, name)!r} is negative: 0 is without limit")
         if self.multi_user and self.open_dashboard:

@@ -104,11 +104,11 @@ def iso(time_s: float | None) -> str | None:
     return datetime.fromtimestamp(time_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def body_of(cls: type[T]) -> Callable[[Request], Coroutine[Any, Any, T]]:
-    """A dependency that reads the body as `cls`."""
+def body_of(cls: type[T], *, max_bytes: int | None = None) -> Callable[[Request], Coroutine[Any, Any, T]]:
+    """A dependency that reads the body as `cls`: of up to `max_bytes`, and never more than `max_body_bytes`."""
 
     async def read(request: Request) -> T:
-        return checked(cls, await read_json(request))
+        return checked(cls, await _read_json(request, max_bytes))
 
     return read
 
@@ -154,7 +154,12 @@ def unprocessable(error: ContractError) -> Unprocessable:
 
 async def read_json(request: Request) -> object:
     """The body as JSON data. Raises `BadRequest`, or `PayloadTooLarge`."""
-    raw = await _read_limited(request, request.app.state.context.settings.max_body_bytes)
+    return await _read_json(request, None)
+
+
+async def _read_json(request: Request, max_bytes: int | None) -> object:
+    limit = request.app.state.context.settings.max_body_bytes
+    raw = await _read_limited(request, limit if max_bytes is None else min(limit, max_bytes))
     try:
         data = json.loads(raw)
     except (ValueError, RecursionError) as error:

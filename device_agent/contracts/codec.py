@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import math
+import reprlib
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -21,6 +22,13 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 JsonValue = None | bool | int | float | str | list["JsonValue"] | dict[str, "JsonValue"]
+
+
+#: How errors show a value: whole where it is short, and of a large one no more than the beginning.
+_SHOWN = reprlib.Repr()
+_SHOWN.maxstring = _SHOWN.maxother = _SHOWN.maxlong = 200
+_SHOWN.maxlist = _SHOWN.maxdict = _SHOWN.maxtuple = 10
+_SHOWN.maxlevel = 3
 
 
 class ContractError(ValueError):
@@ -116,7 +124,7 @@ def _decode(hint: Any, data: object, where: str) -> object:
     if origin is tuple:
         args = typing.get_args(hint)
         if not isinstance(data, list | tuple):
-            raise ContractError(f"{where}: expected a list, got {data!r}")
+            raise ContractError(f"{where}: expected a list, got {_SHOWN.repr(data)}")
         if len(args) == 2 and args[1] is Ellipsis:
             return tuple(_decode(args[0], v, f"{where}[{i}]") for i, v in enumerate(data))
         if len(args) != len(data):
@@ -124,7 +132,7 @@ def _decode(hint: Any, data: object, where: str) -> object:
         return tuple(_decode(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(args, data, strict=True)))
     if origin in (dict, Mapping):
         if not isinstance(data, Mapping):
-            raise ContractError(f"{where}: expected an object, got {data!r}")
+            raise ContractError(f"{where}: expected an object, got {_SHOWN.repr(data)}")
         item = typing.get_args(hint)[1]
         return {str(k): _decode(item, v, f"{where}.{k}") for k, v in data.items()}
     if hint is Any or hint is object:
@@ -161,33 +169,33 @@ def _num_shared_names(option: Any, data: object) -> int:
 def _decode_class(cls: type, data: object, where: str) -> object:
     if isinstance(data, cls) and not dataclasses.is_dataclass(cls):
         if isinstance(data, bool) and cls is not bool:
-            raise ContractError(f"{where}: expected {cls.__name__}, got {data!r}")
+            raise ContractError(f"{where}: expected {cls.__name__}, got {_SHOWN.repr(data)}")
         if isinstance(data, float) and not math.isfinite(data):
-            raise ContractError(f"{where}: {data!r} is not a finite number")
+            raise ContractError(f"{where}: {_SHOWN.repr(data)} is not a finite number")
         return data
     if issubclass(cls, Enum):
         try:
             return cls(data)
         except ValueError:
             known = ", ".join(repr(m.value) for m in cls)
-            raise ContractError(f"{where}: {data!r} is not one of {known}") from None
+            raise ContractError(f"{where}: {_SHOWN.repr(data)} is not one of {known}") from None
     if dataclasses.is_dataclass(cls):
         return _decode_dataclass(cls, data, where)
     if cls is float and isinstance(data, int) and not isinstance(data, bool):
         return float(data)
-    raise ContractError(f"{where}: expected {cls.__name__}, got {data!r}")
+    raise ContractError(f"{where}: expected {cls.__name__}, got {_SHOWN.repr(data)}")
 
 
 def _decode_dataclass(cls: type, data: object, where: str) -> object:
     if isinstance(data, cls):
         return data
     if not isinstance(data, Mapping):
-        raise ContractError(f"{where}: expected an object, got {data!r}")
+        raise ContractError(f"{where}: expected an object, got {_SHOWN.repr(data)}")
     hints = _hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
     unknown = sorted(str(k) for k in data if k not in fields)
     if unknown:
-        raise ContractError(f"{where}: unknown field {unknown[0]!r}; known are {', '.join(fields)}")
+        raise ContractError(f"{where}: unknown field {_SHOWN.repr(unknown[0])}; known are {', '.join(fields)}")
     values = {}
     for name, field in fields.items():
         if name in data:

@@ -38,21 +38,24 @@ def insert_token(
     return token_id
 
 
+_IS_USABLE = and_(TokenRow.revoked_at.is_(None), or_(TokenRow.expires_at.is_(None), TokenRow.expires_at > now_s()))
+
 #: Built once: every request asks this, and to build it takes longer than to answer it.
 _FIND_TOKEN = select(
     TokenRow,
     or_(TokenRow.last_used_at.is_(None), TokenRow.last_used_at < now_s() - LAST_USED_RESOLUTION_S).label("due"),
-).where(
-    TokenRow.token_hash == bindparam("token_hash"),
-    TokenRow.revoked_at.is_(None),
-    or_(TokenRow.expires_at.is_(None), TokenRow.expires_at > now_s()),
-)
+).where(TokenRow.token_hash == bindparam("token_hash"), _IS_USABLE)
 
 
 def find_token(session: Session, token_hash: str) -> tuple[TokenRow, bool] | None:
     """A token that may be used now, and whether its `last_used_at` is due."""
     row = session.execute(_FIND_TOKEN, {"token_hash": token_hash}).one_or_none()
     return None if row is None else (row[0], bool(row[1]))
+
+
+def is_usable(session: Session, token_id: str) -> bool:
+    """Whether a token that was good still is."""
+    return bool(session.scalar(select(exists().where(TokenRow.id == token_id, _IS_USABLE))))
 
 
 def touch_token(session: Session, token_id: str) -> None:

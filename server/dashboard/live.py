@@ -19,6 +19,7 @@ from server.context import Context
 from server.dashboard.queries import SHOWN_DEVICES, SHOWN_SEARCHES
 from server.models import DeviceRow, MeasurementRow, SearchRow, TaskRow
 from server.states import TaskState
+from server.streams import Stream
 
 #: A page is fetched again at most so often: faster than that, nobody reads.
 MIN_INTERVAL_S = 1.0
@@ -28,18 +29,19 @@ Version = tuple[str, bool]
 
 
 async def changes(
-    context: Context, version: Callable[[Session], Version], last_seen: str | None
+    context: Context, stream: Stream, version: Callable[[Session], Version], last_seen: str | None
 ) -> AsyncIterator[ServerSentEvent]:
     """A "changed" event at once if the page may be stale, then one for every change; "end" when there are no more.
 
-    `last_seen` is the identity of the last event that the page got. Ends when the server stops.
+    `last_seen` is the identity of the last event that the page got. Ends when the server stops, or the viewer's
+    token ends.
     """
 
     def read() -> Version:
         with context.database.read() as session:
             return version(session)
 
-    while not context.stopping.is_set():
+    while await stream.goes_on():
         current, is_final = await run_in_threadpool(read)
         if current != last_seen:
             last_seen = current

@@ -16,8 +16,8 @@ from fastapi.routing import APIRoute
 from starlette.concurrency import run_in_threadpool
 
 from kerf.local import is_loopback
-from server.accounts.service import Scope, authenticate
-from server.context import TOKEN_COOKIE, Context, ContextDep
+from server.accounts.service import Principal, Scope, authenticate
+from server.context import TOKEN_COOKIE, Context, ContextDep, admitted
 from server.dashboard.pages import Viewer
 from server.dashboard.templating import render
 from server.errors import ApiError, Conflict, Forbidden, NotFound, TooManyRequests, Unauthorized
@@ -42,12 +42,23 @@ class SignInNeeded(Exception):
 
 
 def get_viewer(request: Request, context: ContextDep) -> Viewer:
-    """Who looks at a page. Raises `SignInNeeded`."""
+    """Who looks at a page. Raises `SignInNeeded`, or `TooManyRequests`."""
+    known: Viewer | None = getattr(request.state, "viewer", None)
+    if known is not None:
+        # A request is counted once.
+        return known
     token = request.cookies.get(TOKEN_COOKIE)
-    viewer = None if token is None else viewer_of_token(context, token)
-    if viewer is not None:
-        return viewer
-    if context.settings.open_dashboard and is_local(request):
+    is_open = context.settings.open_dashboard and is_local(request)
+    if token is not None:
+        try:
+            # Where no token is needed, one that has ended is no attempt to get in.
+            viewer = _viewer(context, admitted(request, context, token, counts_failure=not is_open))
+        except Unauthorized:
+            viewer = None
+        if viewer is not None:
+            request.state.viewer = viewer
+            return viewer
+    if is_open:
         # Whoever is on this machine may steer its searches; a code would let another machine in.
         return Viewer(name="this machine", can_sign_out=False, may_steer=True, may_enrol=False)
     raise SignInNeeded
@@ -72,6 +83,10 @@ def viewer_of_token(context: Context, token: str) -> Viewer | None:
         principal = authenticate(context.database, context.hasher, token)
     except Unauthorized:
         return None
+    return _viewer(context, principal)
+
+
+def _viewer(context: Context, principal: Principal) -> Viewer | None:
     if not principal.may(Scope.READ):
         return None
     return Viewer(
@@ -139,7 +154,7 @@ class DashboardRoute(APIRoute):
             except SignInNeeded:
                 return _ask_to_sign_in(request)
             except tuple(_PROBLEM_TITLES) as error:
-                return await run_in_threadpool(
+                answer = await run_in_threadpool(
                     render,
                     "problem.html",
                     status_code=error.status,
@@ -148,6 +163,8 @@ class DashboardRoute(APIRoute):
                     viewer=None,
                     path="",
                 )
+                answer.headers.update(error.headers)
+                return answer
 
         return handle_for_browser
 

@@ -17,7 +17,7 @@ from server.accounts.service import DEFAULT_CODE_LIFETIME_S, mint_enrolment_code
 from server.artifacts.store import check_digest
 from server.artifacts.visibility import is_visible
 from server.columns import database_time_s
-from server.context import TOKEN_COOKIE, Context, ContextDep, count_failure
+from server.context import TOKEN_COOKIE, Context, ContextDep, count_failure, streaming
 from server.dashboard import queries
 from server.dashboard.candidates import candidate_page
 from server.dashboard.card import card_page
@@ -49,6 +49,7 @@ from server.latency.exchange.tables import TableFormat
 from server.latency.listing_endpoints import FilterDep, list_place
 from server.searches.queries import STEERING, find_document, get_search, steer
 from server.searches.repository import RESULT
+from server.streams import Stream
 
 router = APIRouter(route_class=DashboardRoute, include_in_schema=False, dependencies=[Depends(check_page_visible)])
 
@@ -214,24 +215,33 @@ def show_kernel(series_id: str, kernel_id: str, context: ContextDep, viewer: Vie
     return render("kernel.html", page=page, viewer=viewer, path="")
 
 
+async def one_stream(request: Request, context: ContextDep, viewer: ViewerDep) -> AsyncIterator[Stream]:
+    """Counted until the answer has ended."""
+    with streaming(request, context) as stream:
+        yield stream
+
+
+StreamDep = Annotated[Stream, Depends(one_stream)]
+
+
 @router.get("/live", response_class=EventSourceResponse)
 async def live_overview(
-    context: ContextDep, viewer: ViewerDep, last_event_id: LastEventId = None
+    context: ContextDep, stream: StreamDep, last_event_id: LastEventId = None
 ) -> AsyncIterator[ServerSentEvent]:
     """Changes of what the overview and the device pages show."""
     offline_after_s = _offline_after_s(context)
     async for event in changes(
-        context, lambda session: overview_version(session, offline_after_s=offline_after_s), last_event_id
+        context, stream, lambda session: overview_version(session, offline_after_s=offline_after_s), last_event_id
     ):
         yield event
 
 
 @router.get("/live/searches/{search_id}", response_class=EventSourceResponse)
 async def live_search(
-    search_id: str, context: ContextDep, viewer: ViewerDep, last_event_id: LastEventId = None
+    search_id: str, context: ContextDep, stream: StreamDep, last_event_id: LastEventId = None
 ) -> AsyncIterator[ServerSentEvent]:
     """Changes of one search."""
-    async for event in changes(context, lambda session: search_version(session, search_id), last_event_id):
+    async for event in changes(context, stream, lambda session: search_version(session, search_id), last_event_id):
         yield event
 
 

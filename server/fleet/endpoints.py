@@ -26,10 +26,16 @@ from server.wire import PROBLEMS, ContractResponse, answer, body_of, body_schema
 
 router = APIRouter(prefix="/v1", tags=["agents"], responses=PROBLEMS)
 
+#: The only JSON that is read without a token, and reading much takes all of the process for a while. A profile with
+#: runtimes has some KiB.
+MAX_ENROLMENT_BYTES = 256 << 10
+
 
 @router.post("/agents:enrol", openapi_extra=body_schema("EnrolmentRequest"), responses=answer(EnrolmentAnswer))
 def enrol(
-    request: Request, context: ContextDep, body: Annotated[EnrolmentRequest, Depends(body_of(EnrolmentRequest))]
+    request: Request,
+    context: ContextDep,
+    body: Annotated[EnrolmentRequest, Depends(body_of(EnrolmentRequest, max_bytes=MAX_ENROLMENT_BYTES))],
 ) -> Response:
     """Exchange an enrolment code for a device and its token. Repeating it gives the same device a new token."""
     try:

@@ -12,16 +12,17 @@ import json
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Header
+from fastapi import APIRouter, Depends, Header, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from device_agent.contracts import dumps
-from server.context import Context, ContextDep, Reader
+from server.context import Context, ContextDep, Reader, streaming
 from server.errors import BadRequest
 from server.searches import queries
 from server.searches.schemas import EventView, event_view
 from server.searches.visibility import check_visible
+from server.streams import Stream
 from server.wire import PROBLEMS
 
 router = APIRouter(prefix="/v1/searches", tags=["searches"], responses=PROBLEMS, dependencies=[Depends(check_visible)])
@@ -43,12 +44,21 @@ def first_seq(
     return int(last_event_id)
 
 
+async def one_stream(request: Request, context: ContextDep, principal: Reader) -> AsyncIterator[Stream]:
+    """Counted until the answer has ended."""
+    with streaming(request, context) as stream:
+        yield stream
+
+
 @router.get("/{search_id}/events", response_class=EventSourceResponse)
 async def stream_events(
-    search_id: str, context: ContextDep, seq: Annotated[int, Depends(first_seq)]
+    search_id: str,
+    context: ContextDep,
+    seq: Annotated[int, Depends(first_seq)],
+    stream: Annotated[Stream, Depends(one_stream)],
 ) -> AsyncIterator[ServerSentEvent]:
     """Events of a search from Last-Event-ID on, until it ends."""
-    while not context.stopping.is_set():
+    while await stream.goes_on():
         events, is_over = await run_in_threadpool(_read, context, search_id, seq)
         for event in events:
             seq = event.seq

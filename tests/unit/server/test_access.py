@@ -15,12 +15,14 @@ from fastapi.testclient import TestClient
 from safetensors.numpy import save
 from sqlalchemy import select
 
-from device_agent.contracts import ContractError, FailureReason, LeaseRequest, RenewRequest
+from device_agent.contracts import ContractError, FailureReason, LeaseRequest, RenewRequest, dumps
 from server.accounts.service import DEFAULT_USER_SCOPES, Scope, mint_user_token
 from server.app import create_app
 from server.artifacts.store import ArtifactStore
 from server.context import TOKEN_COOKIE
 from server.dashboard.views import router as dashboard
+from server.errors import MAX_TEXT_CHARS, problem
+from server.fleet.endpoints import MAX_ENROLMENT_BYTES
 from server.headers import DEFAULT_HEADERS
 from server.models import EnrolmentCodeRow, MeasurementFailureRow, ReportRow, SearchRow
 from server.rates import RateLimit
@@ -324,6 +326,28 @@ class TestRates:
             assert lab.get("/v1/searches").status_code == 200
             lab.close()
 
+    @pytest.mark.parametrize("way", ["page", "metrics"])
+    def test_there_is_no_way_around(self, app: FastAPI, sqlite_settings: Settings, way: str) -> None:
+        """Pages and figures ask for a token as REST does, and count it as REST does."""
+        changes = {"max_requests_per_minute": 2, "max_failed_sign_ins_per_minute": 3, "multi_user": True}
+        app.state.settings = replace(sqlite_settings, **changes)
+        with TestClient(app, follow_redirects=False) as client:
+            lab = ServerLab(client, sqlite_settings)
+            search_id = lab.search(lab.agent().device_id)
+
+            def ask(token: str) -> Any:
+                if way == "metrics":
+                    return lab.get("/metrics", token)
+                client.cookies.set(TOKEN_COOKIE, token)
+                return client.get(f"/searches/{search_id}/front.json", headers={"Accept": "text/html"})
+
+            refused = {"page": 303, "metrics": 401}[way]
+            answers = [ask("kerf_u_wrong") for _ in range(4)]
+            assert [answer.status_code for answer in answers] == [refused] * 3 + [429]
+            assert int(answers[-1].headers["retry-after"]) > 0
+            assert [ask(lab.admin).status_code for _ in range(3)] == [200] * 2 + [429]
+            lab.close()
+
 
 class TestHeaders:
     def test_all_answers_carry_them(self, sqlite_lab: ServerLab) -> None:
@@ -362,6 +386,23 @@ class TestBodies:
                 assert lab.request(method, url, token, content=body).status_code == 413, (method, path)
             assert tried > 10
             lab.close()
+
+    def test_without_a_token_little_is_read_and_less_is_said(self, sqlite_lab: ServerLab) -> None:
+        def enrol(body: bytes) -> Any:
+            return sqlite_lab.client.post("/v1/agents:enrol", content=body)
+
+        assert enrol(b" " * (MAX_ENROLMENT_BYTES + 1)).status_code == 413
+        for body in (
+            b"[" + b"[]," * 80_000 + b"[]]",
+            b'{"%s": 1}' % (b"k" * 200_000),
+            b'{"code": {"a": 1}}' + b" " * 9,
+        ):
+            answer = enrol(body)
+            assert answer.status_code == 422
+            assert len(answer.content) < 2000
+        # Nobody is sent back whatever a check says of it.
+        told = problem(422, "invalid", "x" * 100_000, errors=[{"field": "f", "message": "y" * 100_000}] * 1000)
+        assert len(dumps(told)) < 101 * (MAX_TEXT_CHARS + 50)
 
 
 class TestForms:

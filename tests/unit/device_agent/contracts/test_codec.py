@@ -101,6 +101,13 @@ def test_what_does_not_fit_is_refused_with_its_place(data: object, message: str)
         decode(Outer, data)
 
 
+@pytest.mark.parametrize("data", [[[]] * 100_000, {"k" * 100_000: 1}, {"items": "x" * 100_000}, {"pair": [{}] * 9_999}])
+def test_a_large_value_is_shown_in_part(data: object) -> None:
+    with pytest.raises(ContractError) as refused:
+        decode(Outer, data)
+    assert len(str(refused.value)) < 500
+
+
 def test_numbers_that_json_does_not_have_are_refused_both_ways() -> None:
     for number in (math.nan, math.inf):
         with pytest.raises(ContractError, match="JSON"):

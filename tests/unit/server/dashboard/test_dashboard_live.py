@@ -15,6 +15,7 @@ from server.context import Context
 from server.dashboard import live
 from server.dashboard.live import Version, changes, overview_version, search_version
 from server.states import JobStage
+from server.streams import Stream
 from tests.unit.server.dashboard import seed
 from tests.unit.server.dashboard.seed import Seeded
 
@@ -44,7 +45,8 @@ def collect(context: Context, version: Versions, last_seen: str | None, limit: i
     async def run() -> list[ServerSentEvent]:
         stopping = asyncio.Event()
         events = []
-        async for event in changes(dataclasses.replace(context, stopping=stopping), version, last_seen):
+        stream = Stream(context.database, stopping, None)
+        async for event in changes(dataclasses.replace(context, stopping=stopping), stream, version, last_seen):
             events.append(event)
             if len(events) >= limit:
                 stopping.set()

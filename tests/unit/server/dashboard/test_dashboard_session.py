@@ -48,6 +48,11 @@ class TestOpenOnTheOwnMachine:
         assert answer.status_code == 303
         assert answer.headers["location"] == "/login?next=%2Fdevices%2Fx"
 
+    def test_a_token_that_has_ended_is_no_attempt_to_get_in(self, make_client: MakeClient) -> None:
+        browser = make_client(base_url=LOCAL)
+        browser.cookies.set(TOKEN_COOKIE, "kerf_u_of_a_database_that_is_gone")
+        assert {browser.get("/fragments/overview").status_code for _ in range(70)} == {200}
+
     def test_closed_where_the_setting_is_off(self, dashboard_settings: Settings, seeded: Seeded) -> None:
         settings = Settings(data_dir=dashboard_settings.data_dir)
         with TestClient(create_app(settings), base_url=LOCAL, client=LOCAL_CLIENT, follow_redirects=False) as client:
