@@ -28,7 +28,7 @@ from device_agent.contracts import (
     ReportAnswer,
     ReportBatch,
     dumps,
-    loads,
+    loads_answer,
     read_leases,
 )
 from device_agent.errors import LeaseLost, RequestRefused, TryAgainLater
@@ -148,7 +148,7 @@ def _raise_for(response: httpx.Response) -> None:
 
 
 def _decoded(answer: type[Answer], response: httpx.Response) -> Answer:
-    return _read(functools.partial(loads, answer), response)
+    return _read(functools.partial(loads_answer, answer), response)
 
 
 def _read(reader: Callable[[bytes], Answer], response: httpx.Response) -> Answer:

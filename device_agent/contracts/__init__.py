@@ -8,6 +8,7 @@ from device_agent.contracts.codec import (
     dumps,
     encode,
     loads,
+    loads_answer,
 )
 from device_agent.contracts.device import (
     TFLITE_SPARSE_RUNTIME,
@@ -129,6 +130,7 @@ __all__ = [
     "encode",
     "kernel_id",
     "loads",
+    "loads_answer",
     "plan_id",
     "profile_id",
     "read_leases",

@@ -2,7 +2,7 @@
 
 The wire types are plain frozen dataclasses; this module is all the serialisation they need, so that
 an agent has no dependency for it. Unknown keys are refused on decoding: a newer peer must not be
-half understood.
+half understood. Only in what a server answers (`loads_answer`) they are passed over, as servers are upgraded first.
 """
 
 from __future__ import annotations
@@ -76,6 +76,26 @@ def loads(cls: type[T], text: str | bytes) -> T:
     except ValueError as error:
         raise ContractError(f"not valid JSON: {error}") from None
     return decode(cls, data)
+
+
+def loads_answer(cls: type[T], text: str | bytes) -> T:
+    """As `loads`, for the answer of a server that may be newer: fields that this version does not have are left out."""
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise ContractError(f"not valid JSON: {error}") from None
+    return decode(cls, _known_part(cls, data))
+
+
+def _known_part(hint: Any, data: object) -> object:
+    """`data` without the fields that the dataclasses in `hint` do not have."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple and len(arguments) == 2 and arguments[1] is Ellipsis and isinstance(data, list):
+        return [_known_part(arguments[0], item) for item in data]
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint) and isinstance(data, Mapping):
+        hints = _hints(hint)
+        return {name: _known_part(hints[name], value) for name, value in data.items() if name in hints}
+    return data
 
 
 def canonical_json(value: object) -> str:

@@ -2,6 +2,10 @@
 
 Version history of the wire: 1 (0.1.0) first version.
 
+Within a version fields are only added, with defaults. Servers are upgraded first: what they answer may have fields
+that an agent passes over. A lease is read whole or not at all (`UnreadableLease`), and a server refuses a message with
+fields that it does not know.
+
     POST /v1/agents:enrol           EnrolmentRequest  -> EnrolmentAnswer
     POST /v1/agents:heartbeat       HeartbeatRequest  -> HeartbeatAnswer
     POST /v1/leases                 LeaseRequest      -> LeaseAnswer (long poll; may be empty)
@@ -18,7 +22,7 @@ from dataclasses import dataclass, fields
 from enum import StrEnum
 from typing import Any
 
-from device_agent.contracts.codec import ContractError, decode, loads
+from device_agent.contracts.codec import ContractError, decode, loads_answer
 from device_agent.contracts.device import DeviceProfile, RuntimeInfo
 from device_agent.contracts.kernel import KernelSpec
 from device_agent.contracts.measurement import Conditions, Measurement, MeasurementFailure, MeasuringSetup
@@ -159,7 +163,7 @@ def read_leases(text: str | bytes) -> ReceivedLeases:
     Raises `ContractError` where the text is no such answer, or does not even say whose lease it is.
     """
     leases, unreadable = [], []
-    for item in loads(_LeaseItems, text).leases:
+    for item in loads_answer(_LeaseItems, text).leases:
         try:
             leases.append(decode(Lease, item))
         except ContractError as error:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import socket
 import threading
 
@@ -7,7 +8,7 @@ import pytest
 
 from device_agent import client as client_module
 from device_agent.client import ServerClient
-from device_agent.contracts import LeaseRequest, ReportBatch, ReportStatus
+from device_agent.contracts import LeaseRequest, ReportBatch, ReportStatus, encode
 from device_agent.errors import CredentialsRefused, LeaseLost, RequestRefused, TryAgainLater
 from tests.unit.device_agent.agent.agent_samples import kernel_task, report
 from tests.unit.device_agent.agent.fake_kerf_server import FakeServer
@@ -50,10 +51,37 @@ def test_a_wrong_token_is_refused_and_never_shown(server: FakeServer) -> None:
     assert "kerf_a_wrong" not in str(caught.value)
 
 
-def test_an_answer_with_an_unknown_field_is_not_half_understood(server: FakeServer, client: ServerClient) -> None:
-    server.fault("/v1/leases", status=200, body=b'{"leases": [], "more": 1}', content_type="application/json")
-    with pytest.raises(TryAgainLater, match="more"):
-        client.lease(LeaseRequest())
+def answered(server: FakeServer, path: str, answer: object) -> None:
+    server.fault(path, status=200, body=json.dumps(answer).encode(), content_type="application/json")
+
+
+def test_what_a_newer_server_adds_to_its_answers_is_passed_over(server: FakeServer, client: ServerClient) -> None:
+    """Servers are upgraded first: an agent that stopped at each new field would have to be upgraded with them."""
+    answered(server, "/v1/leases", {"leases": [], "more": 1})
+    assert client.lease(LeaseRequest()).leases == ()
+    answered(server, ":renew", {"duration_s": 7.0, "more": {"a": []}})
+    assert client.renew("lease", 1).duration_s == 7.0
+    receipt = {"result_key": "r1", "status": "accepted", "more": None}
+    answered(server, "/v1/reports", {"receipts": [receipt], "more": 1})
+    (taken,) = client.report(ReportBatch(reports=(report("r1", lease_id="lease", attempt=1),))).receipts
+    assert (taken.result_key, taken.status) == ("r1", ReportStatus.ACCEPTED)
+
+
+def test_a_task_is_never_half_understood(server: FakeServer, client: ServerClient) -> None:
+    server.add_task(kernel_task())
+    (lease,) = client.lease(LeaseRequest()).leases
+    told = encode(lease)
+    told["task"]["kernel"]["sparsity"] = "new"
+    answered(server, "/v1/leases", {"leases": [told]})
+    received = client.lease(LeaseRequest())
+    assert received.leases == ()
+    assert "unknown field 'sparsity'" in received.unreadable[0].problem
+
+
+def test_an_answer_without_what_belongs_to_it_is_none_of_ours(server: FakeServer, client: ServerClient) -> None:
+    answered(server, ":renew", {"more": 1})
+    with pytest.raises(TryAgainLater, match="'duration_s' is missing"):
+        client.renew("lease", 1)
 
 
 def test_a_server_that_is_not_there_is_tried_again() -> None:
