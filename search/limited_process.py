@@ -22,6 +22,8 @@ from search.errors import SearchError
 #: Files that are read at once: each may take the memory that its limits allow.
 MAX_AT_ONCE = 2
 _free_places = threading.BoundedSemaphore(MAX_AT_ONCE)
+#: Variables that may hold passwords of the database, keys of tokens and of object stores: no file is worth those.
+_SECRETIVE = ("KERF_", "AWS_", "AZURE_", "GOOGLE_", "PG", "RAY_AUTH")
 #: How a child is told its limits.
 _LIMITS_VARIABLE = "KERF_CHILD_LIMITS"
 
@@ -57,7 +59,7 @@ def run_limited(module: str, request: Mapping[str, Any], path: Path, limits: Lim
 def _answer_of(module: str, request: Mapping[str, Any], path: Path, limits: Limits) -> dict[str, Any]:
     # One thread: the libraries' pools would each reserve memory of their own.
     environment = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if not name.startswith(_SECRETIVE)},
         "OPENBLAS_NUM_THREADS": "1",
         "OMP_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",

@@ -78,7 +78,7 @@ class Settings:
     """
 
     data_dir: Path = field(default_factory=default_data_dir)
-    database_url: str = ""
+    database_url: str = field(default="", repr=False)
     artifacts_url: str = ""
     artifacts_cache_bytes: int = 16 << 30
     token_key: str = field(default="", repr=False)

@@ -12,8 +12,11 @@ from pathlib import Path
 
 from device_agent.contracts import ContractError
 
-#: The library's own limit.
-MAX_HEADER_BYTES = 100_000_000
+#: Of 40,000 tensors. The library takes 100 MB, which would cost this process gigabytes to read.
+MAX_HEADER_BYTES = 4 << 20
+#: More dimensions, or longer ones, are of no network; their product alone could take hours.
+_MAX_DIMENSIONS = 16
+_MAX_EXTENT = 1 << 48
 _ELEMENT_BYTES = {
     "F64": 8,
     "F32": 4,
@@ -40,7 +43,9 @@ def read_header(path: Path) -> CheckpointHeader:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
-            raise ContractError(_REMEDY.format("its header does not fit into it"))
+            raise ContractError(
+                _REMEDY.format(f"its header does not fit into it, or has more than {MAX_HEADER_BYTES >> 20} MiB")
+            )
         try:
             header = json.loads(file.read(length))
             tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
@@ -61,7 +66,11 @@ def _check_tensor(name: str, entry: dict[str, object], data_bytes: int) -> int:
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if dtype not in _ELEMENT_BYTES:
         raise ContractError(f"tensor {name!r} has the type {dtype!r}: save it as float32")
-    if not isinstance(shape, list) or not all(isinstance(n, int) and n >= 0 for n in shape):
+    if (
+        not isinstance(shape, list)
+        or len(shape) > _MAX_DIMENSIONS
+        or not all(isinstance(n, int) and 0 <= n <= _MAX_EXTENT for n in shape)
+    ):
         raise ContractError(_REMEDY.format(f"tensor {name!r} has the shape {shape!r}"))
     if not isinstance(offsets, list) or not all(isinstance(n, int) for n in offsets) or len(offsets) != 2:
         raise ContractError(_REMEDY.format(f"tensor {name!r} has the offsets {offsets!r}"))

@@ -18,6 +18,8 @@ def answer(request):
     what = request["what"]
     if what == "answer":
         return {"contents": request["path"], "folder": os.getcwd()}
+    if what == "secrets":
+        return {"contents": sorted(name for name in os.environ if os.environ[name] == "secret")}
     if what == "refuse":
         return {"error": f"{request['path']} is damaged"}
     if what == "fill":
@@ -50,6 +52,12 @@ def test_a_child_answers_and_names_no_folders(module: str) -> None:
     assert isinstance(answer, dict)
     assert answer["contents"] == "/some/where/file.bin"
     assert ask(module, "refuse") == {"error": "file.bin is damaged"}
+
+
+def test_a_child_has_none_of_the_server_s_secrets(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("KERF_TOKEN_KEY", "KERF_DATABASE_URL", "AWS_SECRET_ACCESS_KEY", "PGPASSWORD", "HARMLESS"):
+        monkeypatch.setenv(name, "secret")
+    assert ask(module, "secrets") == {"contents": ["HARMLESS"]}
 
 
 @pytest.mark.parametrize(

@@ -207,3 +207,4 @@ class TestSettings:
             Settings(token_key=key)
         assert key not in str(refused.value)
         assert "0f0f" not in repr(Settings(token_key="0f" * 32))
+        assert "secret" not in repr(Settings(database_url="postgresql://kerf:secret@host/kerf"))

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.numpy import save
 
 from search.domain.architectures import ARCHITECTURES
+from server.catalog.safetensors import MAX_HEADER_BYTES
 from tests.unit.server.server_lab import ServerLab
 
 PNG = io.BytesIO()
@@ -137,6 +138,23 @@ class TestModels:
         response = sqlite_lab.post("/v1/models", body)
         assert response.status_code == 422
         assert "save_file" in response.json()["detail"]
+
+    @pytest.mark.parametrize(
+        "shape", [[1 << 60], [1] * 17, [9**4000] * 200], ids=["an extent", "dimensions", "a product of hours"]
+    )
+    def test_a_shape_that_no_tensor_has(self, sqlite_lab: ServerLab, shape: list[int]) -> None:
+        header = json.dumps({"w": {"dtype": "F32", "shape": shape, "data_offsets": [0, 4]}}).encode()
+        content = len(header).to_bytes(8, "little") + header + bytes(4)
+        body = {"architecture": "small_cnn", "name": "x", "sha256": put(sqlite_lab, content)}
+        answer = sqlite_lab.request("POST", "/v1/models", json=body)
+        assert (answer.status_code, "has the shape" in answer.text) == (422, True)
+
+    def test_a_header_that_would_fill_the_memory(self, sqlite_lab: ServerLab) -> None:
+        header = b'{"w": [' + b"[]," * ((MAX_HEADER_BYTES + 10) // 3) + b"[]]}"
+        content = len(header).to_bytes(8, "little") + header
+        body = {"architecture": "small_cnn", "name": "x", "sha256": put(sqlite_lab, content)}
+        answer = sqlite_lab.request("POST", "/v1/models", json=body)
+        assert (answer.status_code, "more than 4 MiB" in answer.text) == (422, True)
 
     def test_a_header_that_claims_too_much(self, sqlite_lab: ServerLab) -> None:
         header = json.dumps({"w": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 4]}}).encode()
