@@ -63,6 +63,11 @@ def back_up(settings: Settings, target: Path) -> None:
     partial = target.with_name(target.name + ".part")
     partial.unlink(missing_ok=True)
     try:
+        # All searches of all users are in it. What fills it takes an empty file for none.
+        os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    except OSError as error:
+        raise BackupError(f"{target} cannot be written: {error.strerror}") from None
+    try:
         if url.get_backend_name() == "sqlite":
             _copy_sqlite(Path(url.database or ""), partial)
         else:

@@ -13,7 +13,7 @@ from server.artifacts.store import open_store
 from server.columns import Base
 from server.database import Database, migration_engine
 from server.models import ArtifactRow, MeasurementFailureRow, MeasurementRow, ReportRow
-from server.schema import newest_schema, schema_of
+from server.schema import newest_schema, schema_of, schema_status
 from server.settings import Settings
 
 #: Problems of one kind that are named; more are counted.
@@ -22,6 +22,9 @@ _SHOWN = 5
 
 def problems(settings: Settings) -> Iterator[str]:
     """Each thing that is wrong, in words with the remedy; nothing where all is well."""
+    if (status := schema_status(settings)).schema is None:
+        yield f"there is no database at {status.url}: see KERF_DATA_DIR and KERF_DATABASE_URL"
+        return
     engine = migration_engine(settings.url)
     try:
         with engine.connect() as connection:

@@ -23,6 +23,10 @@ class SchemaStatus:
     is_newest: bool
 
 
+class NoDatabase(Exception):
+    """There is no database where one is needed, or nothing in it. The text names the place and the remedy."""
+
+
 def schema_of(connection: Connection) -> str | None:
     """The schema of a database; None for an empty one."""
     return MigrationContext.configure(connection).get_current_revision()

@@ -11,7 +11,7 @@ import typer
 from server.backup import back_up, restore
 from server.cli.console import JsonOption, tell
 from server.cli.doctor import SomethingIsBroken
-from server.database import upgrade
+from server.database import NewerSchema, upgrade
 from server.integrity import problems
 from server.schema import schema_status
 from server.settings import Settings
@@ -20,10 +20,25 @@ app = typer.Typer(help="The database; on the server's machine.", no_args_is_help
 
 
 @app.command("upgrade")
-def upgrade_database(as_json: JsonOption = False) -> None:
+def upgrade_database(
+    unless_newer: Annotated[
+        bool,
+        typer.Option(
+            "--unless-newer",
+            help="Leave the database of a newer release as it is: while that takes over, this one works on with it.",
+        ),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
     """Bring the database to the newest schema, making it where there is none."""
     settings = Settings.from_env()
-    upgrade(settings)
+    try:
+        upgrade(settings)
+    except NewerSchema as error:
+        if not unless_newer:
+            raise
+        tell(f"left as it is: {error}", asdict(schema_status(settings)), as_json=as_json)
+        return
     tell("the database is at the newest schema", asdict(schema_status(settings)), as_json=as_json)
 
 

@@ -14,6 +14,7 @@ from server.cli.doctor import SomethingIsBroken
 from server.cli.export import ExportError
 from server.cli.local_stack import StackError
 from server.database import NewerSchema
+from server.schema import NoDatabase
 
 
 class ExitCode(IntEnum):
@@ -47,6 +48,7 @@ EXPECTED = (
     SomethingIsBroken,
     BackupError,
     NewerSchema,
+    NoDatabase,
 )
 
 
@@ -56,7 +58,7 @@ def exit_code_of(error: BaseException) -> ExitCode:
         return ExitCode.SEARCH_ENDED
     if isinstance(error, SomethingIsBroken):
         return ExitCode.BROKEN
-    if isinstance(error, StackError | ServerUnavailable | DamagedDownload | SQLAlchemyError):
+    if isinstance(error, StackError | ServerUnavailable | DamagedDownload | SQLAlchemyError | NoDatabase):
         return ExitCode.UNAVAILABLE
     if isinstance(error, ApiError) and error.status >= 500:
         return ExitCode.UNAVAILABLE

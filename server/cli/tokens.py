@@ -13,6 +13,7 @@ from server.cli.config_file import ConfigFileError
 from server.cli.connection import ServerOption, TokenOption, connect
 from server.cli.console import JsonOption, print_fields, print_items, tell
 from server.database import Database
+from server.schema import NoDatabase, schema_status
 from server.settings import Settings
 
 app = typer.Typer(help="User tokens.", no_args_is_help=True)
@@ -36,6 +37,11 @@ def create(
     if days is not None and not days > 0:
         raise ConfigFileError(f"--days {days:g} must be positive")
     settings = Settings.from_env()
+    if (found := schema_status(settings)).schema is None:
+        raise NoDatabase(
+            f"there is no database at {found.url}: run this as the server's user and with its KERF_DATA_DIR and "
+            "KERF_DATABASE_URL, which `kerf db status` shows; `kerf db upgrade` makes a new one"
+        )
     database = Database.from_settings(settings)
     try:
         with database.write() as session:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
@@ -128,3 +129,124 @@ def test_prometheus_and_grafana_read_their_files() -> None:
     assert len(identities) == len(set(identities)) > 8
     for file in (DEPLOY / "grafana" / "provisioning").rglob("*.yml"):
         assert yaml.safe_load(file.read_text(encoding="utf-8"))["apiVersion"] == 1
+
+
+def seconds(text: str) -> int:
+    return int(text.removesuffix("s"))
+
+
+def setting(unit: str, name: str) -> str:
+    (value,) = re.findall(rf"^{name}=(.*)$", (DEPLOY / "systemd" / unit).read_text(encoding="utf-8"), re.MULTILINE)
+    return str(value)
+
+
+def test_stopping_has_the_same_patience_everywhere() -> None:
+    from server.cli.processes import GRACEFUL_TIMEOUT_S
+
+    for unit, name in (
+        ("kerf-server.service", "server"),
+        ("kerf-worker@.service", "worker"),
+        ("kerf-agent.service", "agent"),
+        ("kerf-agent.service", "simulated-agents"),
+    ):
+        assert seconds(COMPOSE["services"][name]["stop_grace_period"]) == seconds(setting(unit, "TimeoutStopSec"))
+    assert seconds(setting("kerf-server.service", "TimeoutStopSec")) > GRACEFUL_TIMEOUT_S
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+def test_units_stop_their_main_process_and_never_give_up(unit: Path) -> None:
+    # A signal to all processes of a unit would end a measurement as a crash of its kernel, and an estimate as failed.
+    assert setting(unit.name, "KillMode") == "mixed"
+    head = unit.read_text(encoding="utf-8").partition("[Service]")[0]
+    assert "\nStartLimitIntervalSec=0\n" in head
+    assert setting(unit.name, "Restart") == "on-failure"
+
+
+def test_an_agent_that_is_refused_is_not_started_again() -> None:
+    from device_agent.cli import EXIT_REFUSED
+
+    shown = (ROOT / "docs" / "devices.md").read_text(encoding="utf-8")
+    for name in ("RestartPreventExitStatus", "TimeoutStopSec", "KillMode", "StartLimitIntervalSec"):
+        assert f"    {name}={setting('kerf-agent.service', name)}\n" in shown
+    assert setting("kerf-agent.service", "RestartPreventExitStatus") == str(EXIT_REFUSED)
+
+
+def test_every_variable_is_one() -> None:
+    """A misspelt variable changes nothing, and says nothing."""
+    from device_agent.settings import ENVIRONMENT
+    from kerf.local import SERVER_VARIABLE, TOKEN_VARIABLE
+    from server.settings import ENV_PREFIX, Settings
+
+    known = {ENV_PREFIX + field.name.upper() for field in dataclasses.fields(Settings)}
+    known |= {*ENVIRONMENT, SERVER_VARIABLE, TOKEN_VARIABLE}
+    # What the compose file asks its user for.
+    asked = set(re.findall(r"\$\{(\w+)", (ROOT / "docker-compose.yml").read_text(encoding="utf-8")))
+    found = set()
+    for file in (ROOT / "docker-compose.yml", ROOT / "Dockerfile", *UNITS, ROOT / "docs" / "runbook.md"):
+        found |= set(re.findall(r"\bKERF_\w+", file.read_text(encoding="utf-8")))
+    assert len(found) > 10
+    assert found - asked <= known
+    assert asked == {"POSTGRES_PASSWORD", "GRAFANA_PASSWORD", "KERF_ENROLMENT_CODE", "FORWARDED_ALLOW_IPS"}
+
+
+def test_health_is_asked_where_it_is_answered() -> None:
+    from fastapi.routing import APIRoute
+
+    from server import status
+    from server.settings import Settings
+
+    ((address, path),) = re.findall(r"http://([\d.:]+)(/\w+)", stages()["server"])
+    assert path in {route.path for route in status.router.routes if isinstance(route, APIRoute)}
+    assert address == f"127.0.0.1:{Settings().port}"
+    postgres = COMPOSE["services"]["postgres"]
+    made = postgres["environment"]
+    # By its socket, a database that is still being made looks ready, and then starts anew.
+    assert postgres["healthcheck"]["test"] == [
+        "CMD-SHELL", f"pg_isready -h 127.0.0.1 -U {made['POSTGRES_USER']} -d {made['POSTGRES_DB']}"
+    ]  # fmt: skip
+    url = COMPOSE["services"]["server"]["environment"]["KERF_DATABASE_URL"]
+    assert url.startswith(f"postgresql+psycopg://{made['POSTGRES_USER']}:")
+    assert url.endswith(f"@postgres/{made['POSTGRES_DB']}")
+
+
+def test_no_log_grows_for_ever() -> None:
+    for name, service in COMPOSE["services"].items():
+        assert {"max-size", "max-file"} <= set(service["logging"]["options"]), name
+
+
+def test_what_is_written_lies_in_a_volume_of_the_image_s_user() -> None:
+    base = stages()["base"]
+    assert "install -d -o kerf -g kerf /data" in base
+    assert "VOLUME /data" in base
+    for name, service in OURS.items():
+        mounts = [mount.split(":") for mount in service["volumes"]]
+        assert [target for source, target, *_ in mounts if source in COMPOSE["volumes"]] == ["/data"], name
+        for source, _, *mode in mounts:
+            if source not in COMPOSE["volumes"]:
+                assert (ROOT / source).is_file()
+                assert mode == ["ro"]
+        for folder in re.findall(r"--state-dir (\S+)", service.get("command", "")):
+            assert folder.startswith("/data/")
+    for name in re.findall(r"^(?:ENV| {4})\s*(?:KERF_DATA_DIR|XDG_CACHE_HOME)=(\S+)", base, re.MULTILINE):
+        assert name.startswith("/data")
+
+
+def test_codes_and_passwords_are_on_no_command_line() -> None:
+    """Every user of a host sees those."""
+    for name, service in COMPOSE["services"].items():
+        assert "${" not in str(service.get("command", "")), name
+        assert "${" not in str(service.get("entrypoint", "")), name
+
+
+def test_grafana_does_not_start_without_a_password() -> None:
+    shell, option, script = COMPOSE["services"]["grafana"]["entrypoint"]
+    script = script.replace("$$", "$").replace("exec /run.sh", "echo started")
+    for password, said in (("", "set GRAFANA_PASSWORD"), ("x", "started")):
+        done = subprocess.run(
+            [shell, option, script],
+            env={"GF_SECURITY_ADMIN_PASSWORD": password},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert (done.stdout.strip(), done.returncode == 0) == (said, bool(password))

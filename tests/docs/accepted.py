@@ -37,8 +37,24 @@ PROGRAMS = {
         "pkg",
         "ray",
     ),
-    *("pg_dump", "psql", "systemctl", "tee", "termux-wake-lock", "unzip", "scp", "uptime", "vcgencmd", "./example"),
+    *(
+        "install",
+        "pg_dump",
+        "psql",
+        "systemctl",
+        "systemd-run",
+        "tee",
+        "useradd",
+        "termux-wake-lock",
+        "unzip",
+        "scp",
+        "uptime",
+        "vcgencmd",
+        "./example",
+    ),
 }
+#: The runbook's function that runs `kerf` as the service does.
+AS_KERF = "as_kerf"
 #: Programs that run what follows them, with how many words of their own (options not counted).
 WRAPPERS = {"sudo": 0, "nohup": 0, "time": 0, "taskset": 1, "env": 0}
 
@@ -56,6 +72,9 @@ def check_command(words: list[str]) -> None:
     """Raises `Refused` unless the command, given as its words, would be accepted."""
     program, arguments = words[0], words[1:]
     name = program.rpartition("/")[2]
+    if program == AS_KERF:
+        check_command(["kerf", *arguments])
+        return
     if program in WRAPPERS:
         check_command(_behind_wrapper(arguments, WRAPPERS[program]))
     elif name == "kerf":

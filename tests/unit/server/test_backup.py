@@ -43,6 +43,7 @@ class TestRoundTrip:
         backup = tmp_path / "backup.db"
         back_up(lab.settings, backup)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["backup.db", "data"]
+        assert backup.stat().st_mode & 0o777 == 0o600
         assert contents(url_of(backup)) == before
 
         here = Settings(data_dir=tmp_path / "new")

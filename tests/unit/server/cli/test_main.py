@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import typer
+from sqlalchemy import text
 from typer.testing import CliRunner
 
 import kerf
@@ -22,6 +23,7 @@ from device_agent.contracts import ContractError
 from server.cli.exit_codes import MEANINGS, ExitCode
 from server.cli.export import ExportError
 from server.cli.local_stack import StackError
+from server.database import NewerSchema
 from tests.unit.server.server_lab import ServerLab
 
 #: The package has a function of the same name.
@@ -161,6 +163,9 @@ def test_the_database_is_looked_at_and_copied(
     copy.parent.mkdir()
     assert json.loads(run("db", "backup", str(copy), "--json"))["bytes"] == copy.stat().st_size
     assert list(copy.parent.iterdir()) == [copy]
+    assert copy.stat().st_mode & 0o777 == 0o600
+    nowhere = RUNNER.invoke(MAIN.app, ["db", "backup", str(tmp_path / "gone" / "kerf.db")])
+    assert "gone/kerf.db cannot be written: No such file" in str(nowhere.exception)
     assert "is there" in str(RUNNER.invoke(MAIN.app, ["db", "backup", str(copy)]).exception)
     monkeypatch.setenv("KERF_DATA_DIR", str(copy.parent))
     assert json.loads(run("db", "status", "--json"))["is_newest"]
@@ -178,6 +183,21 @@ def test_the_database_is_looked_at_and_copied(
     assert "token.key is missing" in RUNNER.invoke(MAIN.app, ["db", "check"]).output
     shutil.copy(server.settings.key_file, tmp_path / "restored")
     assert json.loads(run("db", "check", "--json")) == {"problems": []}
+
+
+def test_a_release_that_is_being_replaced_leaves_the_newer_database_alone(
+    server: ServerLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the units and the compose file run before each start, also while another host has upgraded already."""
+    monkeypatch.setenv("KERF_DATA_DIR", str(server.settings.data_dir))
+    monkeypatch.delenv("KERF_DATABASE_URL", raising=False)
+    assert "at the newest schema" in run("db", "upgrade", "--unless-newer")
+    with server.database.write() as session:
+        session.execute(text("UPDATE alembic_version SET version_num = '9999_future'"))
+    assert isinstance(RUNNER.invoke(MAIN.app, ["db", "upgrade"]).exception, NewerSchema)
+    assert "left as it is" in run("db", "upgrade", "--unless-newer")
+    assert json.loads(run("db", "upgrade", "--unless-newer", "--json"))["schema"] == "9999_future"
+    assert server.get("/readyz").status_code == 200
 
 
 def run(*arguments: str) -> str:
