@@ -106,7 +106,9 @@ class CandidateView(TypedDict):
 
 
 class CardPoint(TypedDict):
-    """Predicted against measured, of a kernel that was held out or of a whole network (`candidate_id`)."""
+    """Predicted against measured, of a kernel that was held out or of a whole network (`candidate_id`, where the asking
+    user may see its search).
+    """
 
     candidate_id: str | None
     measured_ms: float

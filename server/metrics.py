@@ -2,11 +2,13 @@
 
 Counters are of this process, counted as things happen. Gauges are of the whole service, read from the database when
 somebody asks: a handful of statements on indices of what is open, whose cost does not grow with what was ever measured.
-With several API processes, each exports the same gauges: take `max`, and `sum` of the counters.
+With several API processes, each exports the same gauges: take `max`, and `sum` of the counters. Only room on the disk
+is each process's own: take `min`.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,6 +28,7 @@ from server.dashboard.session import is_local
 from server.errors import Forbidden, Unauthorized
 from server.fleet.devices import MISSED_HEARTBEATS, DeviceState
 from server.models import DeviceRow, SearchRow, TaskRow
+from server.searches.visibility import is_of, sees_only
 from server.workers.endpoints import state_of
 from server.workers.repository import list_workers
 
@@ -41,17 +44,22 @@ _LEASED: ColumnElement[Any] = literal_column("'leased'")
 
 
 class DatabaseGauges(Collector):
-    """The whole service as the database has it now."""
+    """The whole service as the database has it now, with the searches of `owner` one by one; None is everybody."""
 
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, owner: str | None) -> None:
         self._context = context
+        self._owner = owner
 
     def collect(self) -> Iterator[Metric]:
+        free_bytes = shutil.disk_usage(self._context.settings.data_dir).free
+        yield GaugeMetricFamily(
+            "kerf_data_free_bytes", "Room where this process keeps its data", value=float(free_bytes)
+        )
         with self._context.database.read() as session:
             yield from _tasks(session)
             yield from _devices(session, self._context.settings.heartbeat_interval_s)
             yield from _workers(session)
-            yield from _searches(session)
+            yield from _searches(session, self._owner)
 
 
 def _devices(session: Session, heartbeat_interval_s: float) -> Iterator[Metric]:
@@ -104,7 +112,7 @@ def _workers(session: Session) -> Iterator[Metric]:
     yield _counted(family, found)
 
 
-def _searches(session: Session) -> Iterator[Metric]:
+def _searches(session: Session, owner: str | None) -> Iterator[Metric]:
     now = database_time_s(session)
     states = GaugeMetricFamily("kerf_searches", "Searches that are not over, by their state", labels=["state"])
     found: dict[str, int] = {}
@@ -121,7 +129,7 @@ def _searches(session: Session) -> Iterator[Metric]:
     )
     rows = session.execute(
         select(SearchRow.id, SearchRow.stage, SearchRow.progress, SearchRow.heartbeat_at, SearchRow.worker)
-        .where(SearchRow.finished_at.is_(None))
+        .where(SearchRow.finished_at.is_(None), is_of(owner))
         .order_by(SearchRow.id)
         .limit(MAX_SEARCHES)
     )
@@ -141,27 +149,32 @@ def _counted(family: GaugeMetricFamily, counts: dict[str, int]) -> GaugeMetricFa
     return family
 
 
-def _require_reader(request: Request, context: Context) -> None:
-    """Whoever reads /metrics has a token that may read, or is on this machine, or the setting lets all. Raises."""
+def _require_reader(request: Request, context: Context) -> str | None:
+    """Whoever reads /metrics has a token that may read, or is on this machine, or the setting lets all. Raises.
+
+    Returns the user whose searches alone are named; None for all.
+    """
     if context.settings.open_metrics:
-        return
+        return None
     scheme, token = get_authorization_scheme_param(request.headers.get("authorization"))
     if scheme.lower() == "bearer":
-        if not admitted(request, context, token).may(Scope.READ):
+        principal = admitted(request, context, token)
+        if not principal.may(Scope.READ):
             raise Forbidden("this needs the scope 'read'")
-        return
+        return sees_only(context.settings, principal)
     if not is_local(request):
         raise Unauthorized(
             "send a token with the scope 'read', or set KERF_OPEN_METRICS=1 in a network that only Prometheus reaches",
             headers={"WWW-Authenticate": "Bearer"},
         )
+    return None
 
 
 @router.get("/metrics")
 def metrics(request: Request, context: ContextDep) -> Response:
     """Counters of this process and gauges of the whole service, for Prometheus."""
-    _require_reader(request, context)
+    owner = _require_reader(request, context)
     gauges = CollectorRegistry()
-    gauges.register(DatabaseGauges(context))
+    gauges.register(DatabaseGauges(context, owner))
     content = generate_latest(context.counters.registry) + generate_latest(gauges)
     return Response(content, media_type=CONTENT_TYPE_LATEST)

@@ -114,7 +114,7 @@ def imported_cells(table: Path) -> list[Cell]:
                 file_sha256=hashlib.sha256(data).hexdigest(),
                 mapping=decode(ImportMapping, yaml.safe_load(MAPPING.read_text(encoding="utf-8"))),
             )
-            answer = import_file(database, store, request, created_by="bench")
+            answer = import_file(database, store, request, created_by="bench", owner=None)
             (series,) = answer.series_ids
             text = b"".join(exported(database, LatencyFilter(series_id=series), TableFormat.JSON))
         finally:

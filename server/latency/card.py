@@ -57,7 +57,9 @@ _NS_PER_MS = 1e6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CardPoint:
-    """Predicted against measured, of a kernel that was held out or of a whole network (`candidate_id`)."""
+    """Predicted against measured, of a kernel that was held out or of a whole network (`candidate_id`, where the asking
+    user may see its search).
+    """
 
     name: str
     predicted_ms: float

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Response
+from sqlalchemy.orm import Session
 
 from device_agent.contracts import KernelSpec, Op, PruningScheme, Source, Verdict, decode
 from server.context import ContextDep, Reader
@@ -24,6 +25,7 @@ from server.latency.listing import (
 )
 from server.latency.schemas import LatencyView, SeriesView, latency, series_view
 from server.latency.series import get_series, list_series
+from server.searches.visibility import sees_only, visible_ids
 from server.wire import (
     DEFAULT_PAGE,
     PROBLEMS,
@@ -149,15 +151,28 @@ def get_card(series_id: str, context: ContextDep, principal: Reader) -> Response
         series = get_series(session, series_id)
         found = stored_card(session, series_id)
         drift = drift_view(session, series_id)
+        card = None if found is None else _shown(session, found[0], sees_only(context.settings, principal))
     return ContractResponse(
         CardView(
             series=series_view(series),
-            card=None if found is None else found[0],
+            card=card,
             computed_at=None if found is None else iso(found[1]),
             is_stale=found is None or found[0].num_measurements != series.num_measurements,
             drift=drift,
         )
     )
+
+
+def _shown(session: Session, card: SeriesCard, owner: str | None) -> SeriesCard:
+    """A card as `owner` may see it: latencies are everybody's, the searches that they came from are not."""
+    if owner is None:
+        return card
+    seen = visible_ids(session, {point.search_id for point in card.network_points if point.search_id}, owner)
+    points = tuple(
+        point if point.search_id in seen else replace(point, search_id=None, candidate_id=None)
+        for point in card.network_points
+    )
+    return replace(card, network_points=points)
 
 
 @router.get("/latency:compare", responses=answer(Comparison))

@@ -113,3 +113,12 @@ def test_pages_show_every_picture_and_none_is_large() -> None:
     stored = {path.name: path.stat().st_size for path in (ROOT / "docs" / "images").iterdir()}
     assert set(stored) == shown
     assert {name: size for name, size in stored.items() if size > MAX_BYTES} == {}
+
+
+def test_the_threat_model_names_tests_that_there_are() -> None:
+    text = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`([\w/]+(?:\.py|/))`", text))
+    assert len(named) > 12
+    there = [path.relative_to(ROOT / "tests").as_posix() for path in (ROOT / "tests").rglob("*")]
+    missing = {name for name in named if not any(f"/{path}".endswith(f"/{name.rstrip('/')}") for path in there)}
+    assert missing == set()

@@ -13,6 +13,7 @@ from server.latency.exchange.service import ImportAnswer, LatencyImport, import_
 from server.latency.exchange.tables import TableFormat
 from server.latency.listing import LatencyFilter
 from server.latency.listing_endpoints import FilterDep
+from server.searches.visibility import sees_only
 from server.wire import PROBLEMS, ContractResponse, answer, body_of, body_schema
 
 router = APIRouter(prefix="/v1", tags=["latency"], responses=PROBLEMS)
@@ -25,7 +26,10 @@ def import_latencies(
     body: Annotated[LatencyImport, Depends(body_of(LatencyImport))],
 ) -> Response:
     """Store the latencies of an uploaded file on an imported device: all of them or none, and none twice."""
-    return ContractResponse(import_file(context.database, context.store, body, created_by=principal.token_id))
+    owner = sees_only(context.settings, principal)
+    return ContractResponse(
+        import_file(context.database, context.store, body, created_by=principal.token_id, owner=owner)
+    )
 
 
 @router.get(

@@ -23,8 +23,8 @@ from device_agent.contracts import (
     kernel_id,
     profile_id,
 )
-from server.artifacts.repository import has_artifact
 from server.artifacts.store import ArtifactStore, check_digest
+from server.artifacts.visibility import is_visible
 from server.columns import now_s
 from server.database import Database
 from server.errors import Conflict, NotFound, PayloadTooLarge, Unprocessable
@@ -108,15 +108,19 @@ def parse_file(data: bytes, file_name: str, mapping: ImportMapping | None) -> Pa
     return parse_rows(rows, mapping)
 
 
-def import_file(database: Database, store: ArtifactStore, request: LatencyImport, *, created_by: str) -> ImportAnswer:
+def import_file(
+    database: Database, store: ArtifactStore, request: LatencyImport, *, created_by: str, owner: str | None
+) -> ImportAnswer:
     """Read the uploaded file and store its figures on an imported device, which is made where it is not there.
+
+    `owner` reads only the files that he may see: what is wrong with a row tells what is in it.
 
     Raises `NotFound` without the file, `Conflict` where the device has an agent, `PayloadTooLarge`, and
     `Unprocessable`, which names every bad row.
     """
     check_digest(request.file_sha256)
     with database.read() as session:
-        is_known = has_artifact(session, request.file_sha256)
+        is_known = is_visible(session, request.file_sha256, owner)
     path = store.path(request.file_sha256) if is_known else None
     if path is None or not path.is_file():
         raise NotFound(f"no file {request.file_sha256} is stored: upload it to /v1/artifacts/sha256/… first")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -13,21 +14,24 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 from safetensors.numpy import save
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from device_agent.contracts import ContractError, FailureReason, LeaseRequest, RenewRequest, dumps
-from server.accounts.service import DEFAULT_USER_SCOPES, Scope, mint_user_token
+from server.accounts.service import DEFAULT_USER_SCOPES, Scope, mint_agent_token, mint_user_token
 from server.app import create_app
 from server.artifacts.store import ArtifactStore
 from server.context import TOKEN_COOKIE
+from server.dashboard.templating import STATIC_URL
 from server.dashboard.views import router as dashboard
 from server.errors import MAX_TEXT_CHARS, problem
 from server.fleet.endpoints import MAX_ENROLMENT_BYTES
 from server.headers import DEFAULT_HEADERS
-from server.models import EnrolmentCodeRow, MeasurementFailureRow, ReportRow, SearchRow
+from server.latency.card import CardPoint, SeriesCard
+from server.models import CardRow, EnrolmentCodeRow, KernelRow, MeasurementFailureRow, ReportRow, SearchRow, WorkerRow
 from server.rates import RateLimit
 from server.settings import Settings
-from tests.unit.server.server_lab import ServerLab, failure, report_of, search_config
+from tests.unit.server.server_lab import LabAgent, ServerLab, failure, report_of, search_config
+from tests.unit.server.test_latency_card import complete, measured, verified
 
 WEIGHTS = save({"weight": np.zeros(3, np.float32)})
 
@@ -58,7 +62,21 @@ OF_ADMINS = {
     ("POST", "/v1/tokens/{token_id}:revoke"),
 }
 
+#: Pages that nobody signs in for.
+OPEN_PAGES = {"/login", "/logout", STATIC_URL + "/{path:path}"}
+
 Operation = tuple[str, str]
+
+
+def paths_of(routes: Iterable[Any]) -> set[str]:
+    """Of these routes, and of those that they stand for."""
+    found: set[str] = set()
+    for route in routes:
+        if inner := getattr(getattr(route, "original_router", route), "routes", None):
+            found |= paths_of(inner)
+        else:
+            found.add(route.path)
+    return found
 
 
 def operations(app: FastAPI) -> list[Operation]:
@@ -78,6 +96,23 @@ class TestScopes:
             if is_reading and operation not in OF_ADMINS:
                 continue
             assert ask(sqlite_lab, operation, reader).status_code == 403, operation
+
+    def test_without_a_token_nothing_is_told(self, sqlite_lab: ServerLab, app: FastAPI) -> None:
+        """On every route and page that there is, found in the application itself."""
+        client = sqlite_lab.client
+        client.headers.pop("authorization", None)
+        for method, path in set(operations(app)) - OPEN:
+            answer = client.request(method, path.replace("{digest}", "0" * 64), content=b"{}")
+            assert answer.status_code == 401, (method, path)
+        pages = [route for route in dashboard.routes if isinstance(route, APIRoute)]
+        for route in pages:
+            if route.path in OPEN_PAGES:
+                continue
+            for method in route.methods:
+                assert client.request(method, route.path).status_code == 401, route.path
+        # Those are all that there are.
+        listed = {path for _, path in operations(app)} | {route.path for route in pages}
+        assert paths_of(app.routes) == listed | {"/metrics", "/openapi.json"}
 
     def test_an_agent_is_no_user(self, sqlite_lab: ServerLab, app: FastAPI) -> None:
         agent = sqlite_lab.agent().token
@@ -201,6 +236,48 @@ class TestMultiUser:
             assert search_id not in page
         assert "another user&#39;s search" in users.client.get("/queue").text
 
+    def test_no_other_page_or_route_names_another_s_search(self, users: ServerLab, app: FastAPI) -> None:
+        """Whatever is about devices, series, workers or figures, and goes back to a search."""
+        ada, bob = self.token(users, "ada"), self.token(users, "bob")
+        search_id = self.submit(users, ada, "secret-name").json()["id"]
+        device_id = users.get("/v1/devices").json()["items"][0]["id"]
+        with users.database.write() as session:
+            secret = mint_agent_token(session, users.hasher, device_id=device_id, name="agent")
+        agent = LabAgent(device_id=device_id, token=secret)
+        series_id = measured(users, agent, search_id, range(1, 4))
+        complete(users, search_id, [verified(users, agent, search_id, "c0ffee", predicted_ms=1.0)])
+        running = self.submit(users, ada, "secret-name").json()["id"]
+        users.tasks(agent, 30, running)
+        with users.database.write() as session:
+            card = SeriesCard(
+                num_measurements=3, num_kernels=3, verdicts={}, device_minutes=1.0, table=None, model=None,
+                networks=None, families=(), kernel_points=(), without_model="few",
+                network_points=(CardPoint(name="n", predicted_ms=1.0, measured_ms=2.0, search_id=search_id),),
+            )  # fmt: skip
+            session.add(CardRow(series_id=series_id, num_measurements=3, card=dumps(card)))
+            session.add(WorkerRow(id="worker_1", name="w", host="h", version="0", search_id=running))
+            progress = {"done": 1, "total": 2}
+            session.execute(update(SearchRow).values(worker="w", heartbeat_at=1.0, progress=progress))
+            kernel_id = session.scalars(select(KernelRow.id)).first()
+        values = {"device_id": device_id, "series_id": series_id, "kernel_id": kernel_id, "form": "json"}
+        routes = [path for method, path in operations(app) if method == "GET"]
+        routes += [route.path for route in dashboard.routes if isinstance(route, APIRoute) and "GET" in route.methods]
+        urls = [path.format(**values) for path in routes if set(re.findall(r"{([^}]+)}", path)) <= values.keys()]
+        urls = [url for url in {*urls, "/metrics"} if url not in ("/live", "/login")]
+
+        def named(token: str) -> set[str]:
+            users.client.cookies.set(TOKEN_COOKIE, token)
+            answers = {url: users.get(url, token) for url in urls}
+            users.client.cookies.clear()
+            assert {url for url, answer in answers.items() if answer.status_code >= 500} == set()
+            words = (search_id, running, "secret-name")
+            return {url for url, answer in answers.items() if any(word in answer.text for word in words)}
+
+        assert named(bob) == set()
+        card_url = f"/v1/latency-series/{series_id}/card"
+        assert named(ada) >= {"/", "/queue", "/v1/searches", "/v1/workers", "/metrics", card_url}
+        assert named(users.admin) == named(ada)
+
     def test_lists_hold_one_s_own_and_admins_see_all(self, users: ServerLab) -> None:
         ada, bob = self.token(users, "ada"), self.token(users, "bob")
         for token, name in ((ada, "a"), (bob, "b"), (ada, "c")):
@@ -253,6 +330,10 @@ class TestMultiUser:
         ]
         for refusal in refusals:
             assert (refusal.status_code, f"no artifact {digest} is stored" in refusal.text) == (422, True), refusal.text
+        # What is wrong with a row would tell what is in the file.
+        body = {"device": "x", "file_name": "x.csv", "file_sha256": digest}
+        assert users.request("POST", "/v1/latency:import", bob, json=body).status_code == 404
+        assert users.request("POST", "/v1/latency:import", ada, json=body).status_code == 422
         # To send it takes the whole file, and looks like sending something new.
         assert users.request("PUT", url, bob, content=b"").status_code == 422
         assert reads(bob) == [404] * 3

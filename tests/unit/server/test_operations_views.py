@@ -13,18 +13,22 @@ from pathlib import Path
 
 import pytest
 import structlog
+import yaml
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import text, update
 
-from device_agent.contracts import FailureReason
+from device_agent.contracts import FailureReason, Verdict
 from server.accounts.service import Scope
+from server.fleet.devices import DeviceState
 from server.fleet.unknown_reports import UnknownReports
 from server.models import WorkerRow
 from server.settings import Settings
+from server.states import JobState
 from server.worker.presence import present
 from server.workers import repository as workers
+from server.workers.endpoints import WorkerState
 from tests.unit.server.server_lab import ServerLab, failure, measurement, report_of
 
 DEPLOY = Path(__file__).parents[3] / "deploy"
@@ -133,6 +137,7 @@ class TestMetrics:
         found = figures(lab)
         assert found["kerf_tasks", "pending"] == 0.0
         assert found["kerf_workers", "idle"] == 0.0
+        assert found[("kerf_data_free_bytes",)] > 0.0
         assert found[("kerf_leases_overdue",)] == 0.0
 
     def test_overdue_leases_show(self, lab: ServerLab) -> None:
@@ -178,6 +183,44 @@ class TestMetrics:
             named = set(re.findall(r"\bkerf_[a-z0-9_]+", file.read_text(encoding="utf-8")))
             assert len(named) > 5
             assert named <= known, file
+
+    def test_dashboard_and_alerts_name_labels_that_there_are(self, sqlite_lab: ServerLab) -> None:
+        """A misspelt label makes an alert that never fires."""
+        values: dict[str, set[str]] = {
+            "verdict": {verdict.value for verdict in Verdict},
+            "job": {"kerf"},
+            "status": {"500", "503"},
+        }
+        states: dict[str, set[str]] = {
+            "kerf_tasks": {"pending", "leased"},
+            "kerf_workers": {state.value for state in WorkerState},
+            "kerf_devices": {state.value for state in DeviceState},
+            "kerf_searches": {state.value for state in JobState},
+        }
+        families = text_string_to_metric_families(sqlite_lab.get("/metrics").text)
+        labels = {name for family in families for sample in family.samples for name in sample.labels}
+        # Of what an empty service has no line of, and what Prometheus adds.
+        labels |= {"verdict", "reason", "search_id", "stage", "instance", "job"}
+        expressions = [
+            *re.findall(r'"expr": "(.*)"', (DEPLOY / "grafana" / "kerf.json").read_text(encoding="utf-8")),
+            *(
+                rule["expr"]
+                for group in yaml.safe_load((DEPLOY / "prometheus" / "kerf.rules.yml").read_text(encoding="utf-8"))[
+                    "groups"
+                ]
+                for rule in group["rules"]
+            ),
+        ]
+        checked = 0
+        for expression in expressions:
+            for listed in re.findall(r"by \(([^)]*)\)", expression):
+                assert {name.strip() for name in listed.split(",")} <= labels | {"le"}, expression
+            for metric, matchers in re.findall(r"(\w+)\{([^}]*)\}", expression.replace('\\"', '"')):
+                for label, value in re.findall(r'(\w+)(?:=~|!=|=)"([^"]*)"', matchers):
+                    known = states[metric] if label == "state" else values[label]
+                    assert any(re.fullmatch(value, word) for word in known), expression
+                    checked += 1
+        assert checked >= 6
 
 
 class TestRequestLog:

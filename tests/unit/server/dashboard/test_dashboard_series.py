@@ -121,7 +121,7 @@ def test_an_imported_device_says_so(local: TestClient, context: Context) -> None
     }
     body = {"device": "their board", "file_name": "t.csv", "file_sha256": hashlib.sha256(data).hexdigest()}
     request = decode(LatencyImport, {**body, "mapping": mapping})
-    answer = import_file(context.database, context.store, request, created_by="test")
+    answer = import_file(context.database, context.store, request, created_by="test", owner=None)
     text = text_of(local.get(f"/devices/{answer.device_id}").text)
     for expected in (
         "are imported",
