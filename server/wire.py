@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Generic, TypeVar
 
 from fastapi import Query, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 
 from device_agent.contracts import ContractError, decode, dumps
@@ -27,6 +28,9 @@ MAX_PAGE = 500
 DEFAULT_PAGE = 50
 #: The `limit` of a list.
 Limit = Annotated[int, Query(ge=1, le=MAX_PAGE)]
+
+#: Of JSON: about 10 ms of work.
+LARGE_BODY_BYTES = 256 << 10
 
 #: Declared on all routes: any of them can be sent nonsense.
 PROBLEMS: dict[int | str, dict[str, Any]] = {
@@ -108,7 +112,7 @@ def body_of(cls: type[T], *, max_bytes: int | None = None) -> Callable[[Request]
     """A dependency that reads the body as `cls`: of up to `max_bytes`, and never more than `max_body_bytes`."""
 
     async def read(request: Request) -> T:
-        return checked(cls, await _read_json(request, max_bytes))
+        return await _read(request, max_bytes, lambda raw: checked(cls, _parsed(raw)))
 
     return read
 
@@ -154,12 +158,17 @@ def unprocessable(error: ContractError) -> Unprocessable:
 
 async def read_json(request: Request) -> object:
     """The body as JSON data. Raises `BadRequest`, or `PayloadTooLarge`."""
-    return await _read_json(request, None)
+    return await _read(request, None, _parsed)
 
 
-async def _read_json(request: Request, max_bytes: int | None) -> object:
+async def _read(request: Request, max_bytes: int | None, use: Callable[[bytes], T]) -> T:
+    """What `use` makes of the body: a large one in a thread, as all other requests would wait for it."""
     limit = request.app.state.context.settings.max_body_bytes
     raw = await _read_limited(request, limit if max_bytes is None else min(limit, max_bytes))
+    return use(raw) if len(raw) <= LARGE_BODY_BYTES else await run_in_threadpool(use, raw)
+
+
+def _parsed(raw: bytes) -> object:
     try:
         data = json.loads(raw)
     except (ValueError, RecursionError) as error:

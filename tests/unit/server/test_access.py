@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -17,6 +18,7 @@ from safetensors.numpy import save
 from sqlalchemy import select, update
 
 from device_agent.contracts import ContractError, FailureReason, LeaseRequest, RenewRequest, dumps
+from server import wire
 from server.accounts.service import DEFAULT_USER_SCOPES, Scope, mint_agent_token, mint_user_token
 from server.app import create_app
 from server.artifacts.store import ArtifactStore
@@ -30,6 +32,7 @@ from server.latency.card import CardPoint, SeriesCard
 from server.models import CardRow, EnrolmentCodeRow, KernelRow, MeasurementFailureRow, ReportRow, SearchRow, WorkerRow
 from server.rates import RateLimit
 from server.settings import Settings
+from server.wire import LARGE_BODY_BYTES
 from tests.unit.server.server_lab import LabAgent, ServerLab, failure, report_of, search_config
 from tests.unit.server.test_latency_card import complete, measured, verified
 
@@ -467,6 +470,27 @@ class TestBodies:
                 assert lab.request(method, url, token, content=body).status_code == 413, (method, path)
             assert tried > 10
             lab.close()
+
+    @pytest.mark.parametrize(("num_bytes", "in_thread"), [(100, False), (LARGE_BODY_BYTES + 1, True)])
+    def test_nobody_waits_for_another_s_large_body(
+        self, sqlite_lab: ServerLab, monkeypatch: pytest.MonkeyPatch, num_bytes: int, in_thread: bool
+    ) -> None:
+        """It is checked beside the loop that serves everybody."""
+        threads: list[int] = []
+        check = wire.checked
+
+        def noted(cls: type[Any], data: object) -> Any:
+            threads.append(threading.get_ident())
+            return check(cls, data)
+
+        monkeypatch.setattr(wire, "checked", noted)
+        loop: int = sqlite_lab.client.portal.call(threading.get_ident)  # type: ignore[union-attr]
+        answer = sqlite_lab.request("POST", "/v1/tokens", sqlite_lab.admin, content=b" " * num_bytes + b'{"name": "x"}')
+        assert answer.status_code == 201
+        assert [thread != loop for thread in threads] == [in_thread]
+        # What is wrong is told as ever.
+        answer = sqlite_lab.request("POST", "/v1/tokens", sqlite_lab.admin, content=b" " * num_bytes + b'{"name": 1}')
+        assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, "TokenRequest.name")
 
     def test_without_a_token_little_is_read_and_less_is_said(self, sqlite_lab: ServerLab) -> None:
         def enrol(body: bytes) -> Any:

@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 import uvicorn
 
+from kerf.local import is_loopback
 from server.cli import processes
 from server.http_protocol import MAX_HEAD_BYTES, BoundedHttpProtocol
+from server.settings import Settings
 
 #: What a socket takes at once, and the server may read at once, beyond the bound.
 MOST_TAKEN = MAX_HEAD_BYTES + (8 << 20)
@@ -110,3 +112,6 @@ def test_the_server_is_started_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uvicorn, "run", lambda app, **options: started.update(options))
     processes.server()
     assert (started["http"], started["ws"]) == (BoundedHttpProtocol, "none")
+    # Nobody else reaches it before somebody says so.
+    assert is_loopback(started["host"])
+    assert is_loopback(Settings().host)
