@@ -51,6 +51,8 @@ class TokenRequest:
             raise ContractError(f"name must have 1 to {MAX_NAME_CHARS} characters, not {len(self.name)}")
         if not self.scopes:
             raise ContractError("scopes is empty: name what the token allows")
+        if len(set(self.scopes)) < len(self.scopes):
+            raise ContractError("scopes names one twice: name each once")
         if Scope.AGENT in self.scopes:
             raise ContractError("scopes: 'agent' belongs to devices: make an enrolment code instead")
         if self.lifetime_s is not None and not MIN_LIFETIME_S <= self.lifetime_s <= MAX_LIFETIME_S:

@@ -32,7 +32,7 @@ from server.latency.card import CardPoint, SeriesCard
 from server.models import CardRow, EnrolmentCodeRow, KernelRow, MeasurementFailureRow, ReportRow, SearchRow, WorkerRow
 from server.rates import RateLimit
 from server.settings import Settings
-from server.wire import LARGE_BODY_BYTES
+from server.wire import LARGE_BODY_BYTES, MAX_CONTAINERS
 from tests.unit.server.server_lab import LabAgent, ServerLab, failure, report_of, search_config
 from tests.unit.server.test_latency_card import complete, measured, verified
 
@@ -491,6 +491,14 @@ class TestBodies:
         # What is wrong is told as ever.
         answer = sqlite_lab.request("POST", "/v1/tokens", sqlite_lab.admin, content=b" " * num_bytes + b'{"name": 1}')
         assert (answer.status_code, answer.json()["errors"][0]["field"]) == (422, "TokenRequest.name")
+
+    def test_what_is_small_to_send_and_large_to_read(self, sqlite_lab: ServerLab) -> None:
+        for body in (b"[" * (MAX_CONTAINERS + 1), b"[" + b"{}," * MAX_CONTAINERS + b"{}]"):
+            answer = sqlite_lab.request("POST", "/v1/latency:query", content=body)
+            assert (answer.status_code, "lists and objects" in answer.text) == (413, True)
+        twice = {"name": "x", "scopes": ["read"] * 2}
+        answer = sqlite_lab.request("POST", "/v1/tokens", sqlite_lab.admin, json=twice)
+        assert (answer.status_code, "twice" in answer.text) == (422, True)
 
     def test_without_a_token_little_is_read_and_less_is_said(self, sqlite_lab: ServerLab) -> None:
         def enrol(body: bytes) -> Any:
