@@ -1,4 +1,4 @@
-"""Where a client finds its server, unless it is told: the environment, then the stack that `kerf up` runs here."""
+"""Where a client finds its server, unless it is told: the environment, then the stack that last ran here."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ DATA_DIR_VARIABLE = "KERF_DATA_DIR"
 DEFAULT_SERVER = "http://127.0.0.1:8321"
 #: In the data directory: the user token that the embedded mode makes for this machine's user.
 TOKEN_FILE = "user.token"
-#: Beside it: the address of the server that `kerf up` last started there, the only one that the token is shown to.
+#: Beside it: the address of the server that last started there, the only one that the token is shown to.
 ADDRESS_FILE = "server.url"
 
 #: What a server listens on to be reached at every address of its machine.
 _ANY_HOST = ("0.0.0.0", "::")
+_LOOPBACKS = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}
 
 
 def default_data_dir() -> Path:
@@ -32,8 +33,9 @@ def default_data_dir() -> Path:
 
 
 def server_address(server: str | None) -> str:
-    """`server`, or `KERF_SERVER`, or the address of `kerf up`."""
-    return (server or os.environ.get(SERVER_VARIABLE) or DEFAULT_SERVER).rstrip("/")
+    """`server`, or `KERF_SERVER`, or the address of the stack that last ran from the data directory."""
+    named = server or os.environ.get(SERVER_VARIABLE)
+    return (named or _reachable(_started_address())).rstrip("/")
 
 
 def user_token(token: str | None, server: str) -> str:
@@ -50,16 +52,14 @@ def user_token(token: str | None, server: str) -> str:
         local = path.read_text(encoding="utf-8").strip()
     except OSError:
         raise NotConfigured(
-            f"no token: give one (--token, {TOKEN_VARIABLE}), or start a server here with `kerf up` ({path})"
+            f"no token for {server}: give one (--token, {TOKEN_VARIABLE}), name another server (--server, "
+            f"{SERVER_VARIABLE}), or start one here with `kerf up` ({path})"
         ) from None
-    try:
-        made_for = (data_dir / ADDRESS_FILE).read_text(encoding="utf-8").strip()
-    except OSError:
-        made_for = DEFAULT_SERVER
+    made_for = _started_address()
     if not _is_same_server(server, made_for):
         raise NotConfigured(
             f"no token for {server}: the one in {path} is that of {made_for} and goes nowhere else. Give one of that "
-            f"server (--token, {TOKEN_VARIABLE})"
+            f"server (--token, {TOKEN_VARIABLE}), or name another (--server, {SERVER_VARIABLE})"
         )
     return local
 
@@ -72,6 +72,21 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _started_address() -> str:
+    """Where the stack of the data directory listens, or did when it last ran."""
+    try:
+        return (default_data_dir() / ADDRESS_FILE).read_text(encoding="utf-8").strip() or DEFAULT_SERVER
+    except OSError:
+        return DEFAULT_SERVER
+
+
+def _reachable(address: str) -> str:
+    """What a client asks for a server that listens at `address`: its loopback where it listens everywhere."""
+    for everywhere, loopback in _LOOPBACKS.items():
+        address = address.replace(f"//{everywhere}:", f"//{loopback}:")
+    return address
 
 
 def _is_same_server(server: str, made_for: str) -> bool:

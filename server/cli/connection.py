@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from kerf import Client
-from kerf.local import DEFAULT_SERVER
+from kerf.local import SERVER_VARIABLE
+from kerf.profiles import with_profile
 
 ServerOption = Annotated[
     str | None, typer.Option("--server", envvar="KERF_SERVER", help="Address of a running server.", show_default=False)
@@ -21,9 +22,16 @@ StateOption = Annotated[
     typer.Option("--state", help="Folder of the local stack: database, artifacts, logs.", show_default=False),
 ]
 
-__all__ = ["DEFAULT_SERVER", "ServerOption", "StateOption", "TokenOption", "connect"]
+
+#: What a user can do where no server answers.
+NO_SERVER_REMEDY = f"Start one here with `kerf up`, or name another with --server or {SERVER_VARIABLE}"
 
 
 def connect(server: str | None, token: str | None) -> Client:
     """A client of the named server; see `kerf.Client`. Raises `kerf.NotConfigured` where there is no token."""
     return Client(server, token)
+
+
+def is_named(server: str | None) -> bool:
+    """Whether --server, `KERF_SERVER` or a profile of `kerf auth login` says where to go."""
+    return with_profile(server, None)[0] is not None

@@ -129,14 +129,27 @@ def running_stack(options: StackOptions) -> Iterator[LocalStack]:
         database.dispose()
     port = options.port or _free_port(options.host)
     stack = LocalStack(url=_url(options.host, port), token=token, state_dir=options.state_dir)
-    # Clients without a token of their own show the local one to this address only.
-    write_private(settings.local_address_file, stack.url)
-    with _terminated_as_interrupted():
+    with _terminated_as_interrupted(), _known_address(settings.local_address_file, stack.url):
         try:
             _start_all(stack, options, port)
             yield stack
         finally:
             stack.stop()
+
+
+@contextlib.contextmanager
+def _known_address(path: Path, url: str) -> Iterator[None]:
+    """Clients that are told no server go to this one, and show the local token to no other. At the end they go again
+    where they went before: a `kerf up` may still run there.
+    """
+    earlier = path.read_text(encoding="utf-8") if path.is_file() else ""
+    write_private(path, url)
+    try:
+        yield
+    finally:
+        # The first one stays known, and so does one that another stack wrote meanwhile.
+        if earlier and path.read_text(encoding="utf-8").strip() == url:
+            write_private(path, earlier.strip())
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from rich.console import Console
 from sqlalchemy.exc import SQLAlchemyError
 
 from device_agent import __version__
+from kerf import ServerUnavailable
 from server.cli import (
     auth,
     database,
@@ -26,6 +27,7 @@ from server.cli import (
     searches,
     tokens,
 )
+from server.cli.connection import NO_SERVER_REMEDY
 from server.cli.exit_codes import EXPECTED, MEANINGS, ExitCode, exit_code_of
 
 app = typer.Typer(
@@ -91,4 +93,6 @@ def _text(error: BaseException) -> str:
     if isinstance(error, SQLAlchemyError):
         first = str(error).splitlines()[0]
         return f"the database does not do it ({first}): `kerf db status` and `kerf doctor` say more"
+    if isinstance(error, ServerUnavailable):
+        return f"{error}. {NO_SERVER_REMEDY}"
     return str(error)

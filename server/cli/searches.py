@@ -12,12 +12,12 @@ from rich.console import Console
 
 from device_agent.contracts import encode
 from kerf import Client
-from kerf.local import default_data_dir
+from kerf.local import SERVER_VARIABLE, default_data_dir
 from kerf.schemas import SearchView
 from search.domain.config import SearchConfig
 from search.domain.result import SearchResult
-from server.cli.config_file import check_files, load_config, upload, with_overrides
-from server.cli.connection import ServerOption, StateOption, TokenOption, connect
+from server.cli.config_file import ConfigFileError, check_files, load_config, upload, with_overrides
+from server.cli.connection import ServerOption, StateOption, TokenOption, connect, is_named
 from server.cli.console import JsonOption, make_console, print_fields, print_items, print_json, tell
 from server.cli.local_stack import StackOptions, running_stack
 from server.cli.output import print_front, write_output
@@ -57,14 +57,21 @@ def run(
 ) -> None:
     """Run a search to its end and write its front.
 
-    Without --server it starts a server, a worker and an agent on this machine and stops them afterwards.
+    Where no server is named (--server, KERF_SERVER, a profile of `kerf auth login`), or with --state or --simulated, it
+    starts a server, a worker and an agent on this machine and stops them afterwards.
     """
+    is_own = state is not None or simulated
+    if is_own and server is not None:
+        raise ConfigFileError(
+            f"--state and --simulated are for a stack on this machine, and {server} is named (--server, "
+            f"{SERVER_VARIABLE}): leave out one of them"
+        )
     chosen = with_overrides(
         load_config(config), method=method, seed=seed, latency_from=latency_from, devices=device or ()
     )
     paths = check_files(chosen, data)
     console = make_console(as_json=as_json)
-    if server is not None:
+    if not is_own and is_named(server):
         with connect(server, token) as client:
             result = run_search(client, chosen, paths, output, console)
     else:

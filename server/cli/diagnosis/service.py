@@ -10,6 +10,7 @@ from device_agent.contracts import WIRE_VERSION
 from kerf import ApiError, Client, KerfError, NotFound, ServerUnavailable, Unauthorized
 from kerf.schemas import DeviceView
 from server.accounts.service import Scope
+from server.cli.connection import NO_SERVER_REMEDY
 from server.cli.diagnosis.finding import Finding, broken, ok, unknown, warning
 
 #: A worker takes a search within seconds unless all of them have one.
@@ -24,8 +25,7 @@ def service_findings(client: Client, now: datetime | None = None) -> Iterator[Fi
     try:
         client.status.health()
     except (ApiError, ServerUnavailable) as error:
-        remedy = "start one here with `kerf up`, or name another with --server or KERF_SERVER"
-        yield broken("server", str(error), remedy)
+        yield broken("server", str(error), NO_SERVER_REMEDY)
         return
     yield ok("server", f"answers at {client.server}")
     try:

@@ -201,12 +201,22 @@ def test_where_the_server_is_and_who_asks(monkeypatch: pytest.MonkeyPatch, tmp_p
     for name in ("KERF_SERVER", "KERF_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("KERF_DATA_DIR", str(tmp_path))
-    with pytest.raises(kerf.NotConfigured, match=r"no token: .*KERF_TOKEN.*kerf up"):
+    with pytest.raises(kerf.NotConfigured, match=r"no token for .*KERF_TOKEN.*--server, KERF_SERVER.*kerf up"):
         kerf.Client()
     (tmp_path / "user.token").write_text("kerf_u_local\n")
     with kerf.Client() as client:
         assert client.server == "http://127.0.0.1:8321"
         assert client._http.headers["Authorization"] == "Bearer kerf_u_local"
+    for started, asked in (
+        ("http://127.0.0.1:9000", "http://127.0.0.1:9000"),
+        ("http://0.0.0.0:9000", "http://127.0.0.1:9000"),
+        ("http://[::]:9000", "http://[::1]:9000"),
+        ("", "http://127.0.0.1:8321"),
+    ):
+        (tmp_path / "server.url").write_text(f"{started}\n")
+        with kerf.Client() as client:
+            assert client.server == asked
+            assert client._http.headers["Authorization"] == "Bearer kerf_u_local"
     monkeypatch.setenv("KERF_SERVER", "http://elsewhere:1/")
     monkeypatch.setenv("KERF_TOKEN", "kerf_u_env")
     with kerf.Client() as client:

@@ -1,4 +1,4 @@
-"""How long starting the local stack waits."""
+"""How long starting the local stack waits, and which stack clients find."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from device_agent.native.library import COMPILING_EVENT
 from server.cli import local_stack
-from server.cli.local_stack import LocalStack, StackError
+from server.cli.local_stack import LocalStack, StackError, _known_address
 
 
 @pytest.fixture
@@ -37,3 +37,20 @@ def test_an_agent_that_compiles_has_more_time(stack: LocalStack, answers: Iterat
 def test_others_have_not(stack: LocalStack, answers: Iterator[bool]) -> None:
     with pytest.raises(StackError, match="for the agent; see the logs"):
         stack.wait_for("the agent", lambda: next(answers))
+
+
+def test_clients_go_back_to_the_stack_that_ran_before(tmp_path: Path) -> None:
+    path = tmp_path / "server.url"
+    with _known_address(path, "http://127.0.0.1:8321"):
+        with _known_address(path, "http://127.0.0.1:40000"):
+            assert path.read_text() == "http://127.0.0.1:40000\n"
+        assert path.read_text() == "http://127.0.0.1:8321\n"
+    assert path.read_text() == "http://127.0.0.1:8321\n", "the local token still goes to no other"
+
+
+def test_the_address_of_a_later_stack_stays(tmp_path: Path) -> None:
+    path = tmp_path / "server.url"
+    path.write_text("http://127.0.0.1:8321\n")
+    with _known_address(path, "http://127.0.0.1:40000"):
+        path.write_text("http://127.0.0.1:50000\n")
+    assert path.read_text() == "http://127.0.0.1:50000\n"

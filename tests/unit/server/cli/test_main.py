@@ -58,6 +58,18 @@ def test_every_command_has_help_and_is_on_the_page(name: str) -> None:
     assert f"`kerf {name}" in PAGE or f"\nkerf {name}" in PAGE
 
 
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_commands_find_their_server_in_one_way(name: str) -> None:
+    variables = {
+        option: parameter.envvar for parameter in COMMANDS[name].params for option in parameter.opts if option[0] == "-"
+    }
+    if name == "auth login":
+        return  # It writes down what others find; `kerf.local` reads the same variable for it.
+    assert ("--server" in variables) == ("--token" in variables)
+    if "--server" in variables:
+        assert (variables["--server"], variables["--token"]) == ("KERF_SERVER", "KERF_TOKEN")
+
+
 @pytest.mark.parametrize("line", re.findall(r"^kerf ([^`\n]+)$", PAGE, re.MULTILINE))
 def test_the_commands_of_the_page_can_be_given(line: str) -> None:
     command: Any = typer.main.get_command(MAIN.app)
@@ -99,7 +111,12 @@ def test_errors_become_a_line_and_a_code(
     with pytest.raises(SystemExit) as caught:
         MAIN.main()
     assert caught.value.code == code
-    assert capsys.readouterr().err == ("" if code is ExitCode.INTERRUPTED else f"error: {error}\n")
+    told = capsys.readouterr().err
+    if isinstance(error, kerf.ServerUnavailable):
+        assert told.startswith(f"error: {error}. ")
+        assert all(words in told for words in ("kerf up", "--server", "KERF_SERVER"))
+    else:
+        assert told == ("" if code is ExitCode.INTERRUPTED else f"error: {error}\n")
 
 
 def test_a_wrong_option_is_bad_input() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jsonschema
@@ -13,8 +16,9 @@ from sqlalchemy import update
 from typer.testing import CliRunner
 
 import kerf
+from kerf.profiles import Profile, Profiles, write_profiles
 from search.domain.config import parse_config
-from server.cli import waiting
+from server.cli import searches, waiting
 from server.cli.config_file import ConfigFileError
 from server.cli.main import app
 from server.models import SearchRow
@@ -58,6 +62,49 @@ def test_a_config_is_checked_and_spelled_out(config: Path, tmp_path: Path) -> No
     config.write_text(yaml.safe_dump(search_config(method={"populaton": 9})))
     with pytest.raises(ConfigFileError, match=r"config\.method: unknown key 'populaton'; did you mean 'population'\?"):
         RUNNER.invoke(app, ["search", "validate", "--config", str(config)], catch_exceptions=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "profile", "went"),
+    [
+        ((), None, "here"),
+        (("--server", "http://lab:8321"), None, "http://lab:8321"),
+        ((), "http://profile:8321", "http://profile:8321"),
+        (("--simulated",), "http://profile:8321", "here"),
+    ],
+)
+def test_a_search_runs_where_other_commands_go_if_that_is_named(
+    config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    profile: str | None,
+    went: str,
+) -> None:
+    for name in ("KERF_SERVER", "KERF_TOKEN", "KERF_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    if profile is not None:
+        write_profiles(Profiles().with_profile("lab", Profile(server=profile, token="kerf_u_lab")))
+    asked = []
+
+    @contextlib.contextmanager
+    def stack(options: Any) -> Iterator[Any]:
+        with kerf.Client("http://here", "kerf_u_here") as client:
+            yield SimpleNamespace(url="here", client=lambda: client)
+
+    monkeypatch.setattr(searches, "running_stack", stack)
+    monkeypatch.setattr(searches, "run_search", lambda client, *_: asked.append(client.server))
+    monkeypatch.setattr(searches, "connect", lambda server, _: kerf.Client(server, "kerf_u_lab" if server else None))
+    run("run", "--config", config, *arguments)
+    assert asked == ["http://here" if went == "here" else went]
+
+
+def test_a_search_does_not_run_in_two_places(config: Path, tmp_path: Path) -> None:
+    for option in (("--simulated",), ("--state", str(tmp_path))):
+        arguments = ["search", "run", "--config", str(config), "--server", "http://lab:8321", *option]
+        with pytest.raises(ConfigFileError, match=r"http://lab:8321 is named \(--server, KERF_SERVER\)"):
+            RUNNER.invoke(app, arguments, catch_exceptions=False)
 
 
 def test_the_schema_takes_every_example_and_no_unknown_key() -> None:
