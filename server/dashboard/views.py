@@ -118,7 +118,7 @@ def search_fragment(search_id: str, context: ContextDep, viewer: ViewerDep) -> R
 
 @router.post("/searches/{search_id}/{verb}")
 def steer_search(search_id: str, verb: str, request: Request, context: ContextDep, viewer: ViewerDep) -> Response:
-    """Pause, resume or cancel a search, and go back to its page."""
+    """Pause, resume or cancel a search, and go back to the controls on its page; scripts get what has changed there."""
     _require_own_form(request, viewer)
     if not viewer.may_steer:
         raise Forbidden("your token may only read: sign in with one that has the scope 'searches:write'")
@@ -127,7 +127,9 @@ def steer_search(search_id: str, verb: str, request: Request, context: ContextDe
     targets, words = STEERING[verb]
     with context.database.write() as session:
         steer(session, search_id, targets, words)
-    return RedirectResponse(f"/searches/{quote(search_id)}", status_code=303)
+    page = f"/searches/{quote(search_id)}"
+    target = f"/fragments{page}" if "hx-request" in request.headers else f"{page}#steering"
+    return RedirectResponse(target, status_code=303)
 
 
 @router.get("/searches/{search_id}/result.json")

@@ -100,6 +100,67 @@ def test_a_search_is_cancelled_after_a_second_look(chromium: Browser, serve: Ser
         assert session.get_one(SearchRow, claim.search_id).state is JobState.CANCELLING
 
 
+def test_the_keyboard_stays_where_a_search_is_steered(chromium: Browser, serve: Serve) -> None:
+    """Each press takes its control away. What took its place has the focus, or the group that tells the new state."""
+    site = serve()
+    claim = seed.seed(site.context).running
+    with page_of(chromium, site) as page:
+        page.goto(f"/searches/{claim.search_id}")
+        wait_live(page)
+        page.evaluate("window.sameDocument = true")
+        focused = "document.activeElement.textContent.trim()"
+        page.get_by_role("button", name="Pause").focus()
+        page.keyboard.press("Enter")
+        page.get_by_role("status").get_by_text("pausing").wait_for()
+        page.wait_for_function(f"{focused} === 'Cancel …'")
+        with site.context.database.write() as session:
+            repository.settle_job(session, claim)
+        page.get_by_role("status").get_by_text("paused").wait_for()
+        assert page.evaluate(focused) == "Cancel …", "it is still there"
+        page.keyboard.press("Shift+Tab")
+        assert page.evaluate(focused) == "Resume"
+        page.keyboard.press("Enter")
+        page.get_by_role("status").get_by_text("waiting").wait_for()
+        page.wait_for_function(f"{focused} === 'Pause'")
+        page.keyboard.press("Tab")
+        page.keyboard.press("Enter")
+        page.keyboard.press("Tab")
+        assert page.evaluate(focused) == "Cancel the search"
+        page.keyboard.press("Enter")
+        page.get_by_role("group", name="The search is cancelled").wait_for()
+        page.wait_for_function("document.activeElement.id === 'steering'")
+        assert page.evaluate("window.sameDocument") is True
+
+
+def test_a_search_is_steered_without_scripts(chromium: Browser, serve: Serve) -> None:
+    site = serve()
+    claim = seed.seed(site.context).running
+    with page_of(chromium, site, java_script_enabled=False) as page:
+        page.goto(f"/searches/{claim.search_id}")
+        page.get_by_role("button", name="Pause").focus()
+        page.keyboard.press("Enter")
+        page.get_by_role("group", name="The search is pausing").wait_for()
+        page.keyboard.press("Tab")
+        assert page.locator(":focus").inner_text() in ("pi5-lab", "Cancel …"), "it goes on from the controls"
+
+
+def test_what_cannot_be_done_any_more_is_told_beside_the_control(chromium: Browser, serve: Serve) -> None:
+    site = serve()
+    claim = seed.seed(site.context).running
+    profile = chromium.new_context(base_url=site.url)
+    page = profile.new_page()
+    page.goto(f"/searches/{claim.search_id}")
+    # Another ends it, before this page hears of it.
+    page.route("**/live/**", lambda route: route.abort())
+    page.reload()
+    with site.context.database.write() as session:
+        repository.fail_job(session, claim, "the disk is full")
+    page.get_by_role("button", name="Pause").click()
+    page.get_by_role("alert").get_by_text("cannot be paused").wait_for()
+    assert page.get_by_role("heading", level=1).inner_text() == "cifar10-resnet20"
+    profile.close()
+
+
 def test_a_command_is_copied(chromium: Browser, serve: Serve) -> None:
     site = serve()
     with page_of(chromium, site, permissions=["clipboard-read", "clipboard-write"]) as page:

@@ -1,4 +1,4 @@
-// Says whether the page is live, and tells the charts when there is something new.
+// Says whether the page is live, tells the charts when there is something new, and keeps the focus where it was.
 // The server sends named events ("changed"); the page itself is fetched again by htmx.
 "use strict";
 
@@ -19,6 +19,21 @@
     show(status === undefined || status === 200 ? "live" : "lost");
   });
   document.addEventListener("htmx:sse:error", () => show("lost"));
+  // What has the focus may be gone when the page has changed ("Pause" is, once it was pressed). The focus then goes to
+  // what took its place in the group, or to the group itself; without this it would go to the top of the page.
+  let group = null;
+  document.addEventListener("htmx:before:swap", () => {
+    // Two changes may overlap: what the first one took away still counts.
+    group = document.activeElement?.closest("[data-keeps-focus]")?.id ?? group;
+  });
+  document.addEventListener("htmx:after:swap", () => {
+    const found = group && document.getElementById(group);
+    group = null;
+    if (!found || document.activeElement !== document.body) return;
+    const control = [...found.querySelectorAll("button, summary")].find((element) => element.checkVisibility());
+    (control ?? found).focus({ preventScroll: true });
+  });
+
   // The server says "end" when nothing will change any more; every other close is a loss.
   document.addEventListener("htmx:sse:close", (event) => show(event.detail?.reason === "message" ? "ended" : "lost"));
 })();

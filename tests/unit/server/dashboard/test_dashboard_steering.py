@@ -52,6 +52,19 @@ def test_a_search_is_paused_and_cancelled_on_its_page(local: TestClient, context
     assert state_of(context, claim) is JobState.CANCELLING
 
 
+def test_scripts_get_what_changed_and_others_the_page_at_its_controls(
+    local: TestClient, context: Context, claim: JobClaim
+) -> None:
+    address = f"/searches/{claim.search_id}"
+    answer = local.post(f"{address}/pause", headers=OWN, follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (303, f"{address}#steering")
+    answer = local.post(f"{address}/cancel", headers={**OWN, "HX-Request": "true"})
+    assert answer.url.path == f"/fragments{address}"
+    told = [tag for _, tag in tags_of(answer.text) if tag.get("id") == "steering"]
+    assert [tag["aria-label"] for tag in told] == ["The search is cancelling"]
+    assert "<html" not in answer.text
+
+
 def test_what_is_over_is_not_steered(local: TestClient, seeded: Seeded) -> None:
     address = f"/searches/{seeded.completed_id}"
     assert forms_of(local.get(address).text) == []
