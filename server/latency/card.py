@@ -11,7 +11,6 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from sqlalchemy import func, select, update
@@ -252,7 +251,8 @@ def _facts(session: Session, series: SeriesRow) -> _Facts:
 
 def _networks(session: Session, series: SeriesRow) -> tuple[CardPoint, ...]:
     """The whole networks that completed searches predicted from this series and then measured, in a series that differs
-    in the measuring setup alone.
+    in the measuring setup alone. Searches that had the same network share its one measurement: it counts once, as the
+    latest of them predicted it.
     """
     in_series = select(MeasurementRow.task_id).where(MeasurementRow.series_id == series.id)
     searches = (
@@ -264,42 +264,44 @@ def _networks(session: Session, series: SeriesRow) -> tuple[CardPoint, ...]:
         .order_by(SearchTaskRow.search_id.desc())
         .limit(_MAX_SEARCHES)
     )
-    points: list[CardPoint] = []
+    found: dict[str, CardPoint] = {}
     for search_id in session.scalars(searches).all():
-        points += _networks_of(session, series, search_id)
-    return tuple(points)
+        found = {**_networks_of(session, series, search_id), **found}
+    return tuple(found.values())
 
 
-def _networks_of(session: Session, series: SeriesRow, search_id: str) -> list[CardPoint]:
+def _networks_of(session: Session, series: SeriesRow, search_id: str) -> dict[str, CardPoint]:
+    """Those of one search, by the task that measured them."""
     document = session.get(DocumentRow, (search_id, RESULT))
     if document is None:
-        return []
-    points = []
+        return {}
+    points = {}
     result = json.loads(document.text)
     for point in (*result["front"], *result.get("measured_untrained", ())):
         figures = next((f for f in point["devices"] if f["device_id"] == series.device_id), None)
         if figures is None or figures["measured_latency_ms"] is None or figures["verdict"] == Verdict.REJECTED.value:
             continue
         candidate = session.get(CandidateRow, (search_id, point["candidate_id"]))
-        if candidate is None or not _is_beside(session, series, candidate.results.get(JobStage.VERIFYING.value, {})):
+        if candidate is None:
             continue
-        points.append(
-            CardPoint(
-                name=point["candidate_id"],
-                predicted_ms=figures["predicted_latency_ms"],
-                measured_ms=figures["measured_latency_ms"],
-                search_id=search_id,
-                candidate_id=point["candidate_id"],
-            )
+        verified = candidate.results.get(JobStage.VERIFYING.value, {})
+        task_id = str(verified.get("devices", {}).get(series.device_id, verified).get("task_id", ""))
+        if not _is_beside(session, series, task_id):
+            continue
+        points[task_id] = CardPoint(
+            name=point["candidate_id"],
+            predicted_ms=figures["predicted_latency_ms"],
+            measured_ms=figures["measured_latency_ms"],
+            search_id=search_id,
+            candidate_id=point["candidate_id"],
         )
     return points
 
 
-def _is_beside(session: Session, series: SeriesRow, verified: dict[str, Any]) -> bool:
-    """Whether the network was measured under the key of `series` but for the setup."""
-    own = verified.get("devices", {}).get(series.device_id, verified)
+def _is_beside(session: Session, series: SeriesRow, task_id: str) -> bool:
+    """Whether the task was measured under the key of `series` but for the setup."""
     query = select(SeriesRow).join(MeasurementRow, MeasurementRow.series_id == SeriesRow.id)
-    found = session.scalars(query.where(MeasurementRow.task_id == own.get("task_id", "")).limit(1)).first()
+    found = session.scalars(query.where(MeasurementRow.task_id == task_id).limit(1)).first()
     if found is None:
         return False
     same = dataclasses.replace(key_of(found), setup_id=series.setup_id)
