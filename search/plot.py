@@ -12,8 +12,10 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 
 from search.domain.result import Baseline, BaselineLatency, DeviceFigures, FrontPoint, SearchResult
+from search.latency_axis import LatencyUnit, axis_reach_ms, latency_unit
 
 
 class ImageFormat(StrEnum):
@@ -94,13 +96,16 @@ def _figure(result: SearchResult, dots_per_inch: int, palette: Palette) -> Figur
         title = f"{result.search.name} by {result.search.method}, {over} over {len(devices)} devices"
     else:
         title = f"{result.search.name} by {result.search.method} on {result.device.name}{source}"
-    _draw(panels[0][0], title, [(p, p) for p in result.front], result.baseline, result.baseline.latency_ms, palette)
+    dense = result.baseline.latency_ms
+    # As in the tables of the dashboard and of the report.
+    unit = latency_unit([dense.tflite_dense, dense.native_dense, *(p.predicted_latency_ms for p in result.front)])
+    _draw(panels[0][0], title, [(p, p) for p in result.front], result.baseline, dense, unit, palette)
     panels[0][0].set_ylabel(f"test {result.metric}, %")
     panels[0][0].legend(fontsize=8, frameon=False)
     for place, device in enumerate(devices):
         points = [(p, p.devices[place]) for p in result.front]
         own = result.baseline.devices[place].latency_ms
-        _draw(panels[0][1 + place], f"{device.name}{source}", points, result.baseline, own, palette)
+        _draw(panels[0][1 + place], f"{device.name}{source}", points, result.baseline, own, unit, palette)
     figure.tight_layout()
     return figure
 
@@ -111,22 +116,24 @@ def _draw(
     points: Sequence[tuple[FrontPoint, FrontPoint | DeviceFigures]],
     base: Baseline,
     dense: BaselineLatency,
+    unit: LatencyUnit,
     palette: Palette,
 ) -> None:
     """One panel. Each point is a candidate with its latencies there."""
+    scale = unit.per_ms
     verified = [(p, at) for p, at in points if at.measured_latency_ms is not None]
     final = [(p, at) for p, at in verified if p.accuracy is not None]
     axes.plot(
-        [at.predicted_latency_ms for _, at in verified],
+        [scale * at.predicted_latency_ms for _, at in verified],
         [100 * (p.accuracy if p.accuracy is not None else p.accuracy_estimate or 0.0) for p, _ in verified],
         "o", mfc="none", mec=palette.predicted, ms=6, label="predicted latency",
     )  # fmt: skip
     if final:
-        latency = [at.measured_latency_ms or 0.0 for _, at in final]
+        latency = [scale * (at.measured_latency_ms or 0.0) for _, at in final]
         intervals = [at.latency_ci95_ms or (at.measured_latency_ms or 0.0,) * 2 for _, at in final]
         error = [
-            [max(0.0, m - low) for m, (low, _) in zip(latency, intervals, strict=True)],
-            [max(0.0, high - m) for m, (_, high) in zip(latency, intervals, strict=True)],
+            [max(0.0, m - scale * low) for m, (low, _) in zip(latency, intervals, strict=True)],
+            [max(0.0, scale * high - m) for m, (_, high) in zip(latency, intervals, strict=True)],
         ]
         accuracy = [100 * (p.accuracy or 0.0) for p, _ in final]
         bounds = [p.accuracy_ci95 or (p.accuracy or 0.0,) * 2 for p, _ in final]
@@ -138,15 +145,39 @@ def _draw(
             latency, accuracy, xerr=error, yerr=upright,
             fmt="o", color=palette.verified, elinewidth=0.9, capsize=2, ms=5, label="verified on the device",
         )  # fmt: skip
-    for latency_ms, label, colour in (
-        (dense.tflite_dense, "dense, TFLite", palette.tflite),
-        (dense.native_dense, "dense, native", palette.native),
-        (dense.ncnn_dense, "dense, ncnn", palette.ncnn),
-    ):
-        if latency_ms is not None:
-            axes.plot([latency_ms], [100 * base.accuracy], "s", color=colour, ms=7, label=label)
-    axes.axhline(100 * base.accuracy, color=palette.faint, lw=0.8, ls="--")
-    axes.set_xlabel("latency, ms (one image, median)")
+    baselines = [
+        (latency_ms, label, colour)
+        for latency_ms, label, colour in (
+            (dense.tflite_dense, "dense, TFLite", palette.tflite),
+            (dense.native_dense, "dense, native", palette.native),
+            (dense.ncnn_dense, "dense, ncnn", palette.ncnn),
+        )
+        if latency_ms is not None
+    ]
+    reach_ms = axis_reach_ms(
+        [latency_ms for _, at in verified for latency_ms in (at.predicted_latency_ms, at.measured_latency_ms or 0.0)],
+        [latency_ms for latency_ms, *_ in baselines],
+        [at.latency_ci95_ms[1] for _, at in final if at.latency_ci95_ms is not None],
+    )
+    end = 1.06 * scale * reach_ms or 1.0
+    beyond = 0
+    for latency_ms, label, colour in sorted(baselines):
+        if latency_ms <= reach_ms:
+            axes.plot([scale * latency_ms], [100 * base.accuracy], "s", color=colour, ms=7, label=label)
+            continue
+        # At the end of the axis with its value, each below the one before.
+        place = axes.transData + ScaledTranslation(0, -11 / 72 * beyond, axes.figure.dpi_scale_trans)
+        axes.plot(
+            [end], [100 * base.accuracy], ">", color=colour, ms=7, label=f"{label}, beyond the axis", transform=place,
+            clip_on=False,
+        )  # fmt: skip
+        axes.annotate(
+            f"{scale * latency_ms:.3g} {unit.name}", (end, 100 * base.accuracy), xytext=(-8, -11 * beyond),
+            textcoords="offset points", ha="right", va="center", fontsize=8, color=colour,
+        )  # fmt: skip
+        beyond += 1
+    axes.axhline(100 * base.accuracy, color=palette.faint, lw=0.8, ls="--", zorder=0)
+    axes.set_xlabel(f"latency, {unit.name} (one image, median)")
     axes.set_title(title, fontsize=10)
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, end)
     axes.grid(alpha=0.25)

@@ -9,8 +9,9 @@ from sqlalchemy.orm import Session
 
 from device_agent.contracts import decode
 from search.domain.result import LayerFigures
+from search.latency_axis import LatencyUnit
 from server.dashboard.candidate_pages import CandidatePage
-from server.dashboard.formats import LatencyUnit, count, latency
+from server.dashboard.formats import count, latency
 from server.dashboard.front import baseline_of, candidate_row, metric_of, unit_of
 from server.dashboard.layers import layer_rows
 from server.dashboard.pages import FrontRow, Tile

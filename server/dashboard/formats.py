@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+from search.latency_axis import LatencyUnit
 
 if TYPE_CHECKING:
     from server.dashboard.pages import SpeedUp
@@ -36,24 +37,6 @@ def interval(bounds_ns: tuple[float, float] | None) -> str:
     factor, unit = _ns_unit(max(bounds_ns))
     low, high = (_digits(bound / factor, 4) for bound in bounds_ns)
     return f"{low} to {high} {unit}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LatencyUnit:
-    """The unit of all latencies of one search, so that a column compares. `per_ms` of it make one millisecond."""
-
-    name: str
-    per_ms: float
-
-
-MILLISECONDS = LatencyUnit(name="ms", per_ms=1.0)
-MICROSECONDS = LatencyUnit(name="µs", per_ms=1e3)
-
-
-def latency_unit(values_ms: Iterable[float | None]) -> LatencyUnit:
-    """Microseconds where even the slowest is faster than 1 ms; what is not known does not count."""
-    known = [value for value in values_ms if value is not None]
-    return MICROSECONDS if known and max(known) < 1.0 else MILLISECONDS
 
 
 def latency(value_ms: float | None, unit: LatencyUnit) -> str:

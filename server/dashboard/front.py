@@ -15,8 +15,8 @@ from search.domain.config import TOP1
 from search.domain.objective import LatencyOverDevices, Metric
 from search.domain.result import Standing
 from search.latency.fleet import over_devices
+from search.latency_axis import LatencyUnit, axis_reach_ms, latency_unit
 from search.standing import VerifiedFigures, compare_verified
-from server.dashboard.formats import LatencyUnit, latency_unit
 from server.dashboard.pages import DeviceFigures, DeviceLink, FileLink, FrontRow, SpeedUp
 from server.dashboard.wording import STANDING_LABELS, VERDICT_LABELS, StateLabel, reason_texts
 from server.errors import NotFound
@@ -160,30 +160,42 @@ def unit_of(baseline: Baseline, front: Sequence[FrontRow]) -> LatencyUnit:
 
 
 def chart_data(session: Session, search_id: str) -> dict[str, Any]:
-    """What the chart draws. Latencies in ms, to be shown in `unit`; accuracies as parts of 1, to be called `metric`."""
+    """What the chart draws. Latencies in ms, to be shown in `unit` on an axis up to `reach_ms`; accuracies are parts of
+    1, to be called `metric`.
+    """
     search = get_search(session, search_id)
     baseline = baseline_of(session, search)
     front = front_rows(session, search_id, baseline)
     points = [_point(row) for row in front]
     measured = [p for p in points if p["measured_latency_ms"] is not None and p["shown_accuracy"] is not None]
-    unit = unit_of(baseline, front)
-    lines = (
+    unit, cloud = unit_of(baseline, front), _cloud(session, search_id)
+    known = (
         (baseline.tflite_ms, "unpruned, TFLite"),
         (baseline.native_ms, "unpruned, native"),
         (baseline.ncnn_ms, "unpruned, ncnn"),
     )
+    lines = [(latency, label) for latency, label in known if latency is not None]
+    reach_ms = axis_reach_ms(
+        [
+            *(latency for latency, _ in cloud),
+            *(row.predicted_latency_ms for row in front),
+            *(row.measured_latency_ms for row in front if row.measured_latency_ms is not None),
+        ],
+        [latency for latency, _ in lines],
+        [row.latency_ci95_ms[1] for row in front if row.latency_ci95_ms is not None],
+    )
     return {
         "unit": {"name": unit.name, "per_ms": unit.per_ms},
         "metric": metric_of(session, search) or "accuracy",
-        "evaluated": _cloud(session, search_id),
+        "reach_ms": reach_ms,
+        "evaluated": cloud,
         "front": [p for p in points if p["accuracy_estimate"] is not None],
         "selected": [p for p in points if p["selected"] and p["accuracy_estimate"] is not None],
         "verified": [p for p in measured if not p["untrained"]],
         "measured_untrained": [p for p in measured if p["untrained"]],
         "baselines": [
-            {"label": label, "latency_ms": latency, "accuracy": baseline.accuracy}
+            {"label": label, "latency_ms": latency, "accuracy": baseline.accuracy, "is_beyond": latency > reach_ms}
             for latency, label in lines
-            if latency is not None
         ],
     }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from server.dashboard.formats import LatencyUnit
+from search.latency_axis import LatencyUnit
 from server.dashboard.pictures import LinePicture, Scatter
 from server.dashboard.wording import StateLabel
 

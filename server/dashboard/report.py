@@ -15,10 +15,11 @@ from device_agent.contracts import Verdict, decode
 from search.domain.method_sources import METHOD_SOURCES
 from search.domain.objective import Metric
 from search.domain.result import ACCURACY, DeviceFigures, DeviceSummary, FrontPoint, SearchResult
+from search.latency_axis import LatencyUnit
 from search.plot import DARK, ImageFormat, plot_front
 from server.dashboard.budgets import budget_rows
 from server.dashboard.candidate_pages import CandidateLayers, ReportDevice, ReportPage, ReportSeries
-from server.dashboard.formats import MISSING, LatencyUnit, device_time, latency, percent, span
+from server.dashboard.formats import MISSING, device_time, latency, percent, span
 from server.dashboard.front import Baseline, device_figures, front_row, result_baseline, unit_of
 from server.dashboard.layers import layer_rows
 from server.dashboard.pages import DeviceLink, Fact, FrontRow
@@ -74,7 +75,7 @@ def report_page(data: Mapping[str, Any]) -> ReportPage:
             for point, row in zip(result.front, chosen, strict=True)
             if point.layers
         ),
-        method=_method(result),
+        method=_method(result, unit),
         hardware=tuple(_device(device) for device in summaries),
         versions=tuple(Fact(label=name, value=version) for name, version in search.versions.items()),
         commands=_commands(result),
@@ -131,7 +132,7 @@ def _summary(row: FrontRow, unit: LatencyUnit) -> str:
     return f"{time}, {accuracy}"
 
 
-def _method(result: SearchResult) -> tuple[Fact, ...]:
+def _method(result: SearchResult, unit: LatencyUnit) -> tuple[Fact, ...]:
     search, settings = result.search, result.search.settings
     known = {method.value: source for method, source in METHOD_SOURCES.items()}
     source = known.get(search.method)
@@ -145,7 +146,7 @@ def _method(result: SearchResult) -> tuple[Fact, ...]:
         ("Seed", str(search.seed)),
         ("Network", _network(settings)),
         ("Objectives", ", ".join(metric_words(item["metric"]) for item in settings.get("objectives", ()))),
-        ("Constraints", ", ".join(_bound(item) for item in settings.get("constraints", ()))),
+        ("Constraints", ", ".join(_bound(item, unit) for item in settings.get("constraints", ()))),
         ("Designs evaluated", str(search.evaluations)),
         ("Accuracy estimated by", str(accuracy.get("estimator", ""))),
         ("Trained by", str(training.get("regime", ""))),
@@ -161,11 +162,12 @@ def _network(settings: Mapping[str, Any]) -> str:
     return str(model.get("architecture") or (f"own network, SHA-256 {own}" if own else ""))
 
 
-def _bound(constraint: Mapping[str, Any]) -> str:
+def _bound(constraint: Mapping[str, Any], unit: LatencyUnit) -> str:
     known = {metric.value for metric in Metric}
-    metric = str(constraint["metric"])
+    metric, most = str(constraint["metric"]), constraint["max"]
     where = f" on {constraint['device']}" if constraint.get("device") else ""
-    return f"{metric_words(metric) if metric in known else metric}{where} ≤ {constraint['max']:g}"
+    bound = latency(most, unit) if metric == Metric.LATENCY_MS else f"{most:g}"
+    return f"{metric_words(metric) if metric in known else metric}{where} ≤ {bound}"
 
 
 def _stages(seconds: Mapping[str, float]) -> str:

@@ -12,9 +12,10 @@ from sqlalchemy.orm import Session
 from device_agent.contracts import DeviceProfile, ReportStatus, Source, decode
 from search.domain.objective import LatencyOverDevices
 from search.domain.result import ExcludedChoices, GenerationFigures, MeasuringEffort
+from search.latency_axis import LatencyUnit
 from server.dashboard import pages
 from server.dashboard.budgets import budget_rows
-from server.dashboard.formats import MISSING, LatencyUnit, count, device_time, latency, percent, span
+from server.dashboard.formats import MISSING, count, device_time, latency, percent, span
 from server.dashboard.front import Baseline, baseline_of, front_rows, metric_of, unit_of
 from server.dashboard.lines import Value, line_picture
 from server.dashboard.pages import DeviceLink, EventView, FrontRow, Progress, SearchPage, StageView, Tile
@@ -258,6 +259,8 @@ def figure_tiles(
         Tile(label="Unpruned, TFLite", value=latency(baseline.tflite_ms, unit), note=accuracy),
         Tile(label="Unpruned, native", value=latency(baseline.native_ms, unit)),
     ]
+    if baseline.ncnn_ms is not None:
+        tiles.append(Tile(label="Unpruned, ncnn", value=latency(baseline.ncnn_ms, unit)))
     verified = [(p.measured_latency_ms, p) for p in front if p.measured_latency_ms is not None and not p.untrained]
     if verified:
         measured_ms, fastest = min(verified, key=lambda pair: pair[0])

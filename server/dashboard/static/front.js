@@ -21,6 +21,7 @@
     const point = item.data?.point;
     if (!point) return "";
     const lines = [item.seriesName];
+    for (const l of point.beyond ?? []) lines.push(`${l.label}: ${latency(l.latency_ms)}, beyond the axis`);
     if (point.candidate_id) lines.push(point.candidate_id.slice(0, 12));
     if (point.predicted_latency_ms !== undefined) lines.push(`predicted ${latency(point.predicted_latency_ms)}`);
     if (point.measured_latency_ms != null) lines.push(`measured ${latency(point.measured_latency_ms)}`);
@@ -54,7 +55,7 @@
       };
     };
     return {
-      name: "verified", type: "custom", renderItem: bar, silent: true, z: 1, itemStyle: { color: ink },
+      name: "verified", type: "custom", renderItem: bar, silent: true, clip: true, z: 1, itemStyle: { color: ink },
       encode: isUpright ? { x: 2, y: [0, 1] } : { x: [0, 1], y: 2 }, data,
     };
   }
@@ -66,13 +67,25 @@
     return Number((Math.ceil(value / step) * step).toPrecision(6));
   }
 
-  function baselineSeries(lines) {
+  // The unpruned networks that the axis has; those beyond it are named at its end, with their latencies.
+  function baselineSeries(all, end, best) {
     const ink = colour("--chart-baseline");
+    const lines = all.filter((l) => !l.is_beyond);
+    const beyond = all.filter((l) => l.is_beyond).sort((a, b) => a.latency_ms - b.latency_ms);
+    const points = lines.filter((l) => l.accuracy != null).map((l) => ({
+      value: [scaled(l.latency_ms), 100 * l.accuracy],
+      point: { measured_latency_ms: l.latency_ms, accuracy: l.accuracy },
+    }));
+    if (beyond.length) points.push({
+      value: [end, 100 * (beyond[0].accuracy ?? best)], symbol: "triangle", symbolRotate: -90, symbolOffset: ["-50%", 0],
+      label: {
+        show: true, position: "left", color: ink, fontSize: 11, align: "right",
+        formatter: beyond.map((l) => `${l.label}: ${latency(l.latency_ms)}`).join("\n"),
+      },
+      point: { accuracy: beyond[0].accuracy, beyond },
+    });
     return {
-      name: "unpruned", type: "scatter", data: lines.filter((l) => l.accuracy != null).map((l) => ({
-        value: [scaled(l.latency_ms), 100 * l.accuracy],
-        point: { measured_latency_ms: l.latency_ms, accuracy: l.accuracy },
-      })),
+      name: "unpruned", type: "scatter", data: points,
       symbol: "rect", symbolSize: 9, itemStyle: { color: ink },
       markLine: {
         silent: true, symbol: "none", precision: 12, lineStyle: { color: ink, type: "dashed", width: 1 },
@@ -98,6 +111,7 @@
       type: "value", scale: true, axisLine: { lineStyle: { color: line } }, axisLabel: { color: muted },
       splitLine: { lineStyle: { color: line, opacity: 0.6 } }, nameTextStyle: { color: muted }, nameLocation: "middle",
     };
+    const end = roundUp(1.06 * scaled(data.reach_ms));
     const series = [
       {
         name: "evaluated", type: "scatter", symbolSize: 4, large: data.evaluated.length > 2000,
@@ -127,7 +141,7 @@
         .map((p) => [...p.latency_ci95_ms.map(scaled), 100 * p.shown_accuracy])),
       intervalBars(true, data.verified.filter((p) => p.accuracy_ci95)
         .map((p) => [...p.accuracy_ci95.map((end) => 100 * end), scaled(p.measured_latency_ms)])),
-      baselineSeries(data.baselines),
+      baselineSeries(data.baselines, end, Math.max(0, ...data.front.map((p) => p.accuracy_estimate))),
     ];
     return {
       animation: false,
@@ -141,10 +155,9 @@
         trigger: "item", renderMode: "richText", confine: true, formatter: tooltip,
         backgroundColor: colour("--surface"), borderColor: line, textStyle: { color: ink, fontSize: 12 },
       },
-      // From 0 to the slowest baseline, so that the distance to it is seen at its true size.
+      // From 0 to the unpruned network, so that the distance to it is seen at its true size.
       xAxis: {
-        ...axis, scale: false, name: `latency, ${data.unit.name} (one image)`, nameGap: 28, min: 0,
-        max: (range) => roundUp(1.06 * Math.max(range.max, ...data.baselines.map((l) => scaled(l.latency_ms)))),
+        ...axis, scale: false, name: `latency, ${data.unit.name} (one image)`, nameGap: 28, min: 0, max: end,
       },
       yAxis: { ...axis, name: `${data.metric}, %`, nameGap: 36 },
       series,
@@ -175,6 +188,7 @@
     box.dataset.evaluated = front.evaluated.length;
     box.dataset.front = front.front.length;
     box.dataset.verified = front.verified.length;
+    box.dataset.beyond = front.baselines.filter((l) => l.is_beyond).length;
     chart.setOption(options(front, box.clientWidth < 560), { notMerge: true });
   }
 

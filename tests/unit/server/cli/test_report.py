@@ -26,7 +26,7 @@ from search.domain.result import (
     SearchResult,
     SeriesSummary,
 )
-from search.plot import DARK, ImageFormat, plot_front
+from search.plot import DARK, ImageFormat, front_figure, plot_front
 from server.cli import report as command
 from server.cli.config_file import ConfigFileError
 from server.cli.main import app
@@ -166,6 +166,45 @@ def test_pictures_are_the_same_for_the_same_result_and_say_nothing_of_fonts() ->
     assert b"<text" not in light
     assert b"http" not in light.replace(b"http://www.w3.org", b"").split(b"</metadata>")[1]
     assert plot_front(result, dots_per_inch=50).startswith(b"\x89PNG")
+
+
+def test_tables_and_pictures_of_a_report_have_one_unit() -> None:
+    """That of the slowest network: here everything is 10,000 times faster, but for ncnn."""
+
+    def faster(result: SearchResult) -> SearchResult:
+        baseline = BaselineLatency(tflite_dense=8e-4, native_dense=6e-4, ncnn_dense=90.0)
+        point = verified("fast123456", 2e-4, 0.9)
+        settings = {**result.search.settings, "constraints": [{"metric": "latency_ms", "max": 3e-4}]}
+        return replace(
+            result,
+            search=replace(result.search, settings=settings),
+            baseline=replace(result.baseline, latency_ms=baseline),
+            front=(replace(point, predicted_latency_ms=2.1e-4),),
+        )
+
+    for change, name, words in ((lambda r: r, "ms", "2.00 ms"), (faster, "µs", "0.2 µs")):
+        result = change(full_result())
+        page = Page(render_report(encode(result)))
+        assert words in page.text
+        (axes,) = front_figure(result).axes
+        assert axes.get_xlabel() == f"latency, {name} (one image, median)"
+    assert "latency ≤ 0.3 µs" in page.text
+
+
+def test_a_baseline_that_is_much_slower_is_marked_at_the_end_of_the_axis() -> None:
+    result = full_result()
+    for ncnn, is_beyond in ((9.0, False), (95.5, True)):
+        latency = BaselineLatency(tflite_dense=8.0, native_dense=6.0, ncnn_dense=ncnn)
+        (axes,) = front_figure(replace(result, baseline=replace(result.baseline, latency_ms=latency))).axes
+        left, right = axes.get_xlim()
+        assert (left, right < 10) == (0.0, True)
+        told = [text.get_text() for text in axes.texts]
+        assert told == (["95.5 ms"] if is_beyond else [])
+        labels = [line.get_label() for line in axes.get_lines() if str(line.get_label()).startswith("dense")]
+        assert len(labels) == 3
+        assert ("dense, ncnn, beyond the axis" in labels) is is_beyond
+        drawn = [x for line in axes.get_lines() for x in line.get_xdata()]
+        assert max(drawn) <= right, "nothing is outside"
 
 
 def test_the_measured_latency_lies_between_the_bars_of_its_layers() -> None:

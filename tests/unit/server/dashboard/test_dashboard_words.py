@@ -15,6 +15,7 @@ from device_agent.contracts import (
     WeightPruning,
 )
 from search.domain.result import Standing
+from search.latency_axis import MICROSECONDS, MILLISECONDS
 from server.dashboard import formats, wording
 from server.dashboard.pages import Progress, SpeedUp
 from server.states import JobStage, JobState
@@ -67,11 +68,10 @@ def test_counts_bytes_and_factors() -> None:
 
 
 def test_latencies_of_a_search_share_a_unit() -> None:
-    unit = formats.latency_unit([0.043, None, 0.0014])
+    unit = MICROSECONDS
     assert [formats.latency(v, unit) for v in (0.0014, 0.043, None)] == ["1.40 µs", "43.0 µs", "–"]
     assert formats.latency_interval((0.0412, 0.0429), unit) == "41.20 to 42.90"
-    assert formats.latency_unit([17.9, 0.9]) == formats.latency_unit([None]) == formats.MILLISECONDS
-    assert formats.latency(0.9, formats.MILLISECONDS) == "0.9 ms"
+    assert formats.latency(0.9, MILLISECONDS) == "0.9 ms"
 
 
 def test_progress_in_per_cent() -> None:
