@@ -22,6 +22,11 @@ SHOWN_ROWS = 40
 
 _NS_PER_MS = 1e6
 
+_TOO_FEW = (
+    "This needs two series: of two devices, or of one device with two runtimes or versions. One begins when a device "
+    "has timed a kernel for a search, or with an imported file."
+)
+
 _SLOWER = StateLabel(text="slower", tone="warn")
 _FASTER = StateLabel(text="faster", tone="good")
 _OPEN = StateLabel(text="open", tone="idle")
@@ -35,7 +40,9 @@ def compare_page(session: Session, first_id: str | None, second_id: str | None) 
             series = get_series(session, identity)
             names[identity] = _name(series, session.get_one(DeviceRow, series.device_id).name)
     problem, found = "", None
-    if first_id is None or second_id is None:
+    if len(names) < 2:
+        problem = _TOO_FEW
+    elif first_id is None or second_id is None:
         problem = "Choose two series: of two devices, or of one device with two runtimes or versions."
     elif first_id == second_id:
         problem = "Both sides are the same series: choose two."

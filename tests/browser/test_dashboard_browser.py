@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,13 +11,24 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from device_agent.contracts import DENSE, KernelSpec, KernelTask, Op, PruningScheme, Source, Verdict, WeightPruning
+from device_agent.contracts import (
+    DENSE,
+    KernelSpec,
+    KernelTask,
+    Op,
+    PruningScheme,
+    Source,
+    Verdict,
+    WeightPruning,
+    dumps,
+)
 from server.accounts.service import Scope, mint_user_token
 from server.latency.card import refresh_card
 from server.searches import repository
-from server.searches.repository import CandidateRecord, SearchEvent
+from server.searches.repository import FRONT_LAYERS, CandidateRecord, SearchEvent
 from server.states import JobStage
 from tests.browser.conftest import Site
+from tests.unit.server.cli.test_report import layer
 from tests.unit.server.dashboard import seed
 
 if TYPE_CHECKING:
@@ -112,6 +124,48 @@ def test_search_page_draws_the_front_and_follows_the_search(chromium: Browser, s
         with page.expect_download() as download:
             row.get_by_role("link", name="network.kerfnet").click()
         assert download.value.suggested_filename == "network.kerfnet"
+
+
+def test_a_slow_baseline_is_named_at_the_edge_of_the_chart(chromium: Browser, serve: Serve) -> None:
+    """Ten times slower than the rest: on the axis it would press all candidates into a tenth of the chart."""
+    site = serve()
+    claim = seed.seed(site.context).running
+    data = {"tflite_dense_ns": 17.9e6, "native_dense_ns": 13.4e6, "ncnn_dense_ns": 151e6}
+    with site.context.database.write() as session:
+        repository.save_checkpoint(session, claim, stage=JobStage.PROFILING, step=2, data=json.dumps(data))
+    with page_of(chromium, site, viewport={"width": 390, "height": 844}) as page:
+        page.goto(f"/searches/{claim.search_id}")
+        page.wait_for_selector('#chart[data-ready="true"][data-beyond="1"] canvas')
+        told = page.evaluate(
+            """() => {
+                const shown = echarts.getInstanceByDom(document.getElementById("chart")).getOption();
+                const edge = shown.series.find((s) => s.name === "unpruned").data.at(-1);
+                return [shown.xAxis[0].max, edge.value[0], edge.label.formatter];
+            }"""
+        )
+        assert told == [20, 20, "unpruned, ncnn: 151 ms"]
+        tile = page.locator(".tile", has_text="Unpruned, ncnn")
+        assert "151 ms" in tile.inner_text()
+
+
+def test_the_bars_of_layers_begin_at_one_line(chromium: Browser, serve: Serve) -> None:
+    """However many digits their times have."""
+    site = serve()
+    claim = seed.seed(site.context).running
+    times = (0.5, 12345.678, 1.0)
+    with site.context.database.write() as session:
+        chosen = repository.load_candidates(session, claim.search_id, selected=True)[0].candidate_id
+        layers = [layer(f"conv{i}", 1.0, time) for i, time in enumerate(times)]
+        repository.put_document(session, claim, FRONT_LAYERS, dumps({chosen: layers}))
+    for width in (1280, 390):
+        with page_of(chromium, site, viewport={"width": width, "height": 844}) as page:
+            page.goto(f"/searches/{claim.search_id}/candidates/{chosen}")
+            bars = page.locator(".share").all()
+            figures = page.locator(".share + span").all()
+            starts = {round(bar.bounding_box()["x"], 1) for bar in bars}  # type: ignore[index]
+            ends = {round(b["x"] + b["width"], 1) for b in (f.bounding_box() for f in figures) if b}
+            assert (len(bars), len(starts), len(ends)) == (3, 1, 1)
+            assert "12346 ms" in figures[1].inner_text()
 
 
 def test_the_chart_appears_with_the_first_generation(chromium: Browser, serve: Serve) -> None:

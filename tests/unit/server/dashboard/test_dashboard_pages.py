@@ -220,6 +220,7 @@ def test_front_data_before_the_first_candidate(local: TestClient, seeded: Seeded
     assert data.pop("unit") == {"name": "ms", "per_ms": 1.0}
     assert data == {
         "metric": "accuracy",
+        "reach_ms": 0.0,
         "evaluated": [],
         "front": [],
         "selected": [],
@@ -263,6 +264,7 @@ def test_empty_pages_say_what_to_do_next(empty: TestClient) -> None:
     ):
         assert expected in text
     assert 'href="/enrol"' in empty.get("/").text
+    assert "This needs two series" in text_of(empty.get("/compare").text)
     told = text_of(empty.get("/enrol").text)
     assert "kerf enrol-code" in told
     assert "kerf-agent run --server http://127.0.0.1:8321 --code CODE" in told
