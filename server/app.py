@@ -27,6 +27,7 @@ from server.counters import Counters
 from server.dashboard import views as dashboard
 from server.database import Database
 from server.errors import BadRequest
+from server.failures import Failures
 from server.fleet import devices, leases, quarantine_endpoints, service, watching
 from server.fleet import endpoints as agents
 from server.fleet.unknown_reports import UnknownReports
@@ -65,6 +66,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         docs_url=None,
         redoc_url=None,
     )
+    app.add_middleware(Failures)
     app.add_middleware(SecurityHeaders)
     app.state.counters = Counters()
     # The outermost: what the others answer themselves is counted, too.

@@ -8,9 +8,11 @@ from fastapi.exceptions import RequestValidationError
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from server.database import is_away, is_full
 from server.errors import ApiError
+from server.failures import internal_problem
 from server.wire import ProblemResponse
 
 log = structlog.get_logger(__name__)
@@ -34,6 +36,8 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(PoolTimeout, _database_away)
     app.add_exception_handler(IntegrityError, _integrity_error)
     app.add_exception_handler(OSError, _system_error)
+    app.add_exception_handler(ClientDisconnect, _client_gone)
+    # What middleware itself fails on; all else is `server.failures`.
     app.add_exception_handler(Exception, _internal)
 
 
@@ -114,7 +118,9 @@ def _system_error(request: Request, error: Exception) -> Response:
 
 
 def _internal(request: Request, error: Exception) -> Response:
-    # The traceback is in the log of uvicorn; the answer gives nothing away.
-    return ProblemResponse.of(
-        500, "internal", "the server failed on this request: its log has the reason", retryable=True
-    )
+    return internal_problem()
+
+
+def _client_gone(request: Request, error: Exception) -> Response:
+    """Nobody reads it; without, it would count as a fault of ours."""
+    return ProblemResponse.of(400, "bad_request", "the connection ended before the body did")

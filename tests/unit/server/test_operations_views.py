@@ -18,11 +18,14 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import text, update
+from starlette.types import Message
 
 from device_agent.contracts import FailureReason, Verdict
+from server import status
 from server.accounts.service import Scope
 from server.fleet.devices import DeviceState
 from server.fleet.unknown_reports import UnknownReports
+from server.headers import DEFAULT_HEADERS
 from server.models import WorkerRow
 from server.settings import Settings
 from server.states import JobState
@@ -257,6 +260,39 @@ class TestRequestLog:
         assert inner["request_id"] == outer["request_id"]
         assert inner["task_id"] == lease.task_id
         assert outer["agent_id"] == agent.device_id
+
+    def test_a_fault_of_ours_is_told_with_its_request_and_answered_like_everything(
+        self, sqlite_lab: ServerLab, lines: io.StringIO, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(status, "newest_schema", lambda: [][0])
+        answer = sqlite_lab.client.get("/readyz", headers={"X-Request-ID": "the-one"})
+        assert (answer.status_code, answer.json()["code"]) == (500, "internal")
+        assert answer.headers["x-request-id"] == "the-one"
+        assert {name.lower() for name in DEFAULT_HEADERS} <= set(answer.headers)
+        failed, request = map(json.loads, lines.getvalue().splitlines()[-2:])
+        assert (failed["event"], failed["request_id"], request["status"]) == ("request_failed", "the-one", 500)
+        assert "IndexError" in str(failed["exc_info"])
+        assert "IndexError" not in answer.text
+
+    def test_whoever_leaves_before_the_end_of_his_request_is_no_fault_of_ours(
+        self, sqlite_lab: ServerLab, lines: io.StringIO
+    ) -> None:
+        sent: list[Message] = []
+
+        async def leave() -> Message:
+            return {"type": "http.disconnect"}
+
+        async def note(message: Message) -> None:
+            sent.append(message)
+
+        scope = {
+            "type": "http", "method": "POST", "path": "/v1/agents:enrol", "raw_path": b"/v1/agents:enrol",
+            "query_string": b"", "headers": [], "scheme": "http", "http_version": "1.1", "client": ("127.0.0.1", 1),
+            "server": ("127.0.0.1", 80), "root_path": "",
+        }  # fmt: skip
+        sqlite_lab.client.portal.call(sqlite_lab.client.app, scope, leave, note)  # type: ignore[union-attr]
+        assert sent[0]["status"] == 400
+        assert [json.loads(line)["event"] for line in lines.getvalue().splitlines()] == ["request"]
 
     def test_what_is_asked_all_the_time_is_silent_unless_it_fails(
         self, sqlite_lab: ServerLab, lines: io.StringIO
