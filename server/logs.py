@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
+from collections.abc import Sequence
 from typing import TextIO, cast
 
 import structlog
@@ -41,9 +43,34 @@ def configure_logging(*, as_json: bool) -> None:
         shared.append(
             structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
         )
+    if as_json:
+        _tell_libraries(shared)
     structlog.configure(
         processors=shared,
         wrapper_class=structlog.make_filtering_bound_logger(20),
         logger_factory=structlog.PrintLoggerFactory(cast(TextIO, LossyStream(sys.stderr))),
         cache_logger_on_first_use=False,
     )
+
+
+class _LibraryLines(logging.StreamHandler[TextIO]):
+    """What libraries log, in the form of our own lines."""
+
+
+def _tell_libraries(processors: Sequence[structlog.typing.Processor]) -> None:
+    """Have warnings of libraries, uvicorn's among them, written as JSON lines: one that is none breaks readers."""
+    handler = _LibraryLines(cast(TextIO, LossyStream(sys.stderr)))
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=processors[:-2],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *processors[-2:]],
+        )
+    )
+    root = logging.getLogger()
+    for earlier in [h for h in root.handlers if isinstance(h, _LibraryLines)]:
+        root.removeHandler(earlier)
+    root.addHandler(handler)
+    uvicorn = logging.getLogger("uvicorn")
+    # It sets up its own before it makes the application.
+    uvicorn.handlers.clear()
+    uvicorn.propagate = True

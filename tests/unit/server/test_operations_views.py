@@ -6,6 +6,8 @@ import asyncio
 import io
 import json
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -304,6 +306,29 @@ class TestRequestLog:
         assert not {"/healthz", "/v1/leases"} & set(routes)
         sqlite_lab.post("/v1/leases", {"max_leases": 0}, agent.token)
         assert json.loads(lines.getvalue().splitlines()[-1])["route"] == "/v1/leases"
+
+    def test_libraries_write_lines_of_the_same_form(self) -> None:
+        """In a process of its own, as the server is: pytest has loggers of its own."""
+        code = """if True:
+            import logging, uvicorn.config, structlog
+            from server.logs import configure_logging
+            uvicorn.Config("x:y", log_level="warning")
+            for _ in range(2):
+                configure_logging(as_json=True)
+            structlog.get_logger().warning("ours", number=1)
+            logging.getLogger("uvicorn.error").warning("Invalid %s", "request")
+            try:
+                1 / 0
+            except ZeroDivisionError:
+                logging.getLogger("some.library").exception("failed")
+            logging.getLogger("some.library").info("not told")
+        """
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        ours, theirs, failed = map(json.loads, done.stderr.splitlines())
+        assert (ours["event"], theirs["event"], failed["event"]) == ("ours", "Invalid request", "failed")
+        assert theirs["level"] == "warning"
+        assert theirs["timestamp"].endswith("Z")
+        assert "ZeroDivisionError" in failed["exception"]
 
     def test_no_line_has_a_secret(self, sqlite_lab: ServerLab, lines: io.StringIO) -> None:
         agent, code = sqlite_lab.agent(), sqlite_lab.code()
