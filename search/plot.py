@@ -165,14 +165,15 @@ def _draw(
         if latency_ms <= reach_ms:
             axes.plot([scale * latency_ms], [100 * base.accuracy], "s", color=colour, ms=7, label=label)
             continue
-        # At the end of the axis with its value, each below the one before.
-        place = axes.transData + ScaledTranslation(0, -11 / 72 * beyond, axes.figure.dpi_scale_trans)
+        # At the end of the axis with its value, in rows below the line of the dense accuracy.
+        drop = -12 * (beyond + 1)
+        place = axes.transData + ScaledTranslation(0, drop / 72, axes.figure.dpi_scale_trans)
         axes.plot(
-            [end], [100 * base.accuracy], ">", color=colour, ms=7, label=f"{label}, beyond the axis", transform=place,
+            [end], [100 * base.accuracy], ">", color=colour, ms=6, label=f"{label}, beyond the axis", transform=place,
             clip_on=False,
         )  # fmt: skip
         axes.annotate(
-            f"{scale * latency_ms:.3g} {unit.name}", (end, 100 * base.accuracy), xytext=(-8, -11 * beyond),
+            f"{scale * latency_ms:.3g} {unit.name}", (end, 100 * base.accuracy), xytext=(-7, drop),
             textcoords="offset points", ha="right", va="center", fontsize=8, color=colour,
         )  # fmt: skip
         beyond += 1

@@ -190,4 +190,8 @@ def test_the_report_is_drawn_from_a_file_and_loads_nothing(chromium: Browser, tm
             page.wait_for_function("was => document.querySelector('img.picture').currentSrc !== was", arg=shown)
             ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
             assert ground == "rgb(255, 255, 255)", "paper is white"
+            # A4 less margins of 1 cm. Tables are tables there, and end where the page does.
+            page.set_viewport_size({"width": 718, "height": 1040})
+            assert page.evaluate("document.documentElement.scrollWidth") == 718
+            assert page.get_by_role("columnheader", name="Speed-up").first.is_visible()
         profile.close()

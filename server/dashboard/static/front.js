@@ -79,16 +79,18 @@
     if (beyond.length) points.push({
       value: [end, 100 * (beyond[0].accuracy ?? best)], symbol: "triangle", symbolRotate: -90, symbolOffset: ["-50%", 0],
       label: {
-        show: true, position: "left", color: ink, fontSize: 11, align: "right",
+        // Below the line of the unpruned accuracy, on which the others are.
+        show: true, position: "left", offset: [6, 8], align: "right", verticalAlign: "top", color: ink, fontSize: 11,
+        backgroundColor: colour("--surface"),
         formatter: beyond.map((l) => `${l.label}: ${latency(l.latency_ms)}`).join("\n"),
       },
       point: { accuracy: beyond[0].accuracy, beyond },
     });
     return {
-      name: "unpruned", type: "scatter", data: points,
+      name: "unpruned", type: "scatter", data: points, z: 3,
       symbol: "rect", symbolSize: 9, itemStyle: { color: ink },
       markLine: {
-        silent: true, symbol: "none", precision: 12, lineStyle: { color: ink, type: "dashed", width: 1 },
+        silent: true, symbol: "none", precision: 12, z: 1, lineStyle: { color: ink, type: "dashed", width: 1 },
         label: { formatter: (p) => p.name, color: ink, distance: [6, 5], fontSize: 11 },
         // The faster one is named on its left, the slower one on its right: they are often close together.
         data: [...lines].sort((a, b) => a.latency_ms - b.latency_ms).map((l, i) => ({
