@@ -153,6 +153,13 @@ def test_what_cannot_be_done_any_more_is_told_beside_the_control(chromium: Brows
     # Another ends it, before this page hears of it.
     page.route("**/live/**", lambda route: route.abort())
     page.reload()
+    # The server is not there for a while, or at fault: nothing else on the page changes.
+    for fault in (lambda route: route.abort(), lambda route: route.fulfill(status=503, json={"title": "busy"})):
+        page.route("**/pause", fault)
+        page.get_by_role("button", name="Pause").click()
+        page.get_by_role("alert").get_by_text("try again").wait_for()
+        page.unroute("**/pause")
+        page.evaluate("document.getElementById('steering-problem').textContent = ''")
     with site.context.database.write() as session:
         repository.fail_job(session, claim, "the disk is full")
     page.get_by_role("button", name="Pause").click()

@@ -34,6 +34,16 @@
     (control ?? found).focus({ preventScroll: true });
   });
 
+  // A fault of the server is no new content: the page stays (noSwap), and says it where a control was pressed.
+  function tellFault(event) {
+    const place = event.detail?.ctx?.sourceElement?.closest?.("[data-keeps-focus]")?.querySelector("[role=alert]");
+    if (place) place.textContent = "The server could not be asked, or could not do it: try again.";
+  }
+  document.addEventListener("htmx:error", tellFault);
+  document.addEventListener("htmx:response:error", (event) => {
+    if (event.detail?.ctx?.response?.status >= 500) tellFault(event);
+  });
+
   // The server says "end" when nothing will change any more; every other close is a loss.
   document.addEventListener("htmx:sse:close", (event) => show(event.detail?.reason === "message" ? "ended" : "lost"));
 })();
