@@ -263,7 +263,8 @@ ORDER BY m.series_id, m.kernel_id
 def _measure(connection: Connection, first: int, last: int, num_kernels: int) -> None:
     """Three measurements of each kernel in its series, and their roll-up."""
     is_sqlite = connection.dialect.name == "sqlite"
-    repeats = " UNION ALL ".join(f"SELECT {no} AS no" for no in range(REPEATS))
+    # PostgreSQL's 32-bit integers would overflow in the hash.
+    repeats = " UNION ALL ".join(f"SELECT CAST({no} AS BIGINT) AS no" for no in range(REPEATS))
     samples = _SAMPLES.format(
         kernels=num_kernels, series=NUM_DEVICES * len(RUNTIMES), last=REPEATS - 1, repeats=repeats
     )
