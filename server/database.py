@@ -61,25 +61,31 @@ class Database:
 
     `write` commits at the end and rolls back on an exception. On SQLite there is one writing connection a process, and
     a transaction takes the write lock at its start: a thread that is in `write()` must not enter it again. Reading
-    and writing sessions are separate: a `read` sees what was committed before it began.
+    and writing sessions are separate: a `read` sees what was committed before it began, on PostgreSQL before each of
+    its statements.
     """
 
     def __init__(self, url: str, *, read_pool_size: int = READ_POOL_SIZE) -> None:
         self.url: URL = make_url(url)
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         if self.is_sqlite:
-            self._write_engine = _sqlite_engine(self.url, begin="IMMEDIATE", pool_size=1)
-            self._read_engine = _sqlite_engine(self.url, begin="DEFERRED", pool_size=read_pool_size)
+            self._write_engine = self._write_one_engine = _sqlite_engine(self.url, begin="IMMEDIATE", pool_size=1)
+            self._read_engine = self._snapshot_engine = _sqlite_engine(
+                self.url, begin="DEFERRED", pool_size=read_pool_size
+            )
         else:
+            # Most statements are transactions of their own: to begin and to end one would be two trips more.
             # A pooler in transaction mode loses prepared statements: psycopg is told not to make any.
-            self._write_engine = create_engine(
+            self._read_engine = self._write_one_engine = create_engine(
                 self.url,
+                isolation_level="AUTOCOMMIT",
                 pool_size=read_pool_size,
                 max_overflow=10,
                 pool_pre_ping=True,
                 connect_args={"prepare_threshold": None},
             )
-            self._read_engine = self._write_engine
+            self._write_engine = self._read_engine.execution_options(isolation_level="READ COMMITTED")
+            self._snapshot_engine = self._read_engine.execution_options(isolation_level="REPEATABLE READ")
 
     @classmethod
     def from_settings(cls, settings: Settings) -> Database:
@@ -91,8 +97,20 @@ class Database:
             yield session
 
     @contextlib.contextmanager
+    def write_one(self) -> Iterator[Session]:
+        """`write` for one statement, cheaper on PostgreSQL: what a second one fails at would not undo the first."""
+        with Session(self._write_one_engine, expire_on_commit=False) as session, session.begin():
+            yield session
+
+    @contextlib.contextmanager
     def read(self) -> Iterator[Session]:
         with Session(self._read_engine, expire_on_commit=False) as session:
+            yield session
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[Session]:
+        """`read` whose statements all see the same moment, and which may take rows in parts (`yield_per`)."""
+        with Session(self._snapshot_engine, expire_on_commit=False) as session:
             yield session
 
     def dispose(self) -> None:

@@ -39,7 +39,7 @@ def problems(settings: Settings) -> Iterator[str]:
         yield f"{settings.key_file} is missing: no token is valid. Restore it, or make new tokens"
     database = Database.from_settings(settings)
     try:
-        with database.read() as session:
+        with database.snapshot() as session:
             yield from _reports(session)
             yield from _artifacts(session, settings)
     finally:

@@ -49,7 +49,7 @@ class Settings:
         lease_duration_s: A lease that is not renewed for so long goes to another attempt.
         max_attempts: A task that failed so often for reasons that count is given up.
         heartbeat_interval_s: Told to agents: how often they report in.
-        lease_wait_s: Told to agents: how long they wait for work in one request. Below the 60 s after which
+        lease_wait_s: Told to agents: how long they wait for work in one request. Below the 50 to 60 s after which
             common proxies drop an idle connection.
         poll_interval_s: How often waiting agents and event streams look for what other processes wrote.
         reap_interval_s: How often expired leases are collected.
@@ -91,8 +91,8 @@ class Settings:
     max_streams: int = 250
     lease_duration_s: float = 120.0
     max_attempts: int = 3
-    heartbeat_interval_s: float = 20.0
-    lease_wait_s: float = 25.0
+    heartbeat_interval_s: float = 30.0
+    lease_wait_s: float = 45.0
     poll_interval_s: float = 0.25
     reap_interval_s: float = 5.0
     job_stale_s: float = 60.0

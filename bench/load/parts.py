@@ -16,10 +16,11 @@ from bench.load.fleet import Agent, Fleet, Reporter, heartbeat, lease_request
 from bench.load.http import Connection, LoadError, Timings
 from bench.load.stack import Stack
 from server.models import MeasurementRow, TaskRow
+from server.settings import Settings
 from server.states import TaskState
 
 #: What agents are told by default, and so do.
-LEASE_WAIT_S, HEARTBEAT_S = 25.0, 20.0
+LEASE_WAIT_S, HEARTBEAT_S = Settings().lease_wait_s, Settings().heartbeat_interval_s
 #: Connections that are opened at once while agents come.
 _ARRIVING = 50
 #: Pages that people have open.

@@ -112,7 +112,7 @@ def create_token(
         )
         found = repository.find_token(session, context.hasher.hash(secret))
         assert found is not None
-        view = _view(found[0])
+        view = _view(session.get_one(TokenRow, found.id))
     return ContractResponse(NewToken(secret=secret, token=view), status_code=201)
 
 

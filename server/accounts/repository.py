@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from sqlalchemy import and_, bindparam, exists, insert, or_, select, update
 from sqlalchemy.orm import Session
@@ -42,15 +43,32 @@ _IS_USABLE = and_(TokenRow.revoked_at.is_(None), or_(TokenRow.expires_at.is_(Non
 
 #: Built once: every request asks this, and to build it takes longer than to answer it.
 _FIND_TOKEN = select(
-    TokenRow,
-    or_(TokenRow.last_used_at.is_(None), TokenRow.last_used_at < now_s() - LAST_USED_RESOLUTION_S).label("due"),
+    TokenRow.id,
+    TokenRow.name,
+    TokenRow.scopes,
+    TokenRow.device_id,
+    or_(TokenRow.last_used_at.is_(None), TokenRow.last_used_at < now_s() - LAST_USED_RESOLUTION_S).label("is_use_due"),
 ).where(TokenRow.token_hash == bindparam("token_hash"), _IS_USABLE)
 
 
-def find_token(session: Session, token_hash: str) -> tuple[TokenRow, bool] | None:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ValidToken:
     """A token that may be used now, and whether its `last_used_at` is due."""
+
+    id: str
+    name: str
+    scopes: tuple[str, ...]
+    device_id: str | None
+    is_use_due: bool
+
+
+def find_token(session: Session, token_hash: str) -> ValidToken | None:
     row = session.execute(_FIND_TOKEN, {"token_hash": token_hash}).one_or_none()
-    return None if row is None else (row[0], bool(row[1]))
+    if row is None:
+        return None
+    return ValidToken(
+        id=row.id, name=row.name, scopes=tuple(row.scopes), device_id=row.device_id, is_use_due=bool(row.is_use_due)
+    )
 
 
 def is_usable(session: Session, token_id: str) -> bool:

@@ -96,15 +96,14 @@ def authenticate(database: Database, hasher: SecretHasher, token: str) -> Princi
         raise Unauthorized(
             "the token is unknown, expired or revoked: ask for a new one", headers={"WWW-Authenticate": "Bearer"}
         )
-    row, is_use_due = found
-    if is_use_due:
-        with database.write() as session:
-            repository.touch_token(session, row.id)
+    if found.is_use_due:
+        with database.write_one() as session:
+            repository.touch_token(session, found.id)
     return Principal(
-        token_id=row.id,
-        name=row.name,
-        scopes=frozenset(Scope(s) for s in row.scopes),
-        device_id=row.device_id,
+        token_id=found.id,
+        name=found.name,
+        scopes=frozenset(Scope(s) for s in found.scopes),
+        device_id=found.device_id,
     )
 
 

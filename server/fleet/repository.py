@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import bindparam, func, insert, select, update
 from sqlalchemy.orm import Session
 
-from device_agent.contracts import DeviceProfile, EnrolmentRequest, HeartbeatRequest, encode, profile_id
+from device_agent.contracts import EnrolmentRequest, HeartbeatRequest, encode, profile_id
 from server.columns import now_s
 from server.errors import NotFound
 from server.ids import new_id
@@ -87,27 +87,37 @@ _SAVE_HEARTBEAT = (
 )
 
 
-def save_facts(
-    session: Session, device_id: str, profile: DeviceProfile, request: EnrolmentRequest | HeartbeatRequest
-) -> bool:
+def save_heartbeat(session: Session, device_id: str, request: HeartbeatRequest) -> bool | None:
+    """Store a heartbeat in one statement; returns whether the device is enabled, None where its profile is another."""
+    told = {"id": device_id, "profile_id": profile_id(request.profile), **_told(request)}
+    known = session.execute(
+        _SAVE_HEARTBEAT, {f"told_{name}": value for name, value in told.items()}
+    ).scalar_one_or_none()
+    return None if known is None else bool(known)
+
+
+def save_facts(session: Session, device_id: str, request: EnrolmentRequest | HeartbeatRequest) -> bool:
     """Store what an agent tells about its device; returns whether the device is enabled."""
-    values: dict[str, Any] = {"runtimes": encode(request.runtimes), "agent_version": request.agent_version}
-    if isinstance(request, HeartbeatRequest):
-        values |= {"conditions": encode(request.conditions), "spooled_reports": request.spooled_reports}
-        told = {"id": device_id, "profile_id": profile_id(profile), **values}
-        known = session.execute(
-            _SAVE_HEARTBEAT, {f"told_{name}": value for name, value in told.items()}
-        ).scalar_one_or_none()
-        if known is not None:
-            return bool(known)
     enabled = session.execute(
         update(DeviceRow)
         .where(DeviceRow.id == device_id)
-        .values(**values, profile_id=ensure_profile(session, profile), profile=encode(profile), last_seen_at=now_s())
+        .values(
+            **_told(request),
+            profile_id=ensure_profile(session, request.profile),
+            profile=encode(request.profile),
+            last_seen_at=now_s(),
+        )
         .returning(DeviceRow.enabled)
         .execution_options(synchronize_session=False)
     ).scalar_one()
     return bool(enabled)
+
+
+def _told(request: EnrolmentRequest | HeartbeatRequest) -> dict[str, Any]:
+    told: dict[str, Any] = {"runtimes": encode(request.runtimes), "agent_version": request.agent_version}
+    if isinstance(request, HeartbeatRequest):
+        told |= {"conditions": encode(request.conditions), "spooled_reports": request.spooled_reports}
+    return told
 
 
 def set_enabled(session: Session, device_id: str, enabled: bool) -> None:

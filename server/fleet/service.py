@@ -80,7 +80,7 @@ def _enrol(context: Context, request: EnrolmentRequest) -> EnrolmentAnswer:
             device_id = repository.insert_device(session, request, key_hash)
         else:
             device_id = known.id
-            repository.save_facts(session, device_id, request.profile, request)
+            repository.save_facts(session, device_id, request)
         repository.set_enrolment_code(session, device_id, code_id)
         token = mint_agent_token(session, context.hasher, device_id=device_id, name=f"agent of {device_id}")
     return EnrolmentAnswer(
@@ -98,8 +98,11 @@ def _require_agent_profile(request: EnrolmentRequest | HeartbeatRequest) -> None
 
 def heartbeat(context: Context, device_id: str, request: HeartbeatRequest) -> HeartbeatAnswer:
     _require_agent_profile(request)
-    with context.database.write() as session:
-        enabled = repository.save_facts(session, device_id, request.profile, request)
+    with context.database.write_one() as session:
+        enabled = repository.save_heartbeat(session, device_id, request)
+    if enabled is None:
+        with context.database.write() as session:
+            enabled = repository.save_facts(session, device_id, request)
     return HeartbeatAnswer(interval_s=context.settings.heartbeat_interval_s, drain=not enabled)
 
 

@@ -162,7 +162,7 @@ def require_profit(session: Session, series: SeriesRow) -> FoundProfit:
 
 def refresh_profit(database: Database, *, quiet_s: float = QUIET_S) -> str | None:
     """Work out one map that is due, and store it; returns the series, or None where none is due."""
-    with database.read() as session:
+    with database.snapshot() as session:
         is_large = SeriesRow.num_measurements > MEASUREMENTS_AT_ONCE
         series_id = due_series(session, ProfitRow, only=is_large, quiet_s=quiet_s)
         if series_id is None:

@@ -127,6 +127,44 @@ class TestTransactions:
             writing.result()
         database.dispose()
 
+    def test_one_statement_is_kept(self, settings: Settings) -> None:
+        database = Database.from_settings(settings)
+        with database.write_one() as session:
+            session.execute(text("INSERT INTO measuring_setup (id, setup) VALUES ('m', '{}')"))
+        with database.read() as session:
+            assert session.execute(text("SELECT count(*) FROM measuring_setup")).scalar() == 1
+        database.dispose()
+
+    def test_a_snapshot_sees_one_moment_and_takes_rows_in_parts(self, settings: Settings) -> None:
+        if settings.url.startswith("sqlite") and has_wal_bug(
+            tuple(database_module.sqlite_module().sqlite_version_info)
+        ):
+            pytest.skip("needs pysqlite3, or SQLite 3.51.3 or later")
+        database = Database.from_settings(settings)
+        query = text("SELECT id FROM measuring_setup").execution_options(yield_per=1)
+        with database.write() as session:
+            session.execute(text("INSERT INTO measuring_setup (id, setup) VALUES ('m', '{}'), ('n', '{}')"))
+        with database.snapshot() as before:
+            assert len(before.execute(query).all()) == 2
+            with database.write_one() as session:
+                session.execute(text("INSERT INTO measuring_setup (id, setup) VALUES ('o', '{}')"))
+            assert len(before.execute(query).all()) == 2
+        with database.snapshot() as after:
+            assert len(after.execute(query).all()) == 3
+        database.dispose()
+
+    def test_reading_leaves_no_transaction_open_on_postgresql(self, postgres_settings: Settings) -> None:
+        database = Database.from_settings(postgres_settings)
+        states = text("SELECT count(*) FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'")
+        with database.read() as reading, database.snapshot() as snapshot:
+            reading.execute(text("SELECT 1"))
+            with database.read() as session:
+                assert session.execute(states).scalar() == 0
+            snapshot.execute(text("SELECT 1"))
+            with database.read() as session:
+                assert session.execute(states).scalar() == 1
+        database.dispose()
+
     def test_the_database_clock(self, settings: Settings) -> None:
         database = Database.from_settings(settings)
         with database.read() as session:

@@ -86,9 +86,9 @@ class TestTokens:
         lab.get("/v1/searches")
         with lab.database.read() as session:
             found = accounts.find_token(session, lab.hasher.hash(lab.user))
-        assert found is not None
-        assert found[0].last_used_at is not None
-        assert found[1] is False
+            assert found is not None
+            assert session.get_one(TokenRow, found.id).last_used_at is not None
+        assert found.is_use_due is False
 
 
 class TestSecrets:
