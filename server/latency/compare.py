@@ -15,7 +15,7 @@ from server.latency.series import differing_parts, key_of
 from server.models import KernelRow, LatencyRow, SeriesRow
 
 #: Kernels of the smaller series that are compared. More would hardly move their mean, and take longer than a page may.
-MAX_COMPARED = 5_000
+MAX_COMPARED = 2_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -117,9 +117,14 @@ def get_latencies(
     """
     with context.database.read() as session:
         part = list_latencies(session, wanted, after=list_place(cursor), limit=limit)
+    # Many rows are of one series.
+    series_views = {identity: series_view(row) for identity, row in {row[1].id: row[1] for row in part.rows}.items()}
     views = tuple(
         LatencyView(
-            kernel=decode(KernelSpec, kernel.spec), latency=latency(row), series=series_view(series), device_name=name
+            kernel=decode(KernelSpec, kernel.spec),
+            latency=latency(row),
+            series=series_views[series.id],
+            device_name=name,
         )
         for row, series, kernel, name in part.rows
     )

@@ -94,6 +94,7 @@ def test_a_lease_keeps_the_kind_of_its_task(task: KernelTask | NetworkTask) -> N
         ({"items": [], "table": {"x": 1.5}}, r"Outer\.table\.x: expected int, got 1\.5"),
         ({"items": 3}, r"Outer\.items: expected a list, got 3"),
         ([], r"Outer: expected an object, got \[\]"),
+        ({"items": [], "maybe": {"number": 1, "color": "red"}}, r"Outer\.maybe: unknown field 'color'"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_its_place(data: object, message: str) -> None:
@@ -108,12 +109,31 @@ def test_a_large_value_is_shown_in_part(data: object) -> None:
     assert len(str(refused.value)) < 500
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tree:
+    """Of its own type, and with alternatives whose order counts."""
+
+    size: float | int = 0
+    label: int | float | str = 0
+    leaves: tuple[Tree, ...] = ()
+
+
+def test_alternatives_are_tried_in_their_order() -> None:
+    tree = decode(Tree, {"size": 1, "label": 1, "leaves": [{"label": "a"}]})
+    assert (type(tree.size), type(tree.label)) == (float, int)
+    assert tree.leaves == (Tree(label="a"),)
+    with pytest.raises(ContractError, match=r"Tree\.leaves\[0\]\.size: no alternative fits: Tree\.leaves\[0\]\.size: exp"):
+        decode(Tree, {"leaves": [{"size": "big"}]})
+
+
 def test_numbers_that_json_does_not_have_are_refused_both_ways() -> None:
     for number in (math.nan, math.inf):
         with pytest.raises(ContractError, match="JSON"):
             encode(Inner(number=number))
         with pytest.raises(ContractError, match="finite"):
             loads(Inner, json.dumps({"number": number}))
+    with pytest.raises(ContractError, match=r"Inner\.number: 1000\d* is not a finite number"):
+        loads(Inner, json.dumps({"number": 10**400}))
 
 
 def test_text_that_is_no_json_is_a_contract_error() -> None:
