@@ -17,7 +17,7 @@ from server.models import DeviceRow, LatencyRow, SeriesRow
 
 #: Series to choose from, points of the picture, and rows of the table.
 SHOWN_SERIES = 200
-SHOWN_POINTS = 500
+SHOWN_POINTS = 300
 SHOWN_ROWS = 40
 
 _NS_PER_MS = 1e6
