@@ -42,6 +42,7 @@ class Plan:
     tasks_each: int
     depths: tuple[int, ...]
     claims: int
+    jobs: tuple[int, ...]
     soak_s: float
     viewers: int
 
@@ -50,7 +51,7 @@ def plan_of(kind: str, *, quick: bool, soak_s: float | None) -> Plan:
     if quick:
         return Plan(
             waiting=(100,), hold_s=3.0, wakes=5, exchanging=10, exchange_s=2.0, batches=(8,), tasks_each=64,
-            depths=(100,), claims=20, soak_s=soak_s or 0.0, viewers=1,
+            depths=(100,), claims=20, jobs=(100,), soak_s=soak_s or 0.0, viewers=1,
         )  # fmt: skip
     return Plan(
         waiting=(100, 300) if kind == "sqlite" else (100, 300, 1000, 2000),
@@ -62,6 +63,7 @@ def plan_of(kind: str, *, quick: bool, soak_s: float | None) -> Plan:
         tasks_each=400,
         depths=(100, 1000, 10_000),
         claims=50,
+        jobs=(100, 1000, 10_000),
         soak_s=120.0 if soak_s is None else soak_s,
         viewers=3,
     )
@@ -122,13 +124,15 @@ def _run(stack: Stack, plan: Plan) -> dict[str, Any]:
     )
     _withdraw(stack)
     if plan.soak_s:
-        fleet.give_work(stack, working, 100 * plan.tasks_each, 100_000)
+        # More than they get done: some 300 a second together, half of the time.
+        fleet.give_work(stack, working, plan.tasks_each + int(10 * plan.soak_s), 100_000)
         found["together"] = _measured(
             "together",
             lambda: parts.together(
                 stack, fleet, agents[plan.exchanging : max(plan.waiting)], working, plan.viewers, plan.soak_s, 2.0
             ),
         )
+    found["jobs"] = _measured("jobs", lambda: _as_figures(parts.jobs(stack, fleet, plan.jobs, plan.claims)))
     found["measurements_stored"] = parts.stored_measurements(stack)
     return found
 

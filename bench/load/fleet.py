@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from sqlalchemy.orm import Session
 
 from bench.load.stack import Stack
 from device_agent.contracts import (
@@ -93,11 +94,14 @@ class Fleet:
                 token = mint_agent_token(session, hasher, device_id=device_id, name=f"agent {number}")
                 agents.append(Agent(device_id=device_id, token=token))
             user_token = mint_user_token(session, hasher, name="load", scopes=(Scope.ADMIN,))
-            config = encode(parse_config({**_CONFIG, "device": agents[0].device_id}))
-            search = insert_search(
-                session, name="load", device_id=agents[0].device_id, config=config, created_by="load"
-            )
-        return cls(agents=tuple(agents), search_id=search.id, user_token=user_token)
+            search_id = _submit(session, agents[0].device_id)
+        return cls(agents=tuple(agents), search_id=search_id, user_token=user_token)
+
+    def submit(self, stack: Stack, count: int) -> None:
+        """`count` more searches that wait for a worker."""
+        with stack.database.write() as session:
+            for number in range(count):
+                _submit(session, self.agents[number % len(self.agents)].device_id)
 
     def give_work(self, stack: Stack, agents: Sequence[Agent], tasks_each: int, first: int = 0) -> None:
         """`tasks_each` waiting tasks for each of `agents`, of kernels from number `first` on."""
@@ -105,6 +109,11 @@ class Fleet:
         tasks = [kernel_task(first + number) for number in range(tasks_each)]
         for agent in agents:
             source.request(agent.device_id, tasks, self.search_id)
+
+
+def _submit(session: Session, device_id: str) -> str:
+    config = encode(parse_config({**_CONFIG, "device": device_id}))
+    return insert_search(session, name="load", device_id=device_id, config=config, created_by="load").id
 
 
 def kernel_task(number: int) -> KernelTask:

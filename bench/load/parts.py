@@ -16,6 +16,7 @@ from bench.load.fleet import Agent, Fleet, Reporter, heartbeat, lease_request
 from bench.load.http import Connection, LoadError, Timings
 from bench.load.stack import Stack
 from server.models import MeasurementRow, TaskRow
+from server.searches.repository import claim_runnable_job, release_job
 from server.settings import Settings
 from server.states import TaskState
 
@@ -190,6 +191,35 @@ async def queued(stack: Stack, fleet: Fleet, agent: Agent, depths: Sequence[int]
             (lease,) = answer["leases"]
             await connection.post(f"/v1/leases/{lease['lease_id']}:release", f'{{"attempt": {lease["attempt"]}}}')
         found.append({"waiting": depth, "claims": timings.summary()})
+    connection.close()
+    return found
+
+
+async def jobs(stack: Stack, fleet: Fleet, depths: Sequence[int], claims: int) -> list[dict[str, Any]]:
+    """How long a worker's claim and the lists of searches take by the number of searches that wait."""
+    found = []
+    given = 0
+    connection = _connection(stack, 0, fleet.user_token)
+    for depth in depths:
+        fleet.submit(stack, depth - given)
+        given = depth
+        claimed = Timings()
+        for _ in range(claims):
+            began = time.perf_counter()
+            with stack.database.write() as session:
+                claim = claim_runnable_job(session, worker="load", stale_s=3600.0)
+            claimed.seconds.append(time.perf_counter() - began)
+            if claim is None:
+                raise LoadError(f"{depth} searches wait, and none was found")
+            with stack.database.write() as session:
+                release_job(session, claim)
+        lists = {path: Timings() for path in ("/", "/queue", "/v1/searches")}
+        for path, timings in lists.items():
+            for _ in range(claims):
+                await connection.get(path, timings)
+        found.append(
+            {"waiting": depth, "claims": claimed.summary(), **{p: timings.summary() for p, timings in lists.items()}}
+        )
     connection.close()
     return found
 
