@@ -91,7 +91,7 @@ class Settings:
     max_streams: int = 250
     lease_duration_s: float = 120.0
     max_attempts: int = 3
-    heartbeat_interval_s: float = 30.0
+    heartbeat_interval_s: float = 45.0
     lease_wait_s: float = 45.0
     poll_interval_s: float = 0.25
     reap_interval_s: float = 5.0

@@ -173,6 +173,8 @@ class _Misfit(Exception):
 
 def _decoder(hint: Any) -> _Decoder:
     """How to build what a type hint says."""
+    if hint is Any:
+        return _as_it_is
     if isinstance(hint, type) and not typing.get_args(hint):
         return _class_decoder(hint)
     # Not kept by hint: `int | float` equals `float | int`, but is tried in another order.
@@ -185,8 +187,6 @@ def _decoder(hint: Any) -> _Decoder:
         return _list_decoder(_decoder(args[0])) if args[1:] == (Ellipsis,) else _items_decoder(args)
     if origin in (dict, Mapping):
         return _mapping_decoder(_decoder(args[1]))
-    if hint is Any:
-        return _as_it_is
     raise ContractError(f"{hint!r} is no contract type")
 
 

@@ -7,7 +7,7 @@ whatever an older lending still does is recognised as late. Only the database's 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -193,6 +193,14 @@ def lock_tasks(session: Session, device_id: str, task_ids: Sequence[str]) -> dic
         .execution_options(populate_existing=True)
     )
     return {row.id: row for row in rows}
+
+
+def count_pending(session: Session, task_ids: Collection[str]) -> int:
+    """How many of these tasks wait for another attempt."""
+    if not task_ids:
+        return 0
+    waiting = select(func.count()).where(TaskRow.id.in_(task_ids), TaskRow.state == TaskState.PENDING)
+    return int(session.scalar(waiting) or 0)
 
 
 def succeed(session: Session, task: TaskRow, *, result_key: str, verdict: Verdict) -> None:

@@ -7,6 +7,7 @@ and completes nothing. At most one report of an attempt is accepted: a unique in
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import structlog
 from sqlalchemy import insert, select, update
@@ -65,8 +66,10 @@ def take_reports(session: Session, device_id: str, reports: tuple[TaskReport, ..
         ReportRow.result_key.in_([report.result_key for report in reports])
     )
     owners: dict[str, str] = {row.result_key: row.device_id for row in session.execute(asked)}
-    receipts, unknown, num_ready = [], [], 0
+    receipts, unknown = [], []
     new: list[NewMeasurement] = []
+    rows: list[dict[str, Any]] = []
+    done: set[str] = set()
     for report in reports:
         owner = owners.get(report.result_key)
         if owner == device_id:
@@ -81,13 +84,20 @@ def take_reports(session: Session, device_id: str, reports: tuple[TaskReport, ..
             receipts.append(ReportReceipt(result_key=report.result_key, status=ReportStatus.LATE))
             continue
         owners[report.result_key] = device_id
+        if task.id in done:
+            # What the report before made of it.
+            session.refresh(task)
         status = _take(session, device_id, task, report, hardware, max_attempts, new)
+        rows.append(_row(report, device_id, status))
         receipts.append(ReportReceipt(result_key=report.result_key, status=status))
         if status is ReportStatus.ACCEPTED:
-            session.refresh(task)
-            num_ready += task.state is TaskState.PENDING
+            done.add(task.id)
+    if rows:
+        session.execute(_INSERT_REPORT, rows)
     store_measurements(session, new)
-    return Taken(receipts=tuple(receipts), num_ready=num_ready, unknown_task_ids=tuple(unknown))
+    return Taken(
+        receipts=tuple(receipts), num_ready=leases.count_pending(session, done), unknown_task_ids=tuple(unknown)
+    )
 
 
 def _take(
@@ -102,15 +112,6 @@ def _take(
     """Take one report; a measurement is added to `new`, to be stored with the others of its batch."""
     is_current = task.state is TaskState.LEASED and task.lease_id == report.lease_id and task.attempt == report.attempt
     status = ReportStatus.ACCEPTED if is_current else ReportStatus.LATE
-    row = {
-        "result_key": report.result_key,
-        "task_id": task.id,
-        "device_id": device_id,
-        "lease_id": report.lease_id,
-        "attempt": report.attempt,
-        "status": status,
-    }
-    session.execute(_INSERT_REPORT, row)
     result = _checked(task, report.result, hardware.source)
     if isinstance(result, MeasurementFailure):
         store_failure(session, task_id=task.id, attempt=report.attempt, failure=result, status=status)
@@ -127,6 +128,17 @@ def _take(
         else:
             leases.succeed(session, task, result_key=report.result_key, verdict=result.verdict)
     return status
+
+
+def _row(report: TaskReport, device_id: str, status: ReportStatus) -> dict[str, Any]:
+    return {
+        "result_key": report.result_key,
+        "task_id": report.task_id,
+        "device_id": device_id,
+        "lease_id": report.lease_id,
+        "attempt": report.attempt,
+        "status": status,
+    }
 
 
 def _after_failure(session: Session, task: TaskRow, failure: MeasurementFailure, max_attempts: int) -> None:
