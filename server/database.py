@@ -29,6 +29,8 @@ log = structlog.get_logger(__name__)
 
 #: Readers on SQLite, and connections on PostgreSQL: one for each of the 40 threads that run `def` endpoints.
 READ_POOL_SIZE = 40
+#: Pages that a connection of SQLite keeps: one writes, and many read, which share the system's cache besides.
+WRITE_CACHE_BYTES, READ_CACHE_BYTES = 64 << 20, 2 << 20
 #: Time to wait for a lock that another process holds. A write transaction takes milliseconds.
 BUSY_TIMEOUT_S = 10
 #: Any constant that is not used for another advisory lock.
@@ -151,6 +153,8 @@ def _sqlite_engine(url: URL, *, begin: str, pool_size: int, foreign_keys: bool =
         poolclass=pool.QueuePool,
         pool_size=pool_size,
         max_overflow=0,
+        # The last one used is the next: others keep their small caches while few requests come at once.
+        pool_use_lifo=True,
         connect_args={"check_same_thread": False, "timeout": BUSY_TIMEOUT_S},
     )
     # FULL makes the rollback journal safe against power loss; with WAL, NORMAL already is for consistency.
@@ -174,7 +178,8 @@ def _sqlite_engine(url: URL, *, begin: str, pool_size: int, foreign_keys: bool =
             raise RuntimeError(f"SQLite stays in journal mode {got!r} instead of {mode!r}: close its other users")
         cursor.execute(f"PRAGMA synchronous={synchronous}")
         cursor.execute(f"PRAGMA foreign_keys={'ON' if foreign_keys else 'OFF'}")
-        cursor.execute("PRAGMA cache_size=-65536")
+        cache_bytes = WRITE_CACHE_BYTES if begin == "IMMEDIATE" else READ_CACHE_BYTES
+        cursor.execute(f"PRAGMA cache_size=-{cache_bytes // 1024}")
         cursor.close()
 
     @event.listens_for(engine, "begin")
