@@ -136,7 +136,7 @@ def test_numbers_that_json_does_not_have_are_refused_both_ways() -> None:
             encode(Inner(number=number))
         with pytest.raises(ContractError, match="finite"):
             loads(Inner, json.dumps({"number": number}))
-    with pytest.raises(ContractError, match=r"Inner\.number: 1000\d* is not a finite number"):
+    with pytest.raises(ContractError, match=r"Inner\.number: 1000[\d.]* is not a finite number"):
         loads(Inner, json.dumps({"number": 10**400}))
 
 
