@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from alembic.migration import MigrationContext
 from sqlalchemy import (
@@ -98,7 +99,7 @@ def restore(settings: Settings, source: Path) -> Restored:
 def _copy_sqlite(source: Path, target: Path) -> None:
     if not source.is_file():
         raise BackupError(f"there is no database {source}: see KERF_DATA_DIR and KERF_DATABASE_URL")
-    connection = sqlite_module().connect(f"file:{source}?mode=ro", uri=True, timeout=BUSY_TIMEOUT_S)
+    connection = sqlite_module().connect(f"file:{quote(str(source))}?mode=ro", uri=True, timeout=BUSY_TIMEOUT_S)
     try:
         # A read transaction (https://sqlite.org/lang_vacuum.html#vacuuminto): writers go on meanwhile.
         connection.execute("VACUUM INTO ?", (str(target),))
@@ -244,7 +245,8 @@ def _checked_backup(source: Path) -> str:
     """The schema of a backup."""
     if not source.is_file():
         raise BackupError(f"there is no file {source}")
-    engine = _raw_engine(make_url(f"sqlite:///file:{source}?mode=ro&uri=true"))
+    address = URL.create("sqlite", database=f"file:{quote(str(source))}", query={"mode": "ro", "uri": "true"})
+    engine = _raw_engine(address)
     try:
         with engine.connect() as connection:
             said = connection.exec_driver_sql("PRAGMA integrity_check").scalar_one()

@@ -117,6 +117,8 @@ class Settings:
                 f"drift_interval_s {self.drift_interval_s!r} is neither 0 (never) nor {MIN_DRIFT_INTERVAL_S:g} or "
                 "more: checks that often would keep the device from resting"
             )
+        if not self.database_url and "?" in str(self.data_dir):
+            raise ContractError(f"data_dir {str(self.data_dir)!r} has a '?', which ends the address of a database")
         if self.max_attempts < 1:
             raise ContractError(f"max_attempts {self.max_attempts!r} must be at least 1")
         if self.max_takeovers < 0:

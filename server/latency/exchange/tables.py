@@ -24,6 +24,8 @@ MAX_FILE_BYTES = 64 << 20
 MAX_ROWS = 50_000
 #: Of an array, with the cells that stand for "not measured".
 MAX_CELLS = 1_000_000
+#: Of a JSON file, 20 for each row: reading millions of them takes seconds in which nobody else is served.
+MAX_JSON_CONTAINERS = 1_000_000
 _MAX_COLUMNS = 500
 _BATCH_ROWS = 1000
 _NPY_MAGIC = b"\x93NUMPY"
@@ -88,6 +90,8 @@ def _csv_rows(data: bytes) -> Iterator[TableRow]:
 
 
 def _json_rows(data: bytes) -> Iterator[TableRow]:
+    if data.count(b"[") + data.count(b"{") > MAX_JSON_CONTAINERS:
+        raise ContractError(f"the file has more than {MAX_JSON_CONTAINERS} lists and objects: split it")
     try:
         items = json.loads(data)
     except (ValueError, RecursionError) as error:

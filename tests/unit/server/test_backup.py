@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import create_engine, func, select, text
 
-from device_agent.contracts import Verdict
+from device_agent.contracts import ContractError, Verdict
 from server.backup import BackupError, back_up, restore
 from server.columns import Base
 from server.database import NewerSchema, migration_engine, upgrade
@@ -87,6 +87,18 @@ class TestRoundTrip:
                 counted = connection.execute(select(func.count(), func.max(EventRow.seq)).select_from(EventRow)).one()
                 assert tuple(counted) == (last, last)
                 assert connection.execute(text("PRAGMA integrity_check")).scalar() == "ok"
+
+
+@pytest.mark.parametrize("name", ["a#b", "50% & ü"])
+def test_whatever_its_folder_is_called_it_is_the_database(sqlite_lab: ServerLab, tmp_path: Path, name: str) -> None:
+    """SQLite takes an address here: what follows a # is not of the file, which would be another, empty one."""
+    folder = tmp_path / name
+    shutil.copytree(sqlite_lab.settings.data_dir, folder)
+    back_up(Settings(data_dir=folder), folder / "backup.db")
+    assert restore(Settings(data_dir=tmp_path / "new"), folder / "backup.db").num_rows == 2
+    assert not (tmp_path / "a").exists()
+    with pytest.raises(ContractError, match="a '\\?'"):
+        Settings(data_dir=tmp_path / "a?b")
 
 
 class TestRefusals:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import yaml
 
-from device_agent.contracts import MeasuringSetup, Source, Verdict, VerdictReason, encode
+from device_agent.contracts import ContractError, MeasuringSetup, Source, Verdict, VerdictReason, encode
 from server.errors import Unprocessable
 from server.latency.exchange import export, service, tables
 from server.latency.exchange.tables import TableFormat
@@ -335,3 +335,8 @@ class TestExport:
         assert sqlite_lab.get("/v1/latency:export").text.count("\n") == 1
         assert sqlite_lab.get("/v1/latency:export?format=npy").status_code == 422
         assert sqlite_lab.get("/v1/latency:export?device=none").status_code == 404
+
+
+def test_a_json_file_that_is_small_to_send_and_large_to_read() -> None:
+    with pytest.raises(ContractError, match="lists and objects: split it"):
+        tables.read_rows(b"[" + b"[]," * tables.MAX_JSON_CONTAINERS + b"[]]", TableFormat.JSON)
