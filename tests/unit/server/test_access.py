@@ -239,6 +239,7 @@ class TestMultiUser:
             assert search_id not in page
         assert "another user&#39;s search" in users.client.get("/queue").text
 
+    @pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
     def test_no_other_page_or_route_names_another_s_search(self, users: ServerLab, app: FastAPI) -> None:
         """Whatever is about devices, series, workers or figures, and goes back to a search."""
         ada, bob = self.token(users, "ada"), self.token(users, "bob")
