@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from sqlalchemy import Select, func, select
+from sqlalchemy import Select, and_, func, select
 from sqlalchemy.orm import Session
 
 from server.dashboard.devices import described, device_view
@@ -40,12 +41,14 @@ def queue_page(session: Session, now: float, *, heartbeat_interval_s: float, own
     Searches that `owner` may not see count in all positions, but show neither name nor identity.
     """
     rows = session.scalars(open_searches_query()).all()
-    devices = list_devices(session, after=None, limit=SHOWN_DEVICES)
-    queues = [
-        _device_queue(session, status, heartbeat_interval_s)
-        for status in devices
-        if status.num_pending + status.num_leased
-    ]
+    busy = list_devices(session, after=None, limit=SHOWN_DEVICES, busy=True)
+    waiting: dict[str, list[_Waiting]] = defaultdict(list)
+    if busy:
+        for device_id, search_id, name, count, last in session.execute(
+            waiting_tasks_query([status.row.id for status in busy])
+        ):
+            waiting[device_id].append(_Waiting(search_id, name, count, last))
+    queues = [_device_queue(session, status, waiting[status.row.id], heartbeat_interval_s) for status in busy]
     page = QueuePage(
         searches=_searches(session, rows[:SHOWN_SEARCHES], now),
         more_searches=len(rows) > SHOWN_SEARCHES,
@@ -75,21 +78,25 @@ def open_searches_query() -> Select[SearchRow]:
     )
 
 
-def waiting_tasks_query(device_id: str) -> Select[str, str, int, int]:
-    """(search, name, its waiting tasks, place of the last of them in the order of leasing) for one device."""
-    place = func.row_number().over(order_by=(TaskRow.priority.desc(), TaskRow.id))
+def waiting_tasks_query(device_ids: Sequence[str]) -> Select[str, str, str, int, int]:
+    """(device, search, name, its waiting tasks there, place of the last of them in the order of leasing).
+
+    Ranked after joining: joined to ranked tasks, PostgreSQL compares all with all until it has statistics of them.
+    """
+    place = func.dense_rank().over(partition_by=TaskRow.device_id, order_by=(TaskRow.priority.desc(), TaskRow.id))
     waiting = (
-        select(TaskRow.id.label("task_id"), place.label("place"))
-        .where(TaskRow.device_id == device_id, TaskRow.state == TaskState.PENDING)
+        select(TaskRow.device_id, SearchRow.id.label("search_id"), SearchRow.name, place.label("place"))
+        .outerjoin(SearchTaskRow, SearchTaskRow.task_id == TaskRow.id)
+        .outerjoin(SearchRow, and_(SearchRow.id == SearchTaskRow.search_id, SearchRow.finished_at.is_(None)))
+        .where(TaskRow.device_id.in_(device_ids), TaskRow.state == TaskState.PENDING)
         .subquery()
     )
+    last = func.max(waiting.c.place)
     return (
-        select(SearchRow.id, SearchRow.name, func.count(), func.max(waiting.c.place))
-        .join(SearchTaskRow, SearchTaskRow.search_id == SearchRow.id)
-        .join(waiting, waiting.c.task_id == SearchTaskRow.task_id)
-        .where(SearchRow.finished_at.is_(None))
-        .group_by(SearchRow.id, SearchRow.name)
-        .order_by(func.max(waiting.c.place))
+        select(waiting.c.device_id, waiting.c.search_id, waiting.c.name, func.count(), last)
+        .where(waiting.c.search_id.is_not(None))
+        .group_by(waiting.c.device_id, waiting.c.search_id, waiting.c.name)
+        .order_by(waiting.c.device_id, last, waiting.c.search_id)
     )
 
 
@@ -148,7 +155,19 @@ def _stage_remaining_s(session: Session, row: SearchRow) -> float | None:
     return remaining_s(steps, total)
 
 
-def _device_queue(session: Session, status: DeviceStatus, heartbeat_interval_s: float) -> DeviceQueue:
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """The tasks of a search that wait for a device. `last` is the place of the last of them."""
+
+    search_id: str
+    name: str
+    count: int
+    last: int
+
+
+def _device_queue(
+    session: Session, status: DeviceStatus, waiting: Sequence[_Waiting], heartbeat_interval_s: float
+) -> DeviceQueue:
     device_id = status.row.id
     durations = session.scalars(latest_durations_query(device_id)).all()
     task_s = sum(durations) / len(durations) if durations else None
@@ -165,7 +184,13 @@ def _device_queue(session: Session, status: DeviceStatus, heartbeat_interval_s: 
         task_s=task_s,
         remaining_s=lasts_s(status.num_pending),
         searches=tuple(
-            WaitingTasks(search_id=search_id, name=name, count=count, ahead=last - count, remaining_s=lasts_s(last))
-            for search_id, name, count, last in session.execute(waiting_tasks_query(device_id))
+            WaitingTasks(
+                search_id=item.search_id,
+                name=item.name,
+                count=item.count,
+                ahead=item.last - item.count,
+                remaining_s=lasts_s(item.last),
+            )
+            for item in waiting
         ),
     )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import bindparam, func, insert, select, update
+from sqlalchemy import bindparam, exists, func, insert, or_, select, update
 from sqlalchemy.orm import Session
 
 from device_agent.contracts import EnrolmentRequest, HeartbeatRequest, encode, profile_id
@@ -132,11 +132,18 @@ def set_enabled(session: Session, device_id: str, enabled: bool) -> None:
         raise NotFound(f"there is no device {device_id!r} with an agent: GET /v1/devices lists them")
 
 
-def list_devices(session: Session, *, after: str | None, limit: int) -> list[DeviceStatus]:
-    """Devices in the order of their enrolment."""
+def list_devices(session: Session, *, after: str | None, limit: int, busy: bool = False) -> list[DeviceStatus]:
+    """Devices in the order of their enrolment; `busy` are those with tasks that wait or are being measured."""
     query = select(DeviceRow, (now_s() - DeviceRow.last_seen_at).label("silent_s")).order_by(DeviceRow.id).limit(limit)
     if after is not None:
         query = query.where(DeviceRow.id > after)
+    if busy:
+        # One for each state: its index has the tasks of that state alone.
+        tasks = (
+            exists().where(TaskRow.device_id == DeviceRow.id, TaskRow.state == state)
+            for state in (TaskState.PENDING, TaskState.LEASED)
+        )
+        query = query.where(or_(*tasks))
     found = [(row[0], float(row[1])) for row in session.execute(query)]
     identities = [row.id for row, _ in found]
     counts, drifted = _task_counts(session, identities), alarms(session, identities)

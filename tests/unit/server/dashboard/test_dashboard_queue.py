@@ -12,6 +12,7 @@ from device_agent.contracts import EnrolmentRequest, KernelTask, Source, Verdict
 from server.accounts.service import Scope, mint_user_token
 from server.app import create_app
 from server.context import TOKEN_COOKIE, Context
+from server.dashboard import queue as queue_module
 from server.dashboard.queue import (
     latest_durations_query,
     open_searches_query,
@@ -97,10 +98,21 @@ def test_a_device_that_gets_no_work_has_no_time(own: Context) -> None:
     assert [row.remaining_s for row in queue.searches] == [None]
 
 
+def test_idle_devices_leave_room_for_busy_ones(own: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queue_module, "SHOWN_DEVICES", 1)
+    seed.enrol(own, "idle", seed.profile("Cortex-A55", 4))
+    busy = seed.enrol(own, "busy", seed.profile("Cortex-A55", 4))
+    claim = seed.submit(own, "asks", busy)
+    SqlLatencySource(own.database).request(busy, tasks(0, 2), claim.search_id)
+    with own.database.read() as session:
+        (queue,) = queue_page(session, 0.0, heartbeat_interval_s=3600.0).devices
+    assert (queue.device.name, queue.pending) == ("busy", 2)
+
+
 def test_what_waits_is_found_by_index(own: Context) -> None:
     with own.database.read() as session:
         assert "ix_search_job_open" in plan(session, open_searches_query())
-        assert "ix_measurement_task_ready (device_id=?)" in plan(session, waiting_tasks_query("device_1"))
+        assert "ix_measurement_task_ready (device_id=?)" in plan(session, waiting_tasks_query(["device_1", "device_2"]))
         latest = plan(session, latest_durations_query("device_1"))
     assert "ix_measurement_device_latest (device_id=?)" in latest
     assert "TEMP B-TREE" not in latest
