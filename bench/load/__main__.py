@@ -3,7 +3,7 @@
 python -m bench.load --quick                       # 100 agents on both, under 50 s
 python -m bench.load                               # up to 2,000 agents on PostgreSQL, 300 on SQLite: half an hour
 python -m bench.load --kinds postgresql --servers 2
-python -m bench.load --soak-s 3600                 # all at once for an hour: memory over time
+python -m bench.load --soak-s 3600 --pause-s 10    # all at once for an hour: memory over time
 
 The generator runs on the same machine, and everything else that runs there counts as well: `load_average` is noted at
 both ends of each part, and CPU time is told beside wall-clock time. Latency queries and pages over 10 million rows are
@@ -44,14 +44,15 @@ class Plan:
     claims: int
     jobs: tuple[int, ...]
     soak_s: float
+    pause_s: float
     viewers: int
 
 
-def plan_of(kind: str, *, quick: bool, soak_s: float | None) -> Plan:
+def plan_of(kind: str, *, quick: bool, soak_s: float | None, pause_s: float) -> Plan:
     if quick:
         return Plan(
             waiting=(100,), hold_s=3.0, wakes=5, exchanging=10, exchange_s=2.0, batches=(8,), tasks_each=64,
-            depths=(100,), claims=20, jobs=(100,), soak_s=soak_s or 0.0, viewers=1,
+            depths=(100,), claims=20, jobs=(100,), soak_s=soak_s or 0.0, pause_s=pause_s, viewers=1,
         )  # fmt: skip
     return Plan(
         waiting=(100, 300) if kind == "sqlite" else (100, 300, 1000, 2000),
@@ -65,6 +66,7 @@ def plan_of(kind: str, *, quick: bool, soak_s: float | None) -> Plan:
         claims=50,
         jobs=(100, 1000, 10_000),
         soak_s=120.0 if soak_s is None else soak_s,
+        pause_s=pause_s,
         viewers=3,
     )
 
@@ -75,6 +77,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--servers", type=int, default=1, help="server processes on one database")
     parser.add_argument("--soak-s", type=float, help="how long everything runs at once")
+    parser.add_argument("--pause-s", type=float, default=2.0, help="between two seconds of exchanging meanwhile")
     parser.add_argument("--json", type=Path, help="kinds that are not run keep their figures in it")
     given = parser.parse_args()
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -84,7 +87,7 @@ def main() -> None:
         found = json.loads(given.json.read_text(encoding="utf-8"))
     for kind in given.kinds:
         with running(kind, servers=given.servers) as stack:
-            plan = plan_of(kind, quick=given.quick, soak_s=given.soak_s)
+            plan = plan_of(kind, quick=given.quick, soak_s=given.soak_s, pause_s=given.pause_s)
             name = kind if given.servers == 1 else f"{kind}-{given.servers}-servers"
             found[name] = {"quick": given.quick, "servers": given.servers, **_run(stack, plan)}
         if given.json is not None:
@@ -124,12 +127,18 @@ def _run(stack: Stack, plan: Plan) -> dict[str, Any]:
     )
     _withdraw(stack)
     if plan.soak_s:
-        # More than they get done: some 300 a second together, half of the time.
-        fleet.give_work(stack, working, plan.tasks_each + int(10 * plan.soak_s), 100_000)
+        # More than they get done: some 300 a second together, for 2 s each time.
+        fleet.give_work(stack, working, plan.tasks_each + int(40 * plan.soak_s / (2.0 + plan.pause_s)), 100_000)
         found["together"] = _measured(
             "together",
             lambda: parts.together(
-                stack, fleet, agents[plan.exchanging : max(plan.waiting)], working, plan.viewers, plan.soak_s, 2.0
+                stack,
+                fleet,
+                agents[plan.exchanging : max(plan.waiting)],
+                working,
+                plan.viewers,
+                plan.soak_s,
+                plan.pause_s,
             ),
         )
     found["jobs"] = _measured("jobs", lambda: _as_figures(parts.jobs(stack, fleet, plan.jobs, plan.claims)))
