@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import signal
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -95,6 +96,16 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(dashboard.router)
     handlers.install(app)
     openapi.install(app)
+    return app
+
+
+def create_process_app(settings: Settings | None = None) -> FastAPI:
+    """`create_app` for a process that serves nothing else. What is loaded by now stays as long as the process does: left
+    to the garbage collector, each look at all of it would make every request wait for 0.1 s.
+    """
+    app = create_app(settings)
+    gc.collect()
+    gc.freeze()
     return app
 
 

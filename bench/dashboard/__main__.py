@@ -33,7 +33,7 @@ from bench.dashboard.search import add_search
 from device_agent.contracts import dumps
 from search.latency.card import ErrorSummary
 from server.accounts.service import Scope, mint_user_token
-from server.app import create_app
+from server.app import create_process_app
 from server.context import Context
 from server.database import Database, upgrade
 from server.latency.card import CardPoint, FamilyErrors, SeriesCard, refresh_card
@@ -216,7 +216,7 @@ def _search(context: Context, rng: np.random.Generator) -> tuple[str, str]:
 @contextlib.contextmanager
 def _served(settings: Settings) -> Iterator[tuple[str, Context]]:
     """The server, on a free port."""
-    app = create_app(settings)
+    app = create_process_app(settings)
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning"))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
     thread.start()

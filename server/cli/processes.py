@@ -53,7 +53,7 @@ def server(
     from server.http_protocol import BoundedHttpProtocol
 
     uvicorn.run(
-        "server.app:create_app",
+        "server.app:create_process_app",
         factory=True,
         host=host,
         port=port,

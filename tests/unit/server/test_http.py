@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 import json
 import os
@@ -9,12 +10,14 @@ from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
+from fastapi.testclient import TestClient
 from sqlalchemy import update
 
 from device_agent.contracts import ContractError, LeaseRequest, decode
 from server.accounts import repository as accounts
 from server.accounts.service import Scope
 from server.accounts.tokens import SecretHasher, SecretKind, is_well_formed, make_secret
+from server.app import create_process_app
 from server.artifacts.endpoints import put_artifact
 from server.context import TOKEN_COOKIE
 from server.database import Database
@@ -22,6 +25,7 @@ from server.fleet.endpoints import lease
 from server.models import TokenRow
 from server.openapi import WIRE_CLASSES
 from server.searches.events import stream_events
+from server.settings import Settings
 from server.wire import decode_cursor, encode_cursor
 from tests.unit.server.server_lab import ServerLab, search_config
 
@@ -222,3 +226,14 @@ class TestOpenApi:
 def test_contract_errors_name_the_path() -> None:
     with pytest.raises(ContractError, match=r"^LeaseRequest: max_leases 0"):
         decode(LeaseRequest, {"max_leases": 0})
+
+
+def test_what_a_process_has_loaded_is_no_garbage(sqlite_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    # Freezing for real would keep what the tests before this one left.
+    for name in ("collect", "freeze"):
+        monkeypatch.setattr(gc, name, lambda name=name: done.append(name))
+    app = create_process_app(sqlite_settings)
+    assert done == ["collect", "freeze"]
+    with TestClient(app) as client:
+        assert client.get("/readyz").status_code == 200
