@@ -100,8 +100,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 
 def create_process_app(settings: Settings | None = None) -> FastAPI:
-    """`create_app` for a process that serves nothing else. What is loaded by now stays as long as the process does: left
-    to the garbage collector, each look at all of it would make every request wait for 0.1 s.
+    """`create_app` for a process that serves nothing else.
+
+    What is loaded by now stays as long as the process does: each look of the garbage collector at all of it would make
+    every request wait for 0.1 s.
     """
     app = create_app(settings)
     gc.collect()
