@@ -20,7 +20,7 @@ from device_agent.contracts import ContractError, KernelSpec, PlanOp, WeightPrun
 from search.domain.network import NetworkSpec
 from search.domain.space import Decisions, SchemeChoice, SearchSpace, VariableKind
 from search.lowering import ChannelCount, ChannelSources, channel_sources, lower, with_shape
-from search.pareto import FloatArray
+from search.pareto import FloatArray, IntArray
 
 #: The share of one kernel in a figure.
 KernelCost = Callable[[KernelSpec], float]
@@ -99,10 +99,25 @@ class GenomeCosts:
         column = self.names.index(figure)
         return tuple(operator.table(column, self._costs, self._sums) for operator in self._operators)
 
+    def sum_tables(self, figure: str) -> tuple[CostTable, ...]:
+        """As `tables`, but over the sum of channels where an operator reads several groups: few cells, however many
+        groups. Positions behind the variables of the space are columns that `with_sums` adds. Cells that no genome
+        leads to are NaN.
+        """
+        column = self.names.index(figure)
+        return tuple(operator.sum_table(column, self._costs, self._sums) for operator in self._operators)
+
+    def with_sums(self, genomes: ArrayLike) -> IntArray:
+        """`genomes` (n, variables) with a column for each sum of channels, of indices into its values."""
+        columns: IntArray = self._sums.append(np.asarray(genomes, dtype=np.int64))
+        return columns
+
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class CostTable:
-    """The share of one operator: `values` has an axis for each of `variables` (positions in the space)."""
+    """The share of one operator: `values` has an axis for each of `variables` (positions in the space; in those of
+    `GenomeCosts.sum_tables` sums of channels behind them).
+    """
 
     operator: str
     variables: tuple[int, ...]
@@ -144,7 +159,32 @@ class _ChannelSums:
         own = len(self._space.variables)
         return (position,) if position < own else self._sums[position - own][1]
 
-    def append(self, genes: _IntArray) -> _IntArray:
+    def reachable(self, positions: Sequence[int]) -> IntArray:
+        """The combinations (n, positions) of choices of `positions` that some genome has: sums may share groups."""
+        own = len(self._space.variables)
+        # For each position what is given, and how often it counts each group; a variable of the space counts choices.
+        parts = [
+            (0, Counter([p])) if p < own else (self._sums[p - own][0], Counter(self._sums[p - own][1]))
+            for p in positions
+        ]
+        found = {tuple(given for given, _ in parts)}
+        for group in sorted({group for _, counts in parts for group in counts}):
+            choices = self._space.variables[group].choices
+            found = {
+                tuple(
+                    value + counts[group] * (index if position < own else int(choice))
+                    for value, position, (_, counts) in zip(reached, positions, parts, strict=True)
+                )
+                for reached in found
+                for index, choice in enumerate(choices)
+            }
+        values: IntArray = np.array(sorted(found), dtype=np.int64).reshape(len(found), len(positions))
+        for column, position in enumerate(positions):
+            if position >= own:
+                values[:, column] = np.searchsorted(self.choices[position - own], values[:, column])
+        return values
+
+    def append(self, genes: IntArray) -> IntArray:
         """`genes` (n, variables) with a column for each sum."""
         columns = [genes]
         for (given, positions), values in zip(self._sums, self.choices, strict=True):
@@ -218,7 +258,8 @@ class _OperatorCosts:
             groups = [v for v in variables if self._space.variables[v].kind is VariableKind.CHANNELS]
             raise ContractError(
                 f"{self._op.name!r} has channels of {len(groups)} groups, so its table would have {math.prod(shape)} "
-                f"cells, above {_MAX_TABLE_CELLS}: use a method without tables, such as 'evolution', or open less"
+                f"cells, above {_MAX_TABLE_CELLS}, for this method or for bounds on several figures: use 'jcw' or "
+                "'nsga2' with one bound, or give the groups fewer choices (space.channels.max_choices)"
             )
         genes = np.zeros((math.prod(shape), len(self._space.variables)), dtype=np.int64)
         genes[:, list(variables)] = np.indices(shape).reshape(len(variables), math.prod(shape)).T
@@ -226,6 +267,21 @@ class _OperatorCosts:
         cells = np.ravel_multi_index(tuple(chosen.T), self._sizes) if self._sizes else np.zeros(1, dtype=np.int64)
         self.fill(np.unique(cells), costs)
         values = self._cells[cells, column].reshape(shape)
+        return CostTable(operator=self._op.name, variables=variables, values=values)
+
+    def sum_table(self, column: int, costs: Mapping[str, KernelCost], sums: _ChannelSums) -> CostTable:
+        """Over its own variables and sums."""
+        variables = self._axes.variables
+        channels = sorted({p for p in (self._axes.inputs, self._axes.outputs) if p is not None})
+        is_needed = np.zeros(self._sizes, dtype=np.bool_)
+        # Of channel counts only what goes together: a concatenation writes at least what it reads.
+        np.moveaxis(is_needed, [variables.index(p) for p in channels], range(len(channels)))[
+            tuple(sums.reachable(channels).T)
+        ] = True
+        cells = np.flatnonzero(is_needed)
+        self.fill(cells, costs)
+        values = np.full(self._sizes, np.nan)
+        values.flat[cells] = self._cells[cells, column]
         return CostTable(operator=self._op.name, variables=variables, values=values)
 
     def fill(self, cells: _IntArray, costs: Mapping[str, KernelCost]) -> None:

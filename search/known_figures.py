@@ -16,7 +16,7 @@ from search.domain.space import SearchSpace
 from search.genome_costs import CostTable, GenomeCosts, KernelCost
 from search.latency.fleet import FleetLatencyModel, over_devices
 from search.latency.network import NetworkLatencyModel
-from search.pareto import FloatArray
+from search.pareto import FloatArray, IntArray
 from search.problem import SearchProblem
 
 #: What a plan alone decides, on any device.
@@ -98,9 +98,14 @@ class NetworkFigures:
 
     def layer_latencies(self) -> Mapping[str, tuple[CostTable, ...]]:
         """For each device what each operator adds to the latency of a network, in ns, over the choices of its own
-        variables. Every cell is computed, so this takes seconds for a large space; later calls are quick.
+        variables and sums of channels (`with_sums`). Every cell is computed, so this takes seconds for a large space;
+        later calls are quick.
         """
-        return {device: self._costs.tables(_column(device)) for device in self._fleet.devices}
+        return {device: self._costs.sum_tables(_column(device)) for device in self._fleet.devices}
+
+    def with_sums(self, genomes: ArrayLike) -> IntArray:
+        """`genomes` with the columns that `layer_latencies` is over: see `GenomeCosts.with_sums`."""
+        return self._costs.with_sums(genomes)
 
     def latency_tables(self) -> tuple[CostTable, ...]:
         """What each operator adds to the latency of a network, in ns, over the choices of its own variables. Of several
@@ -112,7 +117,7 @@ class NetworkFigures:
                 variables=own[0].variables,
                 values=over_devices(np.stack([t.values for t in own], axis=-1), self._fleet.over),
             )
-            for own in zip(*self.layer_latencies().values(), strict=True)
+            for own in zip(*(self._costs.tables(_column(d)) for d in self._fleet.devices), strict=True)
         )
 
     def __call__(self, genomes: ArrayLike) -> Mapping[Metric, FloatArray]:

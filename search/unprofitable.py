@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -33,9 +33,16 @@ class ProfitableForm:
     Args:
         space: The search space.
         latencies: For each device the tables of all operators, of `NetworkFigures.layer_latencies`.
+        with_sums: Adds to genomes the sums of channels that these tables are over, as `NetworkFigures.with_sums` does.
     """
 
-    def __init__(self, space: SearchSpace, latencies: Mapping[str, Sequence[CostTable]]) -> None:
+    def __init__(
+        self,
+        space: SearchSpace,
+        latencies: Mapping[str, Sequence[CostTable]],
+        with_sums: Callable[[IntArray], IntArray],
+    ) -> None:
+        self._with_sums = with_sums
         positions = {(v.kind, v.target): p for p, v in enumerate(space.variables)}
         self._layers: list[_Layer] = []
         for tables in zip(*latencies.values(), strict=True):
@@ -50,8 +57,10 @@ class ProfitableForm:
     def __call__(self, genomes: ArrayLike) -> IntArray:
         """The genomes that these stand for, a new array. Applied twice, it changes nothing more."""
         genes: IntArray = np.array(genomes, dtype=np.int64)
+        # Of channels, which stay as they are.
+        columns = self._with_sums(genes)
         for layer in self._layers:
-            genes[:, layer.own] = layer.replacements[tuple(genes[:, layer.variables].T)]
+            genes[:, layer.own] = layer.replacements[tuple(columns[:, layer.variables].T)]
         return genes
 
 

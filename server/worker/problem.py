@@ -63,7 +63,7 @@ def _profitable_form(run: SearchRun, prepared: Prepared, figures: NetworkFigures
     """What leaves out choices that do not pay, where the config wants it. The count is told and stored once."""
     if not run.config.excludes_unprofitable:
         return None
-    form = ProfitableForm(prepared.space, figures.layer_latencies())
+    form = ProfitableForm(prepared.space, figures.layer_latencies(), figures.with_sums)
     with run.database.read() as session:
         stored = get_document(session, run.search_id, EXCLUDED_CHOICES)
     if stored is None:

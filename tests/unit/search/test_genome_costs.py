@@ -108,10 +108,13 @@ def test_tables_hold_what_is_summed(spec: NetworkSpec) -> None:
     costs = GenomeCosts(spec, space, COSTS)
     tables = costs.tables("parameters")
     assert [table.operator for table in tables] == [op.name for op in spec.plan.ops]
-    for genome in genomes_of(space, 5):
+    sums = costs.sum_tables("parameters")
+    genomes = genomes_of(space, 5)
+    for genome, row in zip(genomes, costs.with_sums(genomes), strict=True):
         plan: NetworkPlan = lower(spec, space.decode(tuple(int(g) for g in genome)))
-        for table, kernel in zip(tables, plan.kernels, strict=True):
+        for table, summed, kernel in zip(tables, sums, plan.kernels, strict=True):
             assert table.values[tuple(genome[list(table.variables)])] == kernel.parameters
+            assert summed.values[tuple(row[list(summed.variables)])] == kernel.parameters
 
 
 def test_too_many_groups_for_a_table_are_refused_but_summed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +122,7 @@ def test_too_many_groups_for_a_table_are_refused_but_summed(monkeypatch: pytest.
     space = build_space(spec, SpaceConfig(channels=ChannelsConfig(multiple_of=1, max_choices=8)))
     costs = GenomeCosts(spec, space, COSTS)
     monkeypatch.setattr("search.genome_costs._MAX_TABLE_CELLS", 1000)
-    with pytest.raises(ContractError, match=r"has channels of \d groups, .* 'evolution'"):
+    with pytest.raises(ContractError, match=r"has channels of \d groups, .*max_choices"):
         costs.tables("macs")
     genomes = genomes_of(space, 20)
     plans = [lower(spec, space.decode(tuple(int(g) for g in genome))) for genome in genomes]

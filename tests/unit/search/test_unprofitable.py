@@ -16,6 +16,7 @@ from search.genome_costs import GenomeCosts, KernelCost
 from search.lowering import lower
 from search.space_builder import build_space
 from search.unprofitable import ProfitableForm
+from tests.unit.search.pruning.pruning_networks import traced
 from tests.unit.search.sample_networks import resnet_spec
 
 SPEC = resnet_spec()
@@ -45,7 +46,7 @@ def phone_ns(kernel: KernelSpec) -> float:
 
 def form_of(space: SearchSpace, *costs: KernelCost) -> ProfitableForm:
     found = GenomeCosts(SPEC, space, {str(i): cost for i, cost in enumerate(costs)})
-    return ProfitableForm(space, {name: found.tables(name) for name in found.names})
+    return ProfitableForm(space, {name: found.sum_tables(name) for name in found.names}, found.with_sums)
 
 
 def random_genomes(space: SearchSpace, count: int) -> np.ndarray:
@@ -109,6 +110,25 @@ def test_it_is_idempotent_alone_and_with_the_canonical_form() -> None:
     assert form(np.empty((0, len(SPACE.variables)), dtype=np.int64)).shape == (0, len(SPACE.variables))
 
 
+def test_layers_that_read_many_groups_are_looked_at_by_their_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, spec = traced("joined")
+    config = SpaceConfig(
+        channels=ChannelsConfig(multiple_of=1, max_choices=8), weights=WeightsConfig(densities=(0.2, 0.5, 1.0))
+    )
+    space = build_space(spec, config)
+    monkeypatch.setattr("search.genome_costs._MAX_TABLE_CELLS", 10)
+    costs = GenomeCosts(spec, space, {"ns": board_ns})
+    form = ProfitableForm(space, {"ns": costs.sum_tables("ns")}, costs.with_sums)
+    genomes = random_genomes(space, 40)
+    found = form(genomes)
+    assert (found != genomes).any()
+    for before, after in zip(genomes, found, strict=True):
+        plans = [lower(spec, space.decode(tuple(int(g) for g in row))) for row in (before, after)]
+        for old, new in zip(*(plan.kernels for plan in plans), strict=True):
+            assert board_ns(new) <= board_ns(old)
+            assert new.pruning == DENSE or board_ns(new) < board_ns(replace(new, pruning=DENSE))
+
+
 def test_choices_are_counted_by_layer_and_shape() -> None:
     space = build_space(SPEC, SpaceConfig(weights=WeightsConfig(densities=(0.5, 0.8, 1.0))))
     layers = len(space.variables)
@@ -125,5 +145,5 @@ def test_choices_are_counted_by_layer_and_shape() -> None:
     space = build_space(SPEC, several)
     by_layer = [offered(space, op.name) - {DENSE} for op in SPEC.plan.ops if op.name in SPEC.prunable_ops]
     costs = GenomeCosts(SPEC, space, {"ns": board_ns})
-    form = ProfitableForm(space, {"ns": costs.tables("ns")})
+    form = ProfitableForm(space, {"ns": costs.sum_tables("ns")}, costs.with_sums)
     assert form.excluded.pruned == sum(len(prunings) for prunings in by_layer)
