@@ -83,6 +83,7 @@ def export(
 
 
 def _packed_file(candidate: Path, folder: Path) -> Path:
+    candidate = whole_name(candidate)
     path = candidate / PACKED_FILE if candidate.is_dir() else candidate
     if not path.is_file():
         raise ConfigFileError(f"{path} is not there: name a folder such as out/candidates/ID")
@@ -95,6 +96,17 @@ def _packed_file(candidate: Path, folder: Path) -> Path:
     packed = folder / PACKED_FILE
     packed.write_bytes(write_packed(plan, tensors))
     return packed
+
+
+def whole_name(candidate: Path) -> Path:
+    """The one folder that `candidate` begins the name of, as tables show it; else `candidate` as it is."""
+    if candidate.exists() or not candidate.name or not candidate.parent.is_dir():
+        return candidate
+    found = [path for path in candidate.parent.iterdir() if path.is_dir() and path.name.startswith(candidate.name)]
+    if len(found) > 1:
+        names = ", ".join(sorted(path.name for path in found))
+        raise ConfigFileError(f"{candidate} is the beginning of several: {names}. Write more of the one you mean")
+    return found[0] if found else candidate
 
 
 def _write_portable(packed: Path, output: Path) -> None:

@@ -31,7 +31,7 @@ from search.networks.file import write_network
 from search.onnx_export import plan_to_onnx
 from server.cli import export as command
 from server.cli.config_file import ConfigFileError
-from server.cli.export import ExportError
+from server.cli.export import ExportError, whole_name
 from server.cli.main import app
 from tests.unit.device_agent.native.image_samples import every_kind, weights_of
 from tests.unit.search.networks.own_networks import INPUT_SHAPE, own_network
@@ -72,6 +72,16 @@ def test_a_candidate_of_a_local_result_is_exported_without_a_server(candidate: P
     assert (output / "network.onnx").read_bytes() == plan_to_onnx(plan, tensors)
     assert load_file(output / "weights.safetensors").keys() == tensors.keys()
     assert decode(NetworkPlan, json.loads((output / "plan.json").read_text())) == plan
+
+
+def test_the_beginning_of_a_name_is_enough_where_it_is_one(candidate: Path) -> None:
+    short = candidate.with_name(candidate.name[:-1])
+    assert whole_name(short) == candidate
+    (candidate.parent / f"{candidate.name}2").mkdir()
+    with pytest.raises(ConfigFileError, match="beginning of several"):
+        whole_name(short)
+    assert whole_name(candidate) == candidate
+    assert whole_name(candidate.with_name("other")) == candidate.with_name("other")
 
 
 def test_a_network_of_ones_own_is_exported_as_it_is(tmp_path: Path) -> None:
