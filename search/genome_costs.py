@@ -25,6 +25,9 @@ from search.pareto import FloatArray, IntArray
 #: The share of one kernel in a figure.
 KernelCost = Callable[[KernelSpec], float]
 
+#: Adds to genomes (n, variables) the sums of channels that tables are over: `GenomeCosts.with_sums`.
+WithSums = Callable[[ArrayLike], IntArray]
+
 _IntArray = NDArray[np.integer]
 
 #: Of the table of an operator that has channels of several groups.
@@ -98,6 +101,11 @@ class GenomeCosts:
         """
         column = self.names.index(figure)
         return tuple(operator.table(column, self._costs, self._sums) for operator in self._operators)
+
+    def check_tables(self) -> None:
+        """Raise `ContractError` where `tables` would; nothing is computed."""
+        for operator in self._operators:
+            operator.whole_shape(self._sums)
 
     def sum_tables(self, figure: str) -> tuple[CostTable, ...]:
         """As `tables`, but over the sum of channels where an operator reads several groups: few cells, however many
@@ -250,17 +258,27 @@ class _OperatorCosts:
         self._sizes = sizes
         self._cells = cells
 
-    def table(self, column: int, costs: Mapping[str, KernelCost], sums: _ChannelSums) -> CostTable:
-        """Over variables of the space alone."""
-        variables = tuple(sorted({v for position in self._axes.variables for v in sums.variables(position)}))
-        shape = tuple(self._space.num_choices[v] for v in variables)
-        if variables != self._axes.variables and math.prod(shape) > _MAX_TABLE_CELLS:
+    def whole_shape(self, sums: _ChannelSums) -> dict[int, int]:
+        """The variables of the space that `table` is over, ascending, each with its number of choices.
+
+        Raises `ContractError` where that makes too many cells.
+        """
+        variables = sorted({v for position in self._axes.variables for v in sums.variables(position)})
+        shape = {v: self._space.num_choices[v] for v in variables}
+        num_cells = math.prod(shape.values())
+        if tuple(variables) != self._axes.variables and num_cells > _MAX_TABLE_CELLS:
             groups = [v for v in variables if self._space.variables[v].kind is VariableKind.CHANNELS]
             raise ContractError(
-                f"{self._op.name!r} has channels of {len(groups)} groups, so its table would have {math.prod(shape)} "
-                f"cells, above {_MAX_TABLE_CELLS}, for this method or for bounds on several figures: use 'jcw' or "
-                "'nsga2' with one bound, or give the groups fewer choices (space.channels.max_choices)"
+                f"{self._op.name!r} has channels of {len(groups)} groups, so a table over all of their choices would "
+                f"have {num_cells} cells, above {_MAX_TABLE_CELLS}: give the groups fewer choices "
+                "(space.channels.max_choices), or use another method, such as 'jcw' or 'nsga2'"
             )
+        return shape
+
+    def table(self, column: int, costs: Mapping[str, KernelCost], sums: _ChannelSums) -> CostTable:
+        """Over variables of the space alone."""
+        sizes = self.whole_shape(sums)
+        variables, shape = tuple(sizes), tuple(sizes.values())
         genes = np.zeros((math.prod(shape), len(self._space.variables)), dtype=np.int64)
         genes[:, list(variables)] = np.indices(shape).reshape(len(variables), math.prod(shape)).T
         chosen = sums.append(genes)[:, list(self._axes.variables)]

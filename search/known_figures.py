@@ -71,6 +71,11 @@ def bounds_problem(
     )
 
 
+def check_tables(spec: NetworkSpec, space: SearchSpace) -> None:
+    """Raise `ContractError`, with the remedy, where `NetworkFigures.tables` would for the size of a table."""
+    GenomeCosts(spec, space, _PLAN_COSTS).check_tables()
+
+
 class NetworkFigures:
     """What a genome alone decides: a `KnownFigures` of `METRICS`. Tables fill up as genomes are asked for.
 
@@ -108,8 +113,8 @@ class NetworkFigures:
         return self._costs.with_sums(genomes)
 
     def latency_tables(self) -> tuple[CostTable, ...]:
-        """What each operator adds to the latency of a network, in ns, over the choices of its own variables. Of several
-        devices, each cell is over the devices: for choices within a layer, not to be added up.
+        """As `layer_latencies`, with several devices made one in each cell: for choices within a layer, not to be added
+        up.
         """
         return tuple(
             CostTable(
@@ -117,7 +122,7 @@ class NetworkFigures:
                 variables=own[0].variables,
                 values=over_devices(np.stack([t.values for t in own], axis=-1), self._fleet.over),
             )
-            for own in zip(*(self._costs.tables(_column(d)) for d in self._fleet.devices), strict=True)
+            for own in zip(*self.layer_latencies().values(), strict=True)
         )
 
     def __call__(self, genomes: ArrayLike) -> Mapping[Metric, FloatArray]:

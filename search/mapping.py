@@ -14,19 +14,21 @@ import numpy as np
 from device_agent.contracts import KernelSpec, Op
 from search.domain.network import NetworkSpec
 from search.domain.space import Genome, SearchSpace, VariableKind
-from search.genome_costs import CostTable
+from search.genome_costs import CostTable, WithSums
 from search.lowering import channel_sources
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Layer:
     """An operator with weights. `density`, `scheme`, `inputs` and `outputs` are positions of variables in the space;
-    None where nothing varies, or channels are those of several groups. `latency` is in ns, as part of a whole network.
+    None where nothing varies, or channels are those of several groups. `latency` is in ns, as part of a whole network,
+    over the columns of genomes that `with_sums` made longer.
     """
 
     name: str
     kernel: KernelSpec
     latency: CostTable
+    with_sums: WithSums
     density: int | None = None
     scheme: int | None = None
     inputs: int | None = None
@@ -34,7 +36,13 @@ class Layer:
 
     def latency_ns(self, genome: Genome | Sequence[int]) -> float:
         """This layer's share of a genome's latency."""
-        return float(self.latency.values[tuple(genome[v] for v in self.latency.variables)])
+        columns = self.with_sums([genome])[0]
+        return float(self.latency.values[tuple(columns[list(self.latency.variables)])])
+
+    @property
+    def largest_latency_ns(self) -> float:
+        """Over all genomes."""
+        return float(np.nanmax(self.latency.values))
 
     @property
     def is_depthwise(self) -> bool:
@@ -61,8 +69,10 @@ class MappingInput:
     patterns_on_3x3: bool = False
 
 
-def network_layers(spec: NetworkSpec, space: SearchSpace, latencies: Sequence[CostTable]) -> tuple[Layer, ...]:
-    """The operators of `spec` with weights, in order, with their tables of `GenomeCosts.tables`."""
+def network_layers(
+    spec: NetworkSpec, space: SearchSpace, latencies: Sequence[CostTable], with_sums: WithSums
+) -> tuple[Layer, ...]:
+    """The operators of `spec` with weights, in order, with their tables of `GenomeCosts.sum_tables`."""
     positions = {(v.kind, v.target): p for p, v in enumerate(space.variables)}
     tables = {table.operator: table for table in latencies}
     sources = channel_sources(spec)
@@ -75,6 +85,7 @@ def network_layers(spec: NetworkSpec, space: SearchSpace, latencies: Sequence[Co
             name=op.name,
             kernel=op.kernel,
             latency=tables[op.name],
+            with_sums=with_sums,
             density=position(VariableKind.DENSITY, op.name),
             scheme=position(VariableKind.SCHEME, op.name),
             inputs=position(VariableKind.CHANNELS, sources[op.name].inputs.group),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from device_agent.contracts import DENSE, WeightPruning
 from search.domain.result import ExcludedChoices
 from search.domain.space import SchemeChoice, SearchSpace, VariableKind
-from search.genome_costs import CostTable
+from search.genome_costs import CostTable, WithSums
 from search.pareto import FloatArray, IntArray
 
 _BoolArray = NDArray[np.bool_]
@@ -40,7 +40,7 @@ class ProfitableForm:
         self,
         space: SearchSpace,
         latencies: Mapping[str, Sequence[CostTable]],
-        with_sums: Callable[[IntArray], IntArray],
+        with_sums: WithSums,
     ) -> None:
         self._with_sums = with_sums
         positions = {(v.kind, v.target): p for p, v in enumerate(space.variables)}

@@ -146,7 +146,8 @@ class Bench:
         rates = threshold_rates(
             group_scores(self.model, rated_groups(space)), macs, MappingConfig().targets, min_density=smallest
         )
-        return MappingInput(layers=network_layers(self.spec, space, figures.latency_tables()), rates=rates)
+        layers = network_layers(self.spec, space, figures.latency_tables(), figures.with_sums)
+        return MappingInput(layers=layers, rates=rates)
 
     def _errors(self, space: SearchSpace) -> tuple[Factor, ...]:
         """Estimated errors of layers, kept beside the table; for each network and space there is one file."""

@@ -95,7 +95,7 @@ def features_of(steps: Sequence[Step], mapping: MappingInput | None) -> FloatArr
     layers: Mapping[str, Layer] = {} if mapping is None else {layer.name: layer for layer in mapping.layers}
     densities = {} if mapping is None or not mapping.rates else mapping.rates[len(mapping.rates) // 2].densities
     weights = {name: float(layer.kernel.num_weights) for name, layer in layers.items()}
-    times = {name: float(layer.latency.values.max()) for name, layer in layers.items()}
+    times = {name: layer.largest_latency_ns for name, layer in layers.items()}
     rows = []
     for index, step in enumerate(steps):
         row = [

@@ -34,7 +34,7 @@ def mapping_input(run: SearchRun, prepared: Prepared, figures: NetworkFigures) -
         return None
     config = run.config.mapping or MappingConfig()
     return MappingInput(
-        layers=network_layers(prepared.spec, prepared.space, figures.latency_tables()),
+        layers=network_layers(prepared.spec, prepared.space, figures.latency_tables(), figures.with_sums),
         rates=_rates(run, prepared, config),
         betas=config.betas,
         patterns_on_3x3=config.data is DataDifficulty.HARD,

@@ -13,11 +13,12 @@ from search.data.batches import as_tensors
 from search.data.dataset import ImageData
 from search.data.loading import LoadedData
 from search.domain.architectures import ARCHITECTURES
+from search.domain.config import Method
 from search.domain.network import NetworkSpec
 from search.domain.objective import Constraint
 from search.domain.space import Decisions, Genome, SearchSpace
 from search.evaluation import evaluate, logits_of
-from search.known_figures import PLAN_METRICS, bounds_problem, plan_figures
+from search.known_figures import PLAN_METRICS, bounds_problem, check_tables, plan_figures
 from search.lowering import lower
 from search.models.checkpoint import load_checkpoint, save_checkpoint
 from search.models.zoo import build_model
@@ -86,6 +87,8 @@ def prepare(run: SearchRun) -> Prepared:
     space = build_space(spec, config.space)
     if found is None:
         check_resolutions(model, spec, space)
+        if Method.EXACT in (config.method.name, config.method.seed_with):
+            check_tables(spec, space)
         _check_budget_before_measuring(run, spec, space)
         _tell(run, spec, space, f"{prepared_metric(data)}{100 * baseline_accuracy:.2f}")
         prepared = {"model_sha256": digest, "baseline_accuracy": baseline_accuracy, "worker_data": digests}

@@ -106,6 +106,7 @@ def test_a_kernel_is_asked_for_once() -> None:
 def test_tables_hold_what_is_summed(spec: NetworkSpec) -> None:
     space = space_of(spec)
     costs = GenomeCosts(spec, space, COSTS)
+    costs.check_tables()
     tables = costs.tables("parameters")
     assert [table.operator for table in tables] == [op.name for op in spec.plan.ops]
     sums = costs.sum_tables("parameters")
@@ -124,6 +125,8 @@ def test_too_many_groups_for_a_table_are_refused_but_summed(monkeypatch: pytest.
     monkeypatch.setattr("search.genome_costs._MAX_TABLE_CELLS", 1000)
     with pytest.raises(ContractError, match=r"has channels of \d groups, .*max_choices"):
         costs.tables("macs")
+    with pytest.raises(ContractError, match=r"'cat\w*' has channels of \d groups, .* use another method"):
+        costs.check_tables()
     genomes = genomes_of(space, 20)
     plans = [lower(spec, space.decode(tuple(int(g) for g in genome))) for genome in genomes]
     np.testing.assert_array_equal(costs.sums(genomes)[:, 0], [plan.macs for plan in plans])

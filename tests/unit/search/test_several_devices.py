@@ -145,7 +145,7 @@ def test_bounds_on_one_device_hold(method: str) -> None:
 def mapped_problem(constraints: tuple[Constraint, ...]) -> SearchProblem:
     figures = NetworkFigures(SPEC, SPACE, FleetLatencyModel(MODELS, LatencyOverDevices.MAX))
     mapping = MappingInput(
-        layers=network_layers(SPEC, SPACE, figures.latency_tables()),
+        layers=network_layers(SPEC, SPACE, figures.latency_tables(), figures.with_sums),
         rates=tuple(RateVector(target=t, densities=dict.fromkeys(SPEC.prunable_ops, t)) for t in (0.2, 0.4, 0.7)),
     )
     return problem(constraints=constraints, mapping=mapping)

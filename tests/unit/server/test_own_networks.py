@@ -248,6 +248,23 @@ def test_networks_that_a_search_cannot_use_are_refused(sqlite_lab: ServerLab, tm
             worker.run(search_id)
 
 
+def test_exact_refuses_layers_of_many_groups_before_anything_is_measured(
+    sqlite_lab: ServerLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = WorkerLab(sqlite_lab)
+    path = tmp_path / "branches.kerf"
+    write_network(convert_module(OwnBranches(), torch.zeros(1, 1, 8, 8), "branches").network, path)
+    network = stored(sqlite_lab, path.read_bytes())
+    monkeypatch.setattr("search.genome_costs._MAX_TABLE_CELLS", 10)
+    exact = MethodConfig(name=Method.EXACT, population=4, generations=1)
+    seeded = MethodConfig(name=Method.JCW, seed_with=Method.EXACT, population=4, generations=1)
+    for method in (exact, seeded):
+        search_id = worker.submit(own_search(network, method=method))
+        with pytest.raises(ContractError, match=r"channels of \d groups, .* use another method, such as 'jcw'"):
+            worker.run(search_id)
+        assert worker.get(f"/v1/searches/{search_id}")["stage"] == "preparing"
+
+
 def refusal(lab: ServerLab, network: str, **changes: Any) -> str:
     answer = lab.request("POST", "/v1/searches", json=encode(own_search(network, **changes)))
     assert answer.status_code == 422, answer.text

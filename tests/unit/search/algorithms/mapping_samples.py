@@ -30,7 +30,9 @@ def mapping_of(space: SearchSpace) -> MappingInput:
                 values=100.0 * (0.1 + np.linspace(0.0, 1.0, len(variable.choices))),
             )
             kernel = KernelSpec(op=Op.CONV2D, in_channels=8, out_channels=16, kernel_h=3, kernel_w=3, padding=1)
-            layers.append(Layer(name=variable.target, kernel=kernel, latency=table, density=position))
+            layers.append(
+                Layer(name=variable.target, kernel=kernel, latency=table, with_sums=np.asarray, density=position)
+            )
     rates = tuple(RateVector(target=t, densities={layer.name: t for layer in layers}) for t in TARGETS)
     return MappingInput(layers=tuple(layers), rates=rates)
 
@@ -63,7 +65,7 @@ def resnet_problem(
     )
     space = build_space(spec, config)
     costs = GenomeCosts(spec, space, {"latency_ns": kernel_ns})
-    layers = network_layers(spec, space, costs.tables("latency_ns"))
+    layers = network_layers(spec, space, costs.sum_tables("latency_ns"), costs.with_sums)
     rates = tuple(RateVector(target=t, densities=dict.fromkeys(spec.prunable_ops, t)) for t in TARGETS)
     return SearchProblem(
         space=space,

@@ -71,7 +71,9 @@ def problem_of(architecture: str) -> tuple[SearchProblem, SearchSpace]:
         known=known,
         known_metrics=frozenset({Metric.LATENCY_MS}),
         tables=lambda _: tuple(Factor(variables=t.variables, values=t.values) for t in tables),
-        mapping=MappingInput(layers=network_layers(spec, space, tables), rates=rates),
+        mapping=MappingInput(
+            layers=network_layers(spec, space, costs.sum_tables("macs"), costs.with_sums), rates=rates
+        ),
     )
     return problem, space
 

@@ -10,12 +10,16 @@ import pytest
 
 from device_agent.contracts import ContractError, PruningScheme
 from search.algorithms.rule_mapping import RuleMappingSearcher
-from search.domain.config import Method
+from search.domain.config import ChannelsConfig, Method, SpaceConfig, WeightsConfig
 from search.domain.objective import Constraint, Metric
 from search.domain.space import SearchSpace
+from search.genome_costs import GenomeCosts
 from search.lowering import lower
-from tests.unit.search.algorithms.mapping_samples import TARGETS, mapping_of, resnet_problem
+from search.mapping import network_layers
+from search.space_builder import build_space
+from tests.unit.search.algorithms.mapping_samples import TARGETS, kernel_ns, mapping_of, resnet_problem
 from tests.unit.search.algorithms.searcher_suite import SearcherSuite, known_part
+from tests.unit.search.pruning.pruning_networks import traced
 from tests.unit.search.sample_networks import mobile_spec, resnet_spec
 
 
@@ -104,3 +108,22 @@ def test_layers_and_rates_must_be_known() -> None:
         rules(dataclasses.replace(problem, mapping=None))
     with pytest.raises(ContractError, match="needs the latency table"):
         rules(dataclasses.replace(problem, mapping=dataclasses.replace(problem.mapping, rates=())))
+
+
+def test_layers_behind_concatenations_have_the_latencies_of_their_kernels() -> None:
+    """The mapping needs no table over all choices of the groups that such a layer reads."""
+    _, spec = traced("joined")
+    weights = WeightsConfig(schemes=("unstructured", "group:4x1"))
+    space = build_space(spec, SpaceConfig(channels=ChannelsConfig(multiple_of=1, max_choices=4), weights=weights))
+    costs = GenomeCosts(spec, space, {"ns": kernel_ns})
+    layers = network_layers(spec, space, costs.sum_tables("ns"), costs.with_sums)
+    assert any(layer.inputs is None for layer in layers[1:])
+    genomes = np.random.default_rng(0).integers(0, space.num_choices, size=(20, len(space.variables)))
+    largest = dict.fromkeys((layer.name for layer in layers), 0.0)
+    for genome in (*genomes.tolist(), space.unpruned):
+        kernels = {op.name: op.kernel for op in lower(spec, space.decode(tuple(genome))).ops}
+        for layer in layers:
+            expected = kernel_ns(kernels[layer.name])
+            assert layer.latency_ns(genome) == expected
+            largest[layer.name] = max(largest[layer.name], expected)
+    assert all(layer.largest_latency_ns >= largest[layer.name] for layer in layers)
