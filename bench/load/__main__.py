@@ -3,7 +3,7 @@
 python -m bench.load --quick                       # 100 agents on both, under 50 s
 python -m bench.load                               # up to 2,000 agents on PostgreSQL, 300 on SQLite: half an hour
 python -m bench.load --kinds postgresql --servers 2
-python -m bench.load --soak-s 3600 --pause-s 10    # all at once for an hour: memory over time
+python -m bench.load --parts together --soak-s 3600 --pause-s 10    # all at once for an hour: memory over time
 
 The generator runs on the same machine, and everything else that runs there counts as well: `load_average` is noted at
 both ends of each part, and CPU time is told beside wall-clock time. Latency queries and pages over 10 million rows are
@@ -17,7 +17,7 @@ import asyncio
 import json
 import os
 import resource
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from bench.load.fleet import Fleet
 from bench.load.stack import Stack, running
 
 KINDS = ("sqlite", "postgresql")
+PARTS = ("waiting", "exchanging", "queued", "together", "jobs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--servers", type=int, default=1, help="server processes on one database")
     parser.add_argument("--soak-s", type=float, help="how long everything runs at once")
     parser.add_argument("--pause-s", type=float, default=2.0, help="between two seconds of exchanging meanwhile")
@@ -89,59 +91,54 @@ def main() -> None:
         with running(kind, servers=given.servers) as stack:
             plan = plan_of(kind, quick=given.quick, soak_s=given.soak_s, pause_s=given.pause_s)
             name = kind if given.servers == 1 else f"{kind}-{given.servers}-servers"
-            found[name] = {"quick": given.quick, "servers": given.servers, **_run(stack, plan)}
+            found[name] = {"quick": given.quick, "servers": given.servers, **_run(stack, plan, given.parts)}
         if given.json is not None:
             given.json.parent.mkdir(parents=True, exist_ok=True)
             given.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
-def _run(stack: Stack, plan: Plan) -> dict[str, Any]:
+def _run(stack: Stack, plan: Plan, chosen: Sequence[str]) -> dict[str, Any]:
     fleet = Fleet.enrolled(stack, max(*plan.waiting, plan.exchanging))
-    agents = fleet.agents
-    found: dict[str, Any] = {"machine": {"cores": len(os.sched_getaffinity(0))}, "waiting": []}
-    for count in plan.waiting:
-        for heartbeats in (False, True):
-            found["waiting"].append(
+    agents, working = fleet.agents, fleet.agents[: plan.exchanging]
+    found: dict[str, Any] = {"machine": {"cores": len(os.sched_getaffinity(0))}}
+    if "waiting" in chosen:
+        found["waiting"] = [
+            _measured(
+                f"waiting {count}",
+                stack,
+                lambda count=count, heartbeats=heartbeats: parts.waiting(  # type: ignore[misc]
+                    stack, fleet, agents[:count], plan.hold_s, plan.wakes, heartbeats=heartbeats
+                ),
+            )
+            for count in plan.waiting
+            for heartbeats in (False, True)
+        ]
+    if "exchanging" in chosen:
+        found["exchanging"] = []
+        for number, batch in enumerate(plan.batches):
+            fleet.give_work(stack, working, plan.tasks_each, 10_000 * (1 + number))
+            found["exchanging"].append(
                 _measured(
-                    f"waiting {count}",
-                    lambda count=count, heartbeats=heartbeats: parts.waiting(  # type: ignore[misc]
-                        stack, fleet, agents[:count], plan.hold_s, plan.wakes, heartbeats=heartbeats
-                    ),
+                    f"exchanging, {batch} at a time",
+                    stack,
+                    lambda batch=batch: parts.exchanging(stack, working, batch, plan.exchange_s),  # type: ignore[misc]
                 )
             )
-            # Work that was handed out to see how soon it is felt is nobody's any more.
-            _withdraw(stack)
-    found["exchanging"] = []
-    working = agents[: plan.exchanging]
-    for number, batch in enumerate(plan.batches):
-        fleet.give_work(stack, working, plan.tasks_each, 10_000 * (1 + number))
-        found["exchanging"].append(
-            _measured(
-                f"exchanging, {batch} at a time",
-                lambda batch=batch: parts.exchanging(stack, working, batch, plan.exchange_s),  # type: ignore[misc]
-            )
+    if "queued" in chosen:
+        found["queued"] = _measured(
+            "queued", stack, lambda: _as_figures(parts.queued(stack, fleet, agents[-1], plan.depths, plan.claims))
         )
-        _withdraw(stack)
-    found["queued"] = _measured(
-        "queued", lambda: _as_figures(parts.queued(stack, fleet, agents[-1], plan.depths, plan.claims))
-    )
-    _withdraw(stack)
-    if plan.soak_s:
-        # More than they get done: some 300 a second together, for 2 s each time.
-        fleet.give_work(stack, working, plan.tasks_each + int(40 * plan.soak_s / (2.0 + plan.pause_s)), 100_000)
+    if "together" in chosen and plan.soak_s:
+        waiting = agents[plan.exchanging : max(plan.waiting)]
         found["together"] = _measured(
             "together",
+            stack,
             lambda: parts.together(
-                stack,
-                fleet,
-                agents[plan.exchanging : max(plan.waiting)],
-                working,
-                plan.viewers,
-                plan.soak_s,
-                plan.pause_s,
+                stack, fleet, waiting, working, plan.viewers, plan.tasks_each, plan.soak_s, plan.pause_s
             ),
         )
-    found["jobs"] = _measured("jobs", lambda: _as_figures(parts.jobs(stack, fleet, plan.jobs, plan.claims)))
+    if "jobs" in chosen:
+        found["jobs"] = _measured("jobs", stack, lambda: _as_figures(parts.jobs(stack, fleet, plan.jobs, plan.claims)))
     found["measurements_stored"] = parts.stored_measurements(stack)
     return found
 
@@ -150,15 +147,17 @@ async def _as_figures(work: Coroutine[Any, Any, list[dict[str, Any]]]) -> dict[s
     return {"by_depth": await work}
 
 
-def _measured(name: str, work: Callable[[], Coroutine[Any, Any, dict[str, Any]]]) -> dict[str, Any]:
+def _measured(name: str, stack: Stack, work: Callable[[], Coroutine[Any, Any, dict[str, Any]]]) -> dict[str, Any]:
+    """A part's figures. Work that it left is withdrawn: the next part begins with its own alone."""
     before = os.getloadavg()[0]
     figures = asyncio.run(work())
     print(f"{name}: {json.dumps(figures)}", flush=True)
+    _withdraw(stack)
     return {**figures, "load_average": [round(before, 1), round(os.getloadavg()[0], 1)]}
 
 
 def _withdraw(stack: Stack) -> None:
-    """End what waits or is lent, so that the next part begins with its own work alone."""
+    """End what waits or is lent: handed out to see how soon it is felt, or more than was done."""
     from sqlalchemy import update
 
     from server.models import TaskRow

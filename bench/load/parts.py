@@ -24,6 +24,8 @@ from server.states import TaskState
 LEASE_WAIT_S, HEARTBEAT_S = Settings().lease_wait_s, Settings().heartbeat_interval_s
 #: Connections that are opened at once while agents come.
 _ARRIVING = 50
+#: The number of the first kernel of the part with everything at once: no other part goes so far.
+_FIRST_TOGETHER = 10_000_000
 #: Pages that people have open.
 PAGES = ("/", "/queue", "/explorer", "/compare", "/quarantine")
 
@@ -230,10 +232,15 @@ async def together(
     agents: Sequence[Agent],
     workers: Sequence[Agent],
     viewers: int,
+    waiting_each: int,
     seconds: float,
     pause_s: float,
 ) -> dict[str, Any]:
-    """Agents that wait and report in, others that work with pauses as real devices do, and people who read pages."""
+    """Agents that wait and report in, others that work with pauses as real devices do, and people who read pages.
+
+    `waiting_each` tasks wait for each of `workers` all the time.
+    """
+    fleet.give_work(stack, workers, waiting_each, _FIRST_TOGETHER)
     pages = {path: Timings() for path in PAGES}
     end = time.monotonic() + seconds
     memory: list[tuple[float, float]] = []
@@ -259,8 +266,14 @@ async def together(
 
     async def exchange() -> None:
         reporter = Reporter()
+        given = waiting_each
         while time.monotonic() < end:
-            exchanged.append(await exchanging(stack, workers, 8, 2.0, reporter=reporter))
+            found = await exchanging(stack, workers, 8, 2.0, reporter=reporter)
+            exchanged.append(found)
+            # As many come as were done: what grows is the database, not the queue.
+            more = -(-found["measurements"] // len(workers))
+            await asyncio.to_thread(fleet.give_work, stack, workers, more, _FIRST_TOGETHER + given)
+            given += more
             await asyncio.sleep(pause_s)
 
     hold: Callable[[], Awaitable[dict[str, Any]]] = lambda: waiting(  # noqa: E731
@@ -274,6 +287,7 @@ async def together(
         "agents": len(agents),
         "working_agents": len(workers),
         "viewers": viewers,
+        "waiting_tasks": waiting_each * len(workers),
         "seconds": seconds,
         "measurements": sum(found["measurements"] for found in exchanged),
         "lent_twice": sum(found["lent_twice"] for found in exchanged),
@@ -285,6 +299,8 @@ async def together(
             "first": round(memory[0][1], 1),
             "last": round(memory[-1][1], 1),
             "growth_per_h_over_second_half": round(3600 * slope, 1),
+            # Some 60 of the moments, as [seconds, MiB].
+            "over_time": [[round(at_s), round(mib, 1)] for at_s, mib in memory[:: max(1, len(memory) // 60)]],
         },
     }
 
