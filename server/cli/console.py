@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -35,6 +36,15 @@ def tell(text: str, value: Any, *, as_json: bool) -> None:
         print_json(value)
     else:
         typer.echo(text)
+
+
+@contextlib.contextmanager
+def working(text: str, as_json: bool = False) -> Iterator[Callable[[str], None]]:
+    """Show what is being done, beside something that moves, while it is; call what is given for the next step. In a
+    pipe nothing is shown.
+    """
+    with make_console(as_json=as_json).status(text) as status:
+        yield status.update
 
 
 def print_items(

@@ -23,7 +23,7 @@ from search.export import PACKED_FILE, portable_files
 from search.networks.file import read_network
 from server.cli.config_file import ConfigFileError
 from server.cli.connection import ServerOption, TokenOption, connect
-from server.cli.console import JsonOption, tell
+from server.cli.console import JsonOption, tell, working
 from server.cli.models import NETWORK_SUFFIX
 
 
@@ -63,7 +63,8 @@ def export(
     """
     if (candidate is None) == (search is None) or (search is None) != (candidate_id is None):
         raise ConfigFileError("name one network: a candidate's folder, or --search and --candidate")
-    with tempfile.TemporaryDirectory(prefix="kerf-export-") as folder:
+    timed = "timing tiles for the kernels on this machine: longer where it is busy, and --no-tune guesses them instead"
+    with tempfile.TemporaryDirectory(prefix="kerf-export-") as folder, working("reading the network", as_json) as step:
         if candidate is not None:
             packed = _packed_file(candidate, Path(folder))
         else:
@@ -72,7 +73,9 @@ def export(
             packed = Path(folder) / PACKED_FILE
             with connect(server, token) as client:
                 _download(client, search, candidate_id, packed)
+        step("writing ONNX and tensors")
         _write_portable(packed, output)
+        step(timed if tune else "writing the program image and its sources")
         # Last: where its program image lies, the rest is complete.
         _deploy(packed, output, tune)
     tell(

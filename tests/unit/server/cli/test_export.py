@@ -74,6 +74,18 @@ def test_a_candidate_of_a_local_result_is_exported_without_a_server(candidate: P
     assert decode(NetworkPlan, json.loads((output / "plan.json").read_text())) == plan
 
 
+def test_a_terminal_shows_what_takes_long(candidate: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "_deploy", lambda *_: None)
+    # Which has rich take the output for a terminal.
+    terminal = CliRunner(env={"FORCE_COLOR": "1", "COLUMNS": "140"})
+    arguments = ["export", str(candidate), "--output", str(tmp_path / "deployed")]
+    assert "--no-tune guesses them instead" in terminal.invoke(app, arguments).stdout
+    assert "writing the program image" in terminal.invoke(app, [*arguments, "--no-tune"]).stdout
+    shown = terminal.invoke(app, [*arguments, "--json"])
+    assert json.loads(shown.stdout) == {"output": str(tmp_path / "deployed")}
+    assert "--no-tune guesses them instead" in shown.stderr
+
+
 def test_the_beginning_of_a_name_is_enough_where_it_is_one(candidate: Path) -> None:
     short = candidate.with_name(candidate.name[:-1])
     assert whole_name(short) == candidate
