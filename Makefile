@@ -45,6 +45,7 @@ audit: setup
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check 'pip-audit>=2.7'
 	$(BIN)/pip-audit --strict --skip-editable
 
+# AUDIT=0: without asking for advisories, on a machine that cannot.
 check: setup
 	$(BIN)/python -m pip check
 	$(BIN)/ruff check .
@@ -53,6 +54,9 @@ check: setup
 	$(BIN)/lint-imports
 	rm -rf $(VENV)/check
 	KERF_DATA_DIR=$(VENV)/check sh -c '$(BIN)/kerf db upgrade && $(BIN)/alembic check'
+ifneq ($(AUDIT),0)
+	$(MAKE) audit
+endif
 
 # QUICK=1: a choice of layers and few rounds, under 50 s.
 bench-kernels: setup
