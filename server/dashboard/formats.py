@@ -35,8 +35,8 @@ def interval(bounds_ns: tuple[float, float] | None) -> str:
     if bounds_ns is None:
         return MISSING
     factor, unit = _ns_unit(max(bounds_ns))
-    low, high = (_digits(bound / factor, 4) for bound in bounds_ns)
-    return f"{low} to {high} {unit}"
+    low, high = bounds_ns
+    return f"{_ends((low / factor, high / factor))} {unit}"
 
 
 def latency(value_ms: float | None, unit: LatencyUnit) -> str:
@@ -47,8 +47,8 @@ def latency_interval(bounds_ms: tuple[float, float] | None, unit: LatencyUnit) -
     """Both ends without the unit, for a place beside the figure itself."""
     if bounds_ms is None:
         return MISSING
-    low, high = (_digits(bound * unit.per_ms, 4) for bound in bounds_ms)
-    return f"{low} to {high}"
+    low, high = bounds_ms
+    return _ends((low * unit.per_ms, high * unit.per_ms))
 
 
 def percent(value: float | None) -> str:
@@ -158,8 +158,26 @@ def _three_digits(value: float) -> str:
 
 
 def _digits(value: float, digits: int) -> str:
-    """`digits` significant digits without an exponent; never fewer than the whole part has."""
-    whole = len(str(int(abs(value)))) if abs(value) >= 1 else 1
-    if 0 < abs(value) < 1:
-        return f"{value:.{digits}g}" if abs(value) >= 1e-4 else f"{value:.2e}"
-    return f"{value:.{max(0, digits - whole)}f}"
+    """`digits` significant digits without an exponent, zeros at their end too, so that columns align; never fewer than
+    the whole part has.
+    """
+    if 0 < abs(value) < 1e-4:
+        return f"{value:.{digits - 1}e}"
+    return f"{value:.{_decimals(value, digits)}f}"
+
+
+def _decimals(value: float, digits: int) -> int:
+    """How many there are behind the point of `digits` significant digits."""
+    if not value:
+        return digits - 1
+    # Rounding may add a digit in front: 0.9996 is 1.00.
+    _, _, exponent = f"{value:.{digits - 1}e}".partition("e")
+    return max(0, digits - 1 - int(exponent))
+
+
+def _ends(bounds: tuple[float, float]) -> str:
+    """Both with the decimals of the larger."""
+    largest = max(bounds, key=abs)
+    if 0 < abs(largest) < 1e-4:
+        return " to ".join(_digits(bound, 4) for bound in bounds)
+    return " to ".join(f"{bound:.{_decimals(largest, 4)}f}" for bound in bounds)

@@ -235,6 +235,7 @@ class SearchPage:
     state: StateLabel
     is_over: bool
     error: str
+    has_started: bool
     age_s: float
     stages: tuple[StageView, ...]
     progress: Progress

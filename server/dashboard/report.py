@@ -49,7 +49,7 @@ def report_page(data: Mapping[str, Any]) -> ReportPage:
     unit = unit_of(baseline, chosen)
     search, metric = result.search, "" if result.metric == ACCURACY else result.metric
     left_out = () if search.excluded_choices is None else (excluded_tile(search.excluded_choices),)
-    effort = () if search.measuring is None else (effort_tile([search.measuring]),)
+    effort = () if search.measuring is None else (effort_tile([search.measuring], is_over=True),)
     return ReportPage(
         search_id=search.id,
         name=search.name,
@@ -57,7 +57,11 @@ def report_page(data: Mapping[str, Any]) -> ReportPage:
         source=result.device.source.value,
         devices=devices,
         over_devices=over_words(search.settings, len(devices)),
-        tiles=(*figure_tiles(baseline, (*chosen, *others), search.evaluations, unit, metric), *effort, *left_out),
+        tiles=(
+            *figure_tiles(baseline, (*chosen, *others), search.evaluations, unit, metric, is_over=True),
+            *effort,
+            *left_out,
+        ),
         chosen=chosen,
         others=others,
         budgets=budget_rows(chosen, baseline.tflite_ms),

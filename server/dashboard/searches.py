@@ -128,12 +128,13 @@ def search_page(session: Session, search_id: str, now: float) -> SearchPage:
         state=JOB_LABELS[row.state],
         is_over=row.state.is_terminal,
         error=row.error or "",
+        has_started=row.started_at is not None,
         age_s=now - (row.started_at or row.created_at),
         stages=_stages(session, row, now),
         progress=search_progress(row, with_stage=False),
         tiles=(
-            *figure_tiles(baseline, front, evaluated, unit, metric),
-            effort_tile(measuring_efforts(session, search_id).values()),
+            *figure_tiles(baseline, front, evaluated, unit, metric, is_over=row.state.is_terminal),
+            effort_tile(measuring_efforts(session, search_id).values(), is_over=row.state.is_terminal),
             *_excluded_tiles(session, search_id),
         ),
         chosen=chosen,
@@ -251,9 +252,9 @@ def metric_words(metric: str) -> str:
 
 
 def figure_tiles(
-    baseline: Baseline, front: Sequence[FrontRow], evaluated: int, unit: LatencyUnit, metric: str
+    baseline: Baseline, front: Sequence[FrontRow], evaluated: int, unit: LatencyUnit, metric: str, *, is_over: bool
 ) -> tuple[Tile, ...]:
-    """The figures that a reader looks for first. Unknown ones say so. `metric` as in `SearchPage`."""
+    """The figures that a reader looks for first. Unknown ones say so. `metric` and `is_over` as in `SearchPage`."""
     accuracy = "" if baseline.accuracy is None else f"{percent(baseline.accuracy)} test {metric or 'accuracy'}"
     tiles = [
         Tile(label="Unpruned, TFLite", value=latency(baseline.tflite_ms, unit), note=accuracy),
@@ -269,7 +270,9 @@ def figure_tiles(
     elif front:
         fastest = min(front, key=lambda p: p.predicted_latency_ms)
         predicted = latency(fastest.predicted_latency_ms, unit)
-        tiles.append(Tile(label="Fastest predicted", value=predicted, note="not verified on the device yet"))
+        tiles.append(
+            Tile(label="Fastest predicted", value=predicted, note=f"not verified on the device{_yet(is_over)}")
+        )
     note = f"{len(front)} on the front, {len(verified)} verified" if front else ""
     untrained = sum(p.untrained and p.measured_latency_ms is not None for p in front)
     note += f", {untrained} measured untrained" if untrained else ""
@@ -277,13 +280,17 @@ def figure_tiles(
     return tuple(tiles)
 
 
-def effort_tile(efforts: Iterable[MeasuringEffort]) -> Tile:
+def effort_tile(efforts: Iterable[MeasuringEffort], *, is_over: bool) -> Tile:
     """What the search cost its devices, all together."""
     effort = total_effort(efforts)
     if not effort.measurements:
-        return Tile(label="Device time", value=MISSING, note="nothing was asked of the device yet")
+        return Tile(label="Device time", value=MISSING, note=f"nothing was asked of the device{_yet(is_over)}")
     shared = f"{count(effort.cache_hits)} of {count(effort.measurements)} measurements from the database"
     return Tile(label="Device time", value=device_time(effort.device_minutes), note=shared)
+
+
+def _yet(is_over: bool) -> str:
+    return "" if is_over else " yet"
 
 
 def _excluded_tiles(session: Session, search_id: str) -> tuple[Tile, ...]:

@@ -112,9 +112,10 @@ def test_the_dashboards_tile() -> None:
         MeasuringEffort(measurements=20, cache_hits=5, device_minutes=1.25),
         MeasuringEffort(measurements=10, cache_hits=2, device_minutes=0.25),
     ]
-    tile = effort_tile(efforts)
+    tile = effort_tile(efforts, is_over=True)
     assert (tile.label, tile.value) == ("Device time", "1 min 30 s")
     assert tile.note == "7 of 30 measurements from the database"
-    few = effort_tile([MeasuringEffort(measurements=1, cache_hits=0, device_minutes=0.02)])
+    few = effort_tile([MeasuringEffort(measurements=1, cache_hits=0, device_minutes=0.02)], is_over=True)
     assert few.value == "1.2 s"
-    assert effort_tile([]).note == "nothing was asked of the device yet"
+    assert effort_tile([], is_over=False).note == "nothing was asked of the device yet"
+    assert effort_tile([], is_over=True).note == "nothing was asked of the device"

@@ -182,13 +182,13 @@ def test_tables_and_pictures_of_a_report_have_one_unit() -> None:
             front=(replace(point, predicted_latency_ms=2.1e-4),),
         )
 
-    for change, name, words in ((lambda r: r, "ms", "2.00 ms"), (faster, "µs", "0.2 µs")):
+    for change, name, words in ((lambda r: r, "ms", "2.00 ms"), (faster, "µs", "0.200 µs")):
         result = change(full_result())
         page = Page(render_report(encode(result)))
         assert words in page.text
         (axes,) = front_figure(result).axes
         assert axes.get_xlabel() == f"latency, {name} (one image, median)"
-    assert "latency ≤ 0.3 µs" in page.text
+    assert "latency ≤ 0.300 µs" in page.text
 
 
 def test_a_baseline_that_is_much_slower_is_marked_at_the_end_of_the_axis() -> None:

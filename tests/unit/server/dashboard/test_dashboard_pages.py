@@ -174,6 +174,7 @@ def test_failed_search_says_why(local: TestClient, seeded: Seeded) -> None:
     assert 'role="alert"' in page
     assert "Raise the bound" in text_of(page)
     assert "The search ended before its first generation" in text_of(page)
+    assert "nothing was asked of the device yet" not in text_of(page)
     assert re.findall(r'<li class="stage (\w+)"', page)[:2] == ["failed", "waiting"]
 
 

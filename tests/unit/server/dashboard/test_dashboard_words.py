@@ -71,7 +71,9 @@ def test_latencies_of_a_search_share_a_unit() -> None:
     unit = MICROSECONDS
     assert [formats.latency(v, unit) for v in (0.0014, 0.043, None)] == ["1.40 µs", "43.0 µs", "–"]
     assert formats.latency_interval((0.0412, 0.0429), unit) == "41.20 to 42.90"
-    assert formats.latency(0.9, MILLISECONDS) == "0.9 ms"
+    assert formats.latency(0.9, MILLISECONDS) == "0.900 ms"
+    assert formats.latency(0.0125, MILLISECONDS) == "0.0125 ms"
+    assert formats.latency_interval((0.1690, 0.9999), MILLISECONDS) == "0.1690 to 0.9999"
 
 
 def test_progress_in_per_cent() -> None:
