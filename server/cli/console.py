@@ -19,10 +19,15 @@ PIPE_WIDTH = 140
 
 def make_console(*, as_json: bool = False) -> Console:
     """A console on standard output, wide enough for our tables when that is no terminal. Where JSON goes there, it is
-    on standard error.
+    on standard error. It prints what it is given: names and reasons have brackets that are no markup.
     """
-    console = Console(highlight=False, stderr=as_json)
-    return console if console.is_terminal else Console(highlight=False, width=PIPE_WIDTH, stderr=as_json)
+    console = plain_console(stderr=as_json)
+    return console if console.is_terminal else plain_console(stderr=as_json, width=PIPE_WIDTH)
+
+
+def plain_console(*, stderr: bool = False, width: int | None = None, soft_wrap: bool = False) -> Console:
+    """A console that takes nothing in a text for markup, an emoji or a number to colour."""
+    return Console(stderr=stderr, width=width, soft_wrap=soft_wrap, highlight=False, markup=False, emoji=False)
 
 
 def print_json(value: Any) -> None:

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from device_agent.contracts import encode
 from search.domain.config import DatasetConfig
 from server.cli.connection import ServerOption, TokenOption, connect
-from server.cli.console import JsonOption, make_console, print_items, print_json
+from server.cli.console import JsonOption, make_console, plain_console, print_items, print_json
 from server.cli.errors import ConfigFileError
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def upload(
         return
     console = make_console()
     _print(contents, console)
-    console.print(f"uploaded as {dataset['id']}; in a search: dataset: {{name: {json.dumps(name)}}}", markup=False)
+    console.print(f"uploaded as {dataset['id']}; in a search: dataset: {{name: {json.dumps(name)}}}")
 
 
 @app.command("ls")
@@ -116,23 +116,23 @@ class _Bars:
 @contextmanager
 def _progress(quiet: bool) -> Iterator[_Bars]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
+    console = plain_console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=quiet or not console.is_terminal) as progress:
         yield _Bars(progress)
 
 
 def _print(contents: Mapping[str, DataContents], console: Console) -> None:
     for role, part in contents.items():
-        console.print(f"{role}: {part.num_images} images as {part.format.value}, all of which decode", markup=False)
+        console.print(f"{role}: {part.num_images} images as {part.format.value}, all of which decode")
         if part.target_shape is not None:
-            console.print(f"  targets of the shape {part.target_shape}, for a task of your own", markup=False)
+            console.print(f"  targets of the shape {part.target_shape}, for a task of your own")
             continue
         pairs = sorted(zip(part.class_counts, part.class_names, strict=True))
         few, many = pairs[0], pairs[-1]
-        console.print(f"  {len(pairs)} classes of {few[0]} ({few[1]}) to {many[0]} ({many[1]}) images", markup=False)
+        console.print(f"  {len(pairs)} classes of {few[0]} ({few[1]}) to {many[0]} ({many[1]}) images")
         if len(pairs) <= _NAMED_CLASSES:
             told = ", ".join(f"{name} {count}" for name, count in zip(part.class_names, part.class_counts, strict=True))
-            console.print(f"  {told}", markup=False)
+            console.print(f"  {told}")
     _print_split(contents, console)
 
 
@@ -145,4 +145,4 @@ def _print_split(contents: Mapping[str, DataContents], console: Console) -> None
     try:
         check_split(contents["train"], DatasetConfig(train="given", test=test))
     except DataError as error:
-        console.print(f"note: as a search divides data by default, {error}", markup=False)
+        console.print(f"note: as a search divides data by default, {error}")

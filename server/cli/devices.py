@@ -14,6 +14,9 @@ from server.cli.console import JsonOption, print_fields, print_items, tell
 
 app = typer.Typer(help="Look at the fleet, and steer it.", no_args_is_help=True)
 
+#: A fleet has fewer: a list of all of them, by name.
+MOST_DEVICES = 10_000
+
 DeviceArgument = Annotated[str, typer.Argument(help="Name or id; see `kerf devices ls`.", show_default=False)]
 
 
@@ -21,7 +24,7 @@ DeviceArgument = Annotated[str, typer.Argument(help="Name or id; see `kerf devic
 def list_devices(server: ServerOption = None, token: TokenOption = None, as_json: JsonOption = False) -> None:
     """List devices with their state and runtimes."""
     with connect(server, token) as client:
-        devices = client.devices.list(limit=10_000)
+        devices = client.devices.list(limit=MOST_DEVICES)
     columns: Mapping[str, Callable[[Any], str]] = {
         "id": lambda d: d["id"],
         "name": lambda d: d["name"],
@@ -63,13 +66,13 @@ def disable(
 
 def _id_of(client: Client, device: str) -> str:
     """The id of the device of this name, as configs name it; anything else is an id, or for the server to refuse."""
-    return next((known["id"] for known in client.devices.list() if known["name"] == device), device)
+    return next((known["id"] for known in client.devices.list(limit=MOST_DEVICES) if known["name"] == device), device)
 
 
 def enrol_code(
     server: ServerOption = None,
     token: TokenOption = None,
-    uses: Annotated[int, typer.Option(help="how many devices may enrol with it")] = 1,
+    uses: Annotated[int, typer.Option(help="How many devices may enrol with it.")] = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Make a code that lets new devices enrol, and print the command to run there."""

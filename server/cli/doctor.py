@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from device_agent.contracts import encode
 from kerf import NotConfigured
@@ -63,8 +64,7 @@ def _findings(server: str | None, token: str | None, *, machine: bool) -> Iterat
 
 
 def _print(finding: Finding, console: Console) -> None:
-    style = _STYLES[finding.level]
-    console.print(f"[{style}]{finding.level.value:8}[/{style}] {finding.name:16} ", end="")
-    console.print(finding.found, markup=False)
+    level = (f"{finding.level.value:8}", _STYLES[finding.level])
+    console.print(Text.assemble(level, f" {finding.name:16} {finding.found}"))
     if finding.remedy and finding.level is not Level.OK:
-        console.print(f"{'':26}-> {finding.remedy}", markup=False)
+        console.print(f"{'':26}-> {finding.remedy}")

@@ -35,7 +35,6 @@ RuntimeOption = Annotated[str | None, typer.Option(help="native, tflite, ...", s
 SourceOption = Annotated[str | None, typer.Option(help="measured, emulated, simulated, imported.", show_default=False)]
 VerdictOption = Annotated[str | None, typer.Option(help="trusted, noisy or rejected.", show_default=False)]
 OpOption = Annotated[str | None, typer.Option(help="conv2d, depthwise_conv2d, ...", show_default=False)]
-IntOption = Annotated[int | None, typer.Option(show_default=False)]
 SchemeOption = Annotated[str | None, typer.Option(help="dense, unstructured, group, ...", show_default=False)]
 DensityOption = Annotated[float | None, typer.Option(help="Inclusive, 0 to 1.", show_default=False)]
 
@@ -116,15 +115,17 @@ def query(
     device: DeviceOption = None,
     series: SeriesOption = None,
     runtime: RuntimeOption = None,
-    runtime_version: Annotated[str | None, typer.Option(show_default=False)] = None,
+    runtime_version: Annotated[
+        str | None, typer.Option(help="As `kerf latency series` shows it.", show_default=False)
+    ] = None,
     source: SourceOption = None,
     verdict: VerdictOption = None,
     op: OpOption = None,
-    in_channels: IntOption = None,
-    out_channels: IntOption = None,
-    input_h: IntOption = None,
-    kernel_h: IntOption = None,
-    stride: IntOption = None,
+    in_channels: Annotated[int | None, typer.Option(help="Input channels.", show_default=False)] = None,
+    out_channels: Annotated[int | None, typer.Option(help="Output channels.", show_default=False)] = None,
+    input_h: Annotated[int | None, typer.Option(help="Height of the input.", show_default=False)] = None,
+    kernel_h: Annotated[int | None, typer.Option(help="Height of the window.", show_default=False)] = None,
+    stride: Annotated[int | None, typer.Option(help="Stride, of both axes.", show_default=False)] = None,
     scheme: SchemeOption = None,
     min_density: DensityOption = None,
     max_density: DensityOption = None,

@@ -80,12 +80,12 @@ def predict(
     kernels: Annotated[
         Path | None, typer.Option(help="JSON file with a list of kernels, instead of the options.", show_default=False)
     ] = None,
-    op: Annotated[Op, typer.Option()] = Op.CONV2D,
-    in_channels: Annotated[int | None, typer.Option(show_default=False)] = None,
+    op: Annotated[Op, typer.Option(help="The operator.")] = Op.CONV2D,
+    in_channels: Annotated[int | None, typer.Option(help="Input channels.", show_default=False)] = None,
     out_channels: Annotated[int | None, typer.Option(help="As many as in, by default.", show_default=False)] = None,
     size: Annotated[int, typer.Option(help="Height and width of the input.")] = 1,
     window: Annotated[int, typer.Option(help="Height and width of the kernel; padded by half.")] = 1,
-    stride: Annotated[int, typer.Option()] = 1,
+    stride: Annotated[int, typer.Option(help="Stride, of both axes.")] = 1,
     scheme: Annotated[str, typer.Option(help="dense, unstructured, group:4x1, block_punched:8x4, ...")] = "dense",
     density: Annotated[float, typer.Option(help="Part of the weights that is kept.")] = 1.0,
     server: ServerOption = None,

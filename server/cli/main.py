@@ -6,7 +6,7 @@ import sys
 from typing import Annotated
 
 import typer
-from rich.console import Console
+from rich.text import Text
 from sqlalchemy.exc import SQLAlchemyError
 
 from device_agent import __version__
@@ -28,6 +28,7 @@ from server.cli import (
     tokens,
 )
 from server.cli.connection import NO_SERVER_REMEDY
+from server.cli.console import plain_console
 from server.cli.exit_codes import EXPECTED, MEANINGS, ExitCode, exit_code_of
 
 app = typer.Typer(
@@ -81,9 +82,7 @@ def main() -> None:
         app()
     except EXPECTED as error:
         if text := _text(error):
-            # Square brackets are kept: rich would read them as markup.
-            console = Console(stderr=True, soft_wrap=True, highlight=False)
-            console.print(f"[red]error:[/red] {text.replace('[', chr(92) + '[')}")
+            plain_console(stderr=True, soft_wrap=True).print(Text.assemble(("error:", "red"), f" {text}"))
         sys.exit(exit_code_of(error))
     except KeyboardInterrupt:
         sys.exit(ExitCode.INTERRUPTED)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from device_agent.contracts import encode
 from server.cli.config_file import ConfigFileError
@@ -72,7 +73,7 @@ def convert(
         return
     console = make_console()
     for note in converted.notes:
-        console.print(f"note: {note}", markup=False)
+        console.print(f"note: {note}")
     console.print(f"written to {output}: {count} nodes; `kerf models inspect {output}` says what can be pruned")
 
 
@@ -147,7 +148,7 @@ def upload(
         found = client.models.upload(file, name=name, input_shape=shape)
     if not as_json:
         for note in found["notes"]:
-            make_console().print(f"note: {note}", markup=False)
+            make_console().print(f"note: {note}")
     tell(found["sha256"], {"file": str(file), **found}, as_json=as_json)
 
 
@@ -224,7 +225,7 @@ def _shape(text: str) -> tuple[int, ...]:
 
 def _print(found: NetworkInspection, latencies: LayerLatencies | None) -> None:
     console = make_console()
-    console.print(f"[bold]{found.name}[/bold] (format {found.format})")
+    console.print(Text.assemble((found.name, "bold"), f" (format {found.format})"))
     console.print(f"input {_extents(found.input_shape)}")
     for name, shape in found.outputs.items():
         console.print(f"output {name}: {_extents(shape)}")

@@ -10,15 +10,20 @@ from typing import Any
 import yaml
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from device_agent.contracts import decode
 from kerf import Client
 from search.domain.result import BaselineLatency, DeviceFigures, FrontPoint, SearchResult
+from search.latency_axis import MICROSECONDS, MILLISECONDS, LatencyUnit, latency_unit
 from server.cli.designs import design_table
 from server.dashboard.formats import device_time
 from server.dashboard.wording import STANDING_LABELS
 
 RESULT_FILE = "result.json"
+
+#: Of latencies in tables, whose points stand below each other.
+_DECIMALS = {MILLISECONDS: 4, MICROSECONDS: 2}
 
 #: More candidates than this are counted, not named.
 _NAMED_TIES = 3
@@ -58,11 +63,12 @@ def print_front(result: SearchResult, console: Console) -> None:
     """
     base = result.baseline
     devices = result.devices or (result.device,)
-    told = ", ".join(f"{device.name} ({device.cpu_model}, {device.source.value})" for device in devices)
-    console.print(
-        f"\n[bold]{result.search.name}[/bold]: {result.search.method}, seed {result.search.seed}, "
-        f"{result.search.evaluations} candidates estimated, on {told}"
+    told = (
+        f": {result.search.method}, seed {result.search.seed}, {result.search.evaluations} candidates estimated, on "
+        + ", ".join(f"{device.name} ({device.cpu_model}, {device.source.value})" for device in devices)
     )
+    console.print()
+    console.print(Text.assemble((result.search.name, "bold"), told))
     cost = result.search.measuring
     if cost is not None:
         console.print(
@@ -78,44 +84,46 @@ def print_front(result: SearchResult, console: Console) -> None:
     if several:
         over = str(result.search.settings.get("latency_over_devices", "max")).replace("_", " ")
         console.print(f"latency over the {len(devices)} devices: {over}")
-    table = _table(("candidate", f"{result.metric} %", "estimate %"))
+    unit = _unit(result)
+    table = _table(("candidate", f"{result.metric} %", "estimate %"), unit)
     for label, latency, speed_up in _dense(base.latency_ms):
-        table.add_row(label, f"{100 * base.accuracy:.2f}", "", _number(latency), "", "", "", speed_up, "", "")
+        table.add_row(label, f"{100 * base.accuracy:.2f}", "", _number(latency, unit), "", "", "", speed_up, "", "")
     for point in result.front:
         table.add_row(
             point.candidate_id[:10],
             "" if point.accuracy is None else f"{100 * point.accuracy:.2f}",
             "" if point.accuracy_estimate is None else f"{100 * point.accuracy_estimate:.2f}",
-            *_latency_cells(point, base.latency_ms),
+            *_latency_cells(point, base.latency_ms, unit),
         )
     console.print(table)
     if any(point.standing is not None for point in result.front):
         console.print()
-        console.print(_standing_table(result.front, result.metric))
+        console.print(_standing_table(result.front, result.metric, unit))
     if result.measured_untrained:
         console.print("\nthe rest of the front, measured untrained")
-        rest = _table(("candidate", "estimate %"))
+        rest = _table(("candidate", "estimate %"), unit)
         for point in result.measured_untrained:
             estimate = "" if point.accuracy_estimate is None else f"{100 * point.accuracy_estimate:.2f}"
-            rest.add_row(point.candidate_id[:10], estimate, *_latency_cells(point, base.latency_ms))
+            rest.add_row(point.candidate_id[:10], estimate, *_latency_cells(point, base.latency_ms, unit))
         console.print(rest)
     console.print()
     console.print(design_table(result))
     for place, device in enumerate(devices if several else ()):
         own = base.devices[place].latency_ms
-        console.print(f"\non [bold]{device.name}[/bold]")
-        table = _table(("candidate",))
+        console.print()
+        console.print(Text.assemble("on ", (device.name, "bold")))
+        table = _table(("candidate",), unit)
         for label, latency, speed_up in _dense(own):
-            table.add_row(label, _number(latency), "", "", "", speed_up, "", "")
+            table.add_row(label, _number(latency, unit), "", "", "", speed_up, "", "")
         for point in result.front:
-            table.add_row(point.candidate_id[:10], *_latency_cells(point.devices[place], own))
+            table.add_row(point.candidate_id[:10], *_latency_cells(point.devices[place], own, unit))
         console.print(table)
 
 
-def _standing_table(front: Sequence[FrontPoint], metric: str) -> Table:
+def _standing_table(front: Sequence[FrontPoint], metric: str, unit: LatencyUnit) -> Table:
     """How the candidates stand to each other in measured latency and test accuracy, with the intervals of both."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("candidate", "standing", f"{metric} 95 % CI", "latency 95 % CI", "tied with"):
+    for title in ("candidate", "standing", f"{metric} 95 % CI", f"{unit.name} 95 % CI", "tied with"):
         table.add_column(title, no_wrap=True, justify="right" if "CI" in title else "left")
     for point in front:
         accuracy, latency = point.accuracy_ci95, point.latency_ci95_ms
@@ -123,7 +131,7 @@ def _standing_table(front: Sequence[FrontPoint], metric: str) -> Table:
             point.candidate_id[:10],
             "unknown" if point.standing is None else STANDING_LABELS[point.standing].text,
             "" if accuracy is None else f"{100 * accuracy[0]:.2f}-{100 * accuracy[1]:.2f}",
-            "" if latency is None else f"{latency[0]:.4f}-{latency[1]:.4f}",
+            _interval(latency, unit),
             _tied(point, front),
         )
     return table
@@ -136,9 +144,9 @@ def _tied(point: FrontPoint, front: Sequence[FrontPoint]) -> str:
     return " ".join(identity[:10] for identity in point.tied_with)
 
 
-def _table(leading: Sequence[str]) -> Table:
+def _table(leading: Sequence[str], unit: LatencyUnit) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in (*leading, "measured ms", "95 % CI", "predicted", "error %", "x TFLite"):
+    for title in (*leading, f"measured {unit.name}", "95 % CI", "predicted", "error %", "x TFLite"):
         table.add_column(title, justify="left" if title == "candidate" else "right", no_wrap=True)
     table.add_column("verdict", no_wrap=True)
     table.add_column("max |error|", justify="right", no_wrap=True)
@@ -154,13 +162,13 @@ def _dense(latency: BaselineLatency) -> list[tuple[str, float | None, str]]:
     return [(label, ms, f"{tflite / ms:.2f}" if tflite and ms else "") for label, ms in dense]
 
 
-def _latency_cells(found: FrontPoint | DeviceFigures, base: BaselineLatency) -> tuple[str, ...]:
+def _latency_cells(found: FrontPoint | DeviceFigures, base: BaselineLatency, unit: LatencyUnit) -> tuple[str, ...]:
     """The columns from the measured latency on."""
     measured, interval, tflite = found.measured_latency_ms, found.latency_ci95_ms, base.tflite_dense
     return (
-        _number(measured),
-        "" if interval is None else f"{interval[0]:.4f}-{interval[1]:.4f}",
-        _number(found.predicted_latency_ms),
+        _number(measured, unit),
+        _interval(interval, unit),
+        _number(found.predicted_latency_ms, unit),
         "" if measured is None else f"{100 * (found.predicted_latency_ms / measured - 1):+.1f}",
         "" if measured is None or tflite is None else f"{tflite / measured:.2f}",
         found.failure or (found.verdict.value if found.verdict else ""),
@@ -168,8 +176,18 @@ def _latency_cells(found: FrontPoint | DeviceFigures, base: BaselineLatency) -> 
     )
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
+def _unit(result: SearchResult) -> LatencyUnit:
+    """One for all tables: that of the picture, of the report and of the dashboard's page."""
+    dense = result.baseline.latency_ms
+    return latency_unit([dense.tflite_dense, dense.native_dense, *(p.predicted_latency_ms for p in result.front)])
+
+
+def _number(value_ms: float | None, unit: LatencyUnit) -> str:
+    return "" if value_ms is None else f"{value_ms * unit.per_ms:.{_DECIMALS[unit]}f}"
+
+
+def _interval(bounds_ms: tuple[float, float] | None, unit: LatencyUnit) -> str:
+    return "" if bounds_ms is None else "-".join(_number(bound, unit) for bound in bounds_ms)
 
 
 def _write_json(path: Path, value: Any) -> None:

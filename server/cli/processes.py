@@ -7,10 +7,10 @@ import threading
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from kerf.local import default_data_dir
 from server.cli.connection import StateOption
+from server.cli.console import plain_console
 from server.cli.local_stack import StackOptions, running_stack
 from server.settings import Settings
 
@@ -32,12 +32,12 @@ def up(
     options = StackOptions(
         state_dir=state or default_data_dir(), host=host, port=port, with_agent=agent, simulated=simulated
     )
-    console = Console()
+    console = plain_console(soft_wrap=True)
     # Standard output says when it runs.
     parts = "server, worker and agent" if agent else "server and worker"
-    Console(stderr=True).print(f"starting {parts}; logs are in {options.state_dir / 'logs'}", soft_wrap=True)
+    plain_console(stderr=True, soft_wrap=True).print(f"starting {parts}; logs are in {options.state_dir / 'logs'}")
     with running_stack(options) as stack:
-        console.print(f"Kerf runs at {stack.url} (state in {stack.state_dir}). Ctrl-C stops it.", soft_wrap=True)
+        console.print(f"Kerf runs at {stack.url} (state in {stack.state_dir}). Ctrl-C stops it.")
         while not stop.wait(0.5):
             stack.check()
         console.print("stopping")

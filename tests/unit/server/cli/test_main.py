@@ -59,6 +59,12 @@ def test_every_command_has_help_and_is_on_the_page(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_option_and_argument_has_help(name: str) -> None:
+    texts = {parameter.name: getattr(parameter, "help", None) for parameter in COMMANDS[name].params}
+    assert [parameter for parameter, text in texts.items() if not text] == []
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_commands_find_their_server_in_one_way(name: str) -> None:
     variables = {
         option: parameter.envvar for parameter in COMMANDS[name].params for option in parameter.opts if option[0] == "-"

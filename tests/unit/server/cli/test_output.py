@@ -9,6 +9,7 @@ from rich.console import Console
 
 from device_agent.contracts import Verdict
 from search.domain.result import ExcludedChoices, FrontPoint, SearchResult, Standing
+from server.cli.console import make_console
 from server.cli.output import print_front
 from server.worker.result import compared
 from tests.unit.server.cli.test_export import a_result
@@ -63,3 +64,32 @@ def test_what_was_left_out_is_told() -> None:
     search = replace(result.search, excluded_choices=ExcludedChoices(pruned=684, excluded=114))
     text = printed(replace(result, search=search))
     assert "not tried: 114 of 684 prunings of layers: a denser one takes no longer" in text
+
+
+def test_latencies_of_small_networks_are_told_in_microseconds() -> None:
+    """All of them, in every table, as in the report and on the dashboard."""
+    small = verified("fast123456", 0.05, 0.9)
+    result = a_result()
+    dense = replace(result.baseline.latency_ms, tflite_dense=0.2, native_dense=0.1)
+    found = replace(
+        result,
+        baseline=replace(result.baseline, latency_ms=dense),
+        front=(replace(small, predicted_latency_ms=0.0512, standing=Standing.FRONT),),
+    )
+    lines = printed(found).splitlines()
+    assert any("measured µs" in line for line in lines)
+    (row, standing) = [line.split() for line in lines if line.startswith("fast123456")][:2]
+    assert row[2:5] == ["50.00", "49.50-50.50", "51.20"]
+    assert standing[-1] == "49.50-50.50"
+    assert [line.split()[3] for line in lines if line.startswith("dense, ")] == ["200.00", "100.00"]
+    slower = printed(replace(found, front=(replace(small, predicted_latency_ms=1.2),)))
+    assert "measured ms" in slower
+    assert "0.0495-0.0505" in slower
+
+
+def test_names_with_brackets_are_printed_as_they_are() -> None:
+    console = make_console()
+    assert not console.is_terminal
+    with console.capture() as captured:
+        print_front(replace(a_result(), search=replace(a_result().search, name="x [/b] [red] :fire:")), console)
+    assert "x [/b] [red] :fire:" in captured.get()

@@ -129,6 +129,15 @@ def test_a_search_is_submitted_listed_and_shown(server: ServerLab, search_id: st
     assert parse_config(stored).method == parse_config(search_config()).method
 
 
+def test_a_name_may_hold_what_looks_like_markup(server: ServerLab, tmp_path: Path) -> None:
+    server.agent()
+    path = tmp_path / "search.yaml"
+    path.write_text(yaml.safe_dump({**search_config(), "name": "a [/b] [x] :fire:"}))
+    identity = run("submit", "--config", path).strip()
+    assert "a [/b] [x] :fire:" in run("ls")
+    assert "a [/b] [x] :fire:" in run("status", identity)
+
+
 def test_pausing_waits_until_the_search_rests(
     server: ServerLab, search_id: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
