@@ -374,6 +374,9 @@ FURTHER = {
     "pooling with ceil_mode": Row(
         make=then(lambda x: F.max_pool2d(x, 3, 2, ceil_mode=True)), refused="set it to False"
     ),
+    "average pooling with padding": Row(
+        make=then(lambda x: F.avg_pool2d(x, 3, 1, 1)), refused="a padding of 1 has no kernel"
+    ),
     "layer norm": Row(
         make=head_on(lambda x, norm: norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), 8, norm=nn.LayerNorm(8)),
         refused="LayerNorm",

@@ -33,7 +33,14 @@ from search.pruning.embedding import embed
 from search.pruning.fold import to_plan_tensors
 from search.pruning.trace import trace_network
 from search.space_builder import build_space
-from tests.unit.search.networks.own_networks import INPUT_SHAPE, Classifier, CrossStage, conv_bn, frozen_stem
+from tests.unit.search.networks.own_networks import (
+    INPUT_SHAPE,
+    OWN_NETWORKS,
+    Classifier,
+    CrossStage,
+    conv_bn,
+    frozen_stem,
+)
 
 _RUNTIMES = {
     "native": NetworkFormat.PACKED,
@@ -101,7 +108,40 @@ class Heads(nn.Module):
         return self.label(pooled.flatten(1)), torch.sigmoid(self.box(pooled.flatten(1))), self.last(pooled)
 
 
+class Joins(nn.Module):
+    """Dense connections, and a block as of Inception behind them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.first, self.second = conv_bn(3, 8), conv_bn(8, 4), conv_bn(12, 4)
+        self.one, self.three, self.pooled = conv_bn(16, 5, 1), conv_bn(16, 8), conv_bn(16, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        x = torch.cat([x, F.relu(self.first(x))], 1)
+        x = torch.cat((x, F.hardswish(self.second(x))), dim=1)
+        return F.relu(torch.cat([self.one(x), self.three(x), self.pooled(F.max_pool2d(x, 3, 1, 1))], 1))
+
+
+def plain_cnn() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(8, 12, 3, padding=1),
+        nn.BatchNorm2d(12),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Dropout(0.2),
+        nn.Linear(192, 4),
+    )
+
+
 FAMILIES: dict[str, Callable[[], nn.Module]] = {
+    "plain_cnn": plain_cnn,
+    **{name: OWN_NETWORKS[name] for name in ("resnet_a", "resnet_b", "mobilenet_v2", "squeeze_excite")},
+    "concatenation": lambda: Classifier(Joins(), 16),
+    **{name: OWN_NETWORKS[name] for name in ("grouped", "depthwise_multiplier")},
     "channel_shuffle": lambda: Classifier(Shuffles(), 16),
     "channel_split": lambda: Classifier(nn.Sequential(conv_bn(3, 8), nn.ReLU(), CrossStage()), 17),
     "groups": lambda: Classifier(Groups(), 16),
