@@ -132,7 +132,6 @@ def plain_cnn() -> nn.Module:
         nn.ReLU(),
         nn.MaxPool2d(2),
         nn.Flatten(),
-        nn.Dropout(0.2),
         nn.Linear(192, 4),
     )
 
