@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from kerf.backends import AsyncBackend, SyncBackend
+from kerf.files import OnTransfer
 from kerf.local import is_loopback, server_address, user_token
 from kerf.profiles import with_profile
 from kerf.resources.artifacts import Artifacts, AsyncArtifacts
@@ -46,7 +47,8 @@ class Client(_AnyClient):
     Without `server` and `token` the environment (`KERF_SERVER`, `KERF_TOKEN`) says them, or else the profile of
     `kerf auth login` (`KERF_PROFILE` names another than the current one), or else it is the server that
     `kerf up` runs on this machine, whose token goes to no other. A request that fails on the way is repeated up to
-    `max_attempts` times where that is harmless. `transport` is one of httpx, for proxies and tests.
+    `max_attempts` times where that is harmless. `on_transfer` is told how far files are that are sent and fetched, see
+    `kerf.files.OnTransfer`. `transport` is one of httpx, for proxies and tests.
     """
 
     _http: httpx.Client
@@ -58,10 +60,11 @@ class Client(_AnyClient):
         *,
         timeout_s: float = TIMEOUT_S,
         max_attempts: int = MAX_ATTEMPTS,
+        on_transfer: OnTransfer | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._http = httpx.Client(**_options(server, token, timeout_s), transport=transport)
-        session = Session(SyncBackend(self._http), max_attempts)
+        session = Session(SyncBackend(self._http), max_attempts, on_transfer)
         self.searches = Searches(session)
         self.devices = Devices(session)
         self.latency = LatencyDatabase(session)
@@ -94,10 +97,11 @@ class AsyncClient(_AnyClient):
         *,
         timeout_s: float = TIMEOUT_S,
         max_attempts: int = MAX_ATTEMPTS,
+        on_transfer: OnTransfer | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._http = httpx.AsyncClient(**_options(server, token, timeout_s), transport=transport)
-        session = Session(AsyncBackend(self._http), max_attempts)
+        session = Session(AsyncBackend(self._http), max_attempts, on_transfer)
         self.searches = AsyncSearches(session)
         self.devices = AsyncDevices(session)
         self.latency = AsyncLatencyDatabase(session)

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeAlias
 
 from kerf.errors import DamagedDownload
 
 _CHUNK_BYTES = 1 << 20
 
 
-def chunks(path: Path) -> Iterator[bytes]:
-    """The content of a file, part by part."""
+#: Called with a file's name and its bytes, if they are known, around each attempt to send or fetch it; what it gives is
+#: called with the bytes of each part.
+OnTransfer: TypeAlias = Callable[[str, int | None], AbstractContextManager[Callable[[int], None]]]
+
+
+def shown_nowhere(name: str, size_bytes: int | None) -> AbstractContextManager[Callable[[int], None]]:
+    """An `OnTransfer` that tells nobody."""
+    return nullcontext(lambda part_bytes: None)
+
+
+def chunks(path: Path, tell: Callable[[int], None] = lambda part_bytes: None) -> Iterator[bytes]:
+    """The content of a file, part by part; `tell` is called with the bytes of each that was taken."""
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
             yield chunk
+            tell(len(chunk))
 
 
 def sha256_of(path: Path) -> str:
@@ -40,6 +52,10 @@ class Download:
         self._partial = target.with_name(target.name + ".part")
         self._digest = hashlib.sha256()
         self._file: IO[bytes] | None = None
+
+    @property
+    def name(self) -> str:
+        return self._target.name
 
     def begin(self) -> None:
         self.abort()

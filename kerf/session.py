@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from itertools import count
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -12,7 +13,7 @@ import httpx
 from kerf.backends import Backend
 from kerf.errors import ServerUnavailable
 from kerf.events import EventReader
-from kerf.files import chunks
+from kerf.files import OnTransfer, chunks, shown_nowhere
 from kerf.operations import Prepared
 from kerf.retries import next_delay_s
 from kerf.schemas import EventView
@@ -25,9 +26,10 @@ EVENTS_PATH = "/v1/searches/{search_id}/events"
 class Session:
     """One user at one server. Its coroutines suspend only where `backend` does."""
 
-    def __init__(self, backend: Backend, max_attempts: int) -> None:
+    def __init__(self, backend: Backend, max_attempts: int, on_transfer: OnTransfer | None = None) -> None:
         self.backend = backend
         self.max_attempts = max_attempts
+        self.on_transfer = on_transfer or shown_nowhere
 
     async def call(self, prepared: Prepared[T]) -> T:
         """The result of one operation. Raises `ApiError`, or `ServerUnavailable` after the last attempt."""
@@ -73,11 +75,17 @@ class Session:
                 await backend.sleep(reader.delay_s(failure))
 
     async def _attempt(self, prepared: Prepared[Any]) -> httpx.Response:
+        with ExitStack() as shown:
+            return await self._shown_attempt(prepared, shown)
+
+    async def _shown_attempt(self, prepared: Prepared[Any], shown: ExitStack) -> httpx.Response:
         wanted, backend = prepared.request, self.backend
         headers, content = dict(wanted.headers), None
         if wanted.upload is not None:
-            headers["Content-Length"] = str(wanted.upload.stat().st_size)
-            content = backend.body(chunks(wanted.upload))
+            size_bytes = wanted.upload.stat().st_size
+            headers["Content-Length"] = str(size_bytes)
+            tell = shown.enter_context(self.on_transfer(wanted.upload.name, size_bytes))
+            content = backend.body(chunks(wanted.upload, tell))
         request = backend.http.build_request(
             prepared.method,
             prepared.url,
@@ -93,8 +101,10 @@ class Session:
                 await backend.read(response)
             else:
                 wanted.download.begin()
+                tell = shown.enter_context(self.on_transfer(wanted.download.name, _body_bytes(response)))
                 async for part in backend.parts(response):
                     wanted.download.write(part)
+                    tell(len(part))
         except BaseException:
             if wanted.download is not None:
                 wanted.download.abort()
@@ -102,3 +112,9 @@ class Session:
         finally:
             await backend.close(response)
         return response
+
+
+def _body_bytes(response: httpx.Response) -> int | None:
+    """How many bytes are read of it; None where the server does not say, or says how many are sent in packed form."""
+    length = response.headers.get("Content-Length", "")
+    return int(length) if length.isdecimal() and "Content-Encoding" not in response.headers else None

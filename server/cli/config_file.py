@@ -7,8 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from device_agent.contracts import ContractError, encode
 from kerf import Client
 from search.data.dataset import DataError
@@ -18,6 +16,7 @@ from search.networks.kinds import NetworkFileFormat, network_format
 from search.networks.searchable import check_searchable
 from server.cli.data_files import check_files_of, check_split, upload_data
 from server.cli.errors import ConfigFileError
+from server.cli.yaml_files import read_yaml
 
 __all__ = ["ConfigFileError", "check_files", "load_config", "upload", "with_overrides"]
 
@@ -28,12 +27,7 @@ _IMAGES_DECODED = 1000
 
 def load_config(path: Path) -> SearchConfig:
     """Read and check a search's YAML. Raises `ConfigFileError` with the place and the remedy."""
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigFileError(f"cannot read the config {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigFileError(f"{path} is not valid YAML: {error}") from None
+    data = read_yaml(path, "config")
     try:
         return parse_config(data)
     except ContractError as error:

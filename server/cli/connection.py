@@ -10,6 +10,7 @@ import typer
 from kerf import Client
 from kerf.local import SERVER_VARIABLE
 from kerf.profiles import with_profile
+from server.cli.progress import shown_transfer
 
 ServerOption = Annotated[
     str | None, typer.Option("--server", envvar="KERF_SERVER", help="Address of a running server.", show_default=False)
@@ -28,8 +29,10 @@ NO_SERVER_REMEDY = f"Start one here with `kerf up`, or name another with --serve
 
 
 def connect(server: str | None, token: str | None) -> Client:
-    """A client of the named server; see `kerf.Client`. Raises `kerf.NotConfigured` where there is no token."""
-    return Client(server, token)
+    """A client of the named server, which shows how far large files are on their way; see `kerf.Client`. Raises
+    `kerf.NotConfigured` where there is no token.
+    """
+    return Client(server, token, on_transfer=shown_transfer)
 
 
 def is_named(server: str | None) -> bool:

@@ -17,6 +17,7 @@ from search.domain.config import DatasetConfig
 from server.cli.connection import ServerOption, TokenOption, connect
 from server.cli.console import JsonOption, make_console, plain_console, print_items, print_json
 from server.cli.errors import ConfigFileError
+from server.cli.progress import shown_wait
 
 if TYPE_CHECKING:
     from search.data.check import DataContents
@@ -64,7 +65,8 @@ def upload(
     with connect(server, token) as client:
         paths = {"train": train} if test is None else {"train": train, "test": test}
         digests = {role: upload_data(client, path) for role, path in paths.items()}
-        dataset = client.datasets.create(name=name, **digests)
+        with shown_wait("the server checks the data set"):
+            dataset = client.datasets.create(name=name, **digests)
     if as_json:
         print_json(dataset)
         return

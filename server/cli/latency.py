@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 
 from server.cli import latency_models, quarantine
 from server.cli.config_file import ConfigFileError
 from server.cli.connection import ServerOption, TokenOption, connect
 from server.cli.console import JsonOption, make_console, print_items, print_json, tell
+from server.cli.yaml_files import read_yaml
 from server.dashboard.formats import device_time
 
 app = typer.Typer(help="Query, compare, predict, import and export latencies.", no_args_is_help=True)
@@ -67,10 +67,7 @@ def import_file(
 
 
 def _read_mapping(path: Path) -> Any:
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigFileError(f"{path} cannot be read: {error}") from None
+    data = read_yaml(path, "mapping")
     if not isinstance(data, dict):
         raise ConfigFileError(f"{path} is no mapping: see docs/latency-database.md")
     return data

@@ -1,4 +1,4 @@
-"""Live progress of a search in the terminal, from its event stream."""
+"""Live progress in the terminal: of a search, from its event stream, and of files on their way."""
 
 from __future__ import annotations
 
@@ -7,13 +7,26 @@ import time
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from kerf.progress import STAGE_TITLES
 from kerf.schemas import EventView
+from server.cli.console import plain_console
 
 #: In a pipe, how far a stage is becomes a line at most so often.
 _LINE_INTERVAL_S = 60.0
+
+#: Smaller files are there before a bar is read.
+_SHOWN_BYTES = 4 << 20
 
 
 @contextlib.contextmanager
@@ -61,6 +74,39 @@ def shown_progress(
         yield show
         if current in bars:
             _finish(progress, bars[current])
+
+
+@contextlib.contextmanager
+def shown_transfer(
+    name: str, size_bytes: int | None, console: Console | None = None
+) -> Iterator[Callable[[int], None]]:
+    """Draw a bar for a file that is sent or fetched, on standard error, where that is a terminal and the file large; an
+    `OnTransfer` of `kerf.Client`.
+    """
+    console = console or plain_console(stderr=True)
+    small = size_bytes is not None and size_bytes < _SHOWN_BYTES
+    with Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=30),
+        DownloadColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=small or not console.is_terminal,
+    ) as progress:
+        bar = progress.add_task(name, total=size_bytes)
+        yield lambda part_bytes: progress.advance(bar, part_bytes)
+
+
+@contextlib.contextmanager
+def shown_wait(text: str) -> Iterator[None]:
+    """Say on standard error, where that is a terminal, what is waited for."""
+    console = plain_console(stderr=True)
+    if console.is_terminal:
+        with console.status(text):
+            yield
+    else:
+        yield
 
 
 def _finish(progress: Progress, bar: TaskID) -> None:

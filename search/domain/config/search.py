@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import StrEnum
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from device_agent.contracts import ContractError, MeasuringSetup, decode
 from search.domain.config.method import AccuracyConfig, Estimator, MappingConfig, Method, MethodConfig
@@ -280,6 +280,19 @@ def _refuse_unknown_keys(cls: type, data: Mapping[str, Any], where: str) -> None
             near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
             hint = f"did you mean {near[0]!r}?" if near else f"known keys are {', '.join(sorted(known))}"
             raise ContractError(f"{where}: unknown key {key!r}; {hint}")
-        for option in (hints[key], *get_args(hints[key])):
-            if is_dataclass(option) and isinstance(option, type) and isinstance(value, Mapping):
-                _refuse_unknown_keys(option, value, f"{where}.{key}")
+        _refuse_unknown_keys_of(hints[key], value, f"{where}.{key}")
+
+
+def _refuse_unknown_keys_of(hint: Any, value: Any, where: str) -> None:
+    """The same for the value of a key, in the forms that its type allows."""
+    if is_dataclass(hint) and isinstance(hint, type):
+        if isinstance(value, Mapping):
+            _refuse_unknown_keys(hint, value, where)
+        return
+    if get_origin(hint) is tuple and isinstance(value, list | tuple):
+        for place, item in enumerate(value):
+            for option in get_args(hint):
+                _refuse_unknown_keys_of(option, item, f"{where}[{place}]")
+        return
+    for option in get_args(hint):
+        _refuse_unknown_keys_of(option, value, where)

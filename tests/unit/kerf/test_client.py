@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -190,6 +193,37 @@ def test_a_download_appears_whole_or_not_at_all(monkeypatch: pytest.MonkeyPatch,
     both(monkeypatch, good, lambda client: client.artifacts.download(digest, target))
     assert target.read_bytes() == b"content"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_how_far_files_are_is_told_for_each_attempt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    source, target = tmp_path / "source", tmp_path / "target"
+    source.write_bytes(b"x" * (3 << 19))  # A part and a half.
+    told: list[Any] = []
+
+    @contextmanager
+    def on_transfer(name: str, size_bytes: int | None) -> Iterator[Callable[[int], None]]:
+        told.append((name, size_bytes))
+        yield told.append
+        told.append("end")
+
+    def call(client: Any) -> Any:
+        told.clear()
+        return client.artifacts.upload(source)
+
+    both(monkeypatch, [(404, {}, b""), (201, {}, b"")], call, on_transfer=on_transfer)
+    assert told == [("source", 3 << 19), 1 << 20, 1 << 19, "end"]
+
+    def fetch(client: Any) -> Any:
+        told.clear()
+        return client.artifacts.download(hashlib.sha256(b"content").hexdigest(), target)
+
+    answers: list[Answer] = [(503, {"Retry-After": "0"}, b""), (200, {"Content-Length": "7"}, b"content")]
+    both(monkeypatch, answers, fetch, on_transfer=on_transfer)
+    assert told == [("target", 7), 7, "end"]
+    packed = gzip.compress(b"content")
+    headers = {"Content-Encoding": "gzip", "Content-Length": str(len(packed))}
+    both(monkeypatch, [(200, headers, packed)], fetch, on_transfer=on_transfer)
+    assert told == [("target", None), 7, "end"]
 
 
 def test_identities_in_addresses_are_quoted(monkeypatch: pytest.MonkeyPatch) -> None:

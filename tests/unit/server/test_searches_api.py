@@ -50,6 +50,7 @@ class TestSubmit:
             ({"name": "x"}, "config", "'model' is missing"),
             (search_config(modle={}), "config", "did you mean 'model'"),
             (search_config(method={"populaton": 9}), "config.method", "did you mean 'population'"),
+            (search_config(objectives=[{"metrc": "error"}]), "config.objectives[0]", "did you mean 'metric'"),
             (search_config(model={"architecture": "resnet21"}), "config.model", "did you mean 'resnet32'"),
             (search_config(method={"population": "many"}), "config.method.population", "expected int"),
             (search_config(method={"population": 1}), "config.method", "at least 4"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import httpx
 import pytest
@@ -22,8 +23,9 @@ def server(sqlite_lab: ServerLab, monkeypatch: pytest.MonkeyPatch) -> ServerLab:
     """Every command talks to the lab, as an admin."""
     transport = httpx.MockTransport(functools.partial(forward, sqlite_lab))
 
-    def client(server: str | None, token: str | None) -> Client:
-        return Client(server or "http://testserver", token or sqlite_lab.admin, transport=transport, max_attempts=1)
+    def client(server: str | None, token: str | None, **options: Any) -> Client:
+        address = server or "http://testserver"
+        return Client(address, token or sqlite_lab.admin, transport=transport, max_attempts=1, **options)
 
     monkeypatch.setattr(connection, "Client", client)
     return sqlite_lab

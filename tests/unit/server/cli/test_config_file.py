@@ -36,7 +36,16 @@ def test_a_missing_file_is_named_with_its_role(tmp_path: Path) -> None:
         check_files(config, tmp_path)
 
 
-@pytest.mark.parametrize(("text", "message"), [("a: [", "not valid YAML"), ("- a", "is a mapping"), ("", "mapping")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [", "not valid YAML"),
+        ("- a", "is a mapping"),
+        ("", "mapping"),
+        ("name: a\nmethod:\n  seed: 1\n  seed: 2\n", "the key 'seed' of line 3 is there again in line 4"),
+        ("a: &x {b: 1}\nc: [*x, *x, {d: 1, 'd': 2}]\n", "the key 'd' of line 2"),
+    ],
+)
 def test_what_is_no_config_is_refused(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "search.yaml"
     path.write_text(text)
