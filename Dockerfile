@@ -29,6 +29,8 @@ VOLUME /data
 
 # With the extra of the search, which converts ONNX files that are uploaded.
 FROM base AS server
+# Where pip finds torch's build for CPUs: the usual one brings gigabytes for GPUs.
+ARG PIP_EXTRA_INDEX_URL
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     pip install --no-cache-dir "$(echo /wheels/kerf-*.whl)[server,search,objects,telemetry]"
 USER 10001
@@ -38,6 +40,7 @@ HEALTHCHECK --interval=10s --timeout=3s --start-period=30s \
 CMD ["kerf", "server", "--host", "0.0.0.0"]
 
 FROM base AS worker
+ARG PIP_EXTRA_INDEX_URL
 RUN --mount=type=bind,from=wheel,source=/wheels,target=/wheels \
     pip install --no-cache-dir "$(echo /wheels/kerf-*.whl)[server,search,objects]"
 USER 10001

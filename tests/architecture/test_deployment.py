@@ -65,6 +65,17 @@ def test_images_run_as_a_numbered_user() -> None:
         assert "g++" not in stage
 
 
+def test_images_with_torch_can_be_told_where_its_small_build_is() -> None:
+    found = stages()
+    with_torch = {name for name, stage in found.items() if re.search(r"\[[^]]*\bsearch\b", stage)}
+    assert with_torch == {"server", "worker"}
+    for name in with_torch:
+        assert re.search(r"^ARG PIP_EXTRA_INDEX_URL$.*^RUN ", found[name], re.MULTILINE | re.DOTALL), name
+    for name, service in OURS.items():
+        has_argument = "PIP_EXTRA_INDEX_URL" in service["build"].get("args", ())
+        assert has_argument == (service["build"]["target"] in with_torch), name
+
+
 def test_the_dockerfile_passes_its_linter() -> None:
     linter = shutil.which("hadolint")
     if linter is None:
@@ -186,7 +197,13 @@ def test_every_variable_is_one() -> None:
         found |= set(re.findall(r"\bKERF_\w+", file.read_text(encoding="utf-8")))
     assert len(found) > 10
     assert found - asked <= known
-    assert asked == {"POSTGRES_PASSWORD", "GRAFANA_PASSWORD", "KERF_ENROLMENT_CODE", "FORWARDED_ALLOW_IPS"}
+    assert asked == {
+        "POSTGRES_PASSWORD",
+        "GRAFANA_PASSWORD",
+        "KERF_ENROLMENT_CODE",
+        "FORWARDED_ALLOW_IPS",
+        "PIP_EXTRA_INDEX_URL",
+    }
 
 
 def test_health_is_asked_where_it_is_answered() -> None:
