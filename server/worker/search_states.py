@@ -1,8 +1,9 @@
 """The state of a search in the database, from which another worker goes on.
 
-A state holds every candidate so far, and a generation adds a few. So what only grows is written in parts, one a
-generation, and the checkpoint has the number of parts and what is left. Where something in them is another than before,
-as after new latencies, or with scores that compare within a generation only, all is written anew as one part.
+A state holds every candidate so far, and a generation adds a few. So what mostly grows is written in parts, one a
+generation, and the checkpoint has the number of parts and what is left. A part also has the candidates before it whose
+figures are others now, as where survivors are scored again in each generation. Where these are most of them, as after
+new latencies, all is written anew as one part.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ _SEEN, _TOLD = "seen", "told"
 
 #: Each of the two that a searcher has, as a sequence.
 _Memory = Mapping[str, tuple[Any, ...]]
+
+#: Where more than one in so many candidates has other figures than before, all are written anew.
+_REWRITTEN_PART = 2
 
 
 class SearchStates:
@@ -55,27 +59,41 @@ class SearchStates:
                 f"{data['parts'] - len(parts)} of {data['parts']} parts of the search's state are gone from the "
                 "database: submit the search again"
             )
-        memory: dict[str, Any] = {
-            key: [item for part in parts for item in part["memory"][key]] for key in data["memory"]
-        }
+        memory: dict[str, Any] = {key: [] for key in data["memory"]}
+        archive: list[Any] = []
+        for part in parts:
+            for place, item in part["changed"]:
+                archive[place] = item
+            archive += part["archive"]
+            for key, items in memory.items():
+                if key in part["anew"]:
+                    items.clear()
+                items += part["memory"].get(key, ())
         if _TOLD in memory:
             memory[_TOLD] = dict(memory[_TOLD])
-        archive = [item for part in parts for item in part["archive"]]
         state = state_from_json({**data, "searcher": {**data["searcher"], **memory}, "archive": archive})
         self._remember(state, len(parts))
         return state, data
 
     def save(self, session: Session, state: SearchState, more: Mapping[str, Any]) -> None:
         """Store a state, with `more` of JSON, in the caller's transaction. Where that fails, this is not used again."""
-        memory = _memory_of(state)
-        is_grown = _begins(state.archive, self._archive) and all(
-            _begins(memory.get(key, ()), start) for key, start in self._memory.items()
-        )
-        if not is_grown:
-            self._parts, self._archive, self._memory = 0, (), {}
-        new = {key: items[len(self._memory.get(key, ())) :] for key, items in memory.items()}
-        data = state_to_json(replace(state, archive=state.archive[len(self._archive) :]))
-        part = {"archive": data.pop("archive"), "memory": new}
+        memory, archive = _memory_of(state), state.archive
+        changed = _changed(archive, self._archive)
+        if changed is None:
+            self._parts, self._archive, self._memory, changed = 0, (), {}, []
+        # What a searcher forgets, it has little of: a generation's worth.
+        before = self._memory
+        anew = [key for key, items in memory.items() if key not in before or not _begins(items, before[key])]
+        new = {key: items if key in anew else items[len(before[key]) :] for key, items in memory.items()}
+        written = (*(archive[place] for place in changed), *archive[len(self._archive) :])
+        data = state_to_json(replace(state, archive=written))
+        items = data.pop("archive")
+        part = {
+            "archive": items[len(changed) :],
+            "changed": list(zip(changed, items, strict=False)),
+            "memory": new,
+            "anew": anew,
+        }
         data["searcher"] = {key: value for key, value in state.searcher.items() if key not in memory}
         claim = self._run.claim
         save_part(session, claim, stage=STAGE, part=self._parts, data=json.dumps(part))
@@ -90,6 +108,14 @@ class SearchStates:
 def _memory_of(state: SearchState) -> _Memory:
     memory = {key: state.searcher[key] for key in (_SEEN, _TOLD) if key in state.searcher}
     return {key: tuple(items.items() if isinstance(items, Mapping) else items) for key, items in memory.items()}
+
+
+def _changed(archive: Sequence[object], start: Sequence[object]) -> list[int] | None:
+    """The places of `start` at which `archive` is another; None where that is no beginning of it, or at most of them."""
+    if len(archive) < len(start):
+        return None
+    found = [place for place, (a, b) in enumerate(zip(archive, start, strict=False)) if not (a is b or a == b)]
+    return None if _REWRITTEN_PART * len(found) > len(start) else found
 
 
 def _begins(longer: Sequence[object], start: Sequence[object]) -> bool:

@@ -104,9 +104,40 @@ def test_what_changed_is_written_anew(run: SearchRun) -> None:
     # The searcher has learnt other figures of the same candidates.
     unlearnt = replace(later, searcher={**later.searcher, "told": {"4.0": [0.1, 0.2], "0.0": [0.5, 0.0]}})
     save(run, states, unlearnt)
-    assert len(parts(run)) == 1
+    assert len(parts(run)) == 3
     assert state_to_json(loaded(run)) == state_to_json(unlearnt)
     assert list(loaded(run).searcher["told"]) == ["4.0", "0.0"]
+    # What is told from then on comes behind it, and what is forgotten whole does not come back.
+    learnt = replace(unlearnt, searcher={**unlearnt.searcher, "told": {**unlearnt.searcher["told"], "1.0": [0.2, 0.3]}})
+    save(run, states, learnt)
+    assert state_to_json(loaded(run)) == state_to_json(learnt)
+    forgetful = replace(learnt, searcher={key: value for key, value in learnt.searcher.items() if key != "told"})
+    for state in (forgetful, replace(learnt, searcher={**learnt.searcher, "told": {"2.0": [0.7, 0.8]}})):
+        save(run, states, state)
+        assert state_to_json(loaded(run)) == state_to_json(state)
+
+
+def test_survivors_that_are_scored_again_are_written_alone(run: SearchRun) -> None:
+    """As with the supernet: in each generation some candidates from anywhere have other scores."""
+    states, state = SearchStates(run), after(5)
+    save(run, states, state)
+    for generation in range(6, 16):
+        later = grown(state, generation)
+        archive = list(later.archive)
+        for place in (1, len(archive) // 2, len(archive) - 4):
+            archive[place] = candidate(place, latency_ms=float(generation))
+        state = replace(later, archive=tuple(archive), searcher={**later.searcher, "told": {str(generation): [0.5]}})
+        before = parts(run)
+        save(run, states, state)
+        assert parts(run)[:-1] == before
+        assert state_to_json(loaded(run)) == state_to_json(state)
+        # Two that are new, and three; the codes of all that was seen are not said again.
+        assert 5 * 50 < len(parts(run)[-1]) < 5 * 160
+    states = SearchStates(run)
+    found = states.load()
+    assert found is not None
+    save(run, states, grown(found[0], 16))
+    assert state_to_json(loaded(run)) == state_to_json(grown(state, 16))
 
 
 def test_a_searcher_without_a_memory(run: SearchRun) -> None:
