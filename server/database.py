@@ -111,7 +111,10 @@ class Database:
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[Session]:
-        """`read` whose statements all see the same moment, and which may take rows in parts (`yield_per`)."""
+        """`read` whose statements all see the same moment, and which may take rows in parts (`yield_per`).
+
+        For pages and figures put together from several statements, and for rows that others replace as a whole.
+        """
         with Session(self._snapshot_engine, expire_on_commit=False) as session:
             yield session
 

@@ -85,7 +85,7 @@ def queue_fragment(context: ContextDep, viewer: ViewerDep) -> Response:
 
 @router.get("/quarantine")
 def show_quarantine(context: ContextDep, viewer: ViewerDep) -> Response:
-    with context.database.read() as session:
+    with context.database.snapshot() as session:
         page = quarantine_page(session, database_time_s(session))
     return render("quarantine.html", page=page, viewer=viewer, path="")
 
@@ -146,14 +146,14 @@ def download_result(search_id: str, context: ContextDep, viewer: ViewerDep) -> R
 
 @router.get("/searches/{search_id}/candidates/{candidate_id}")
 def show_candidate(search_id: str, candidate_id: str, context: ContextDep, viewer: ViewerDep) -> Response:
-    with context.database.read() as session:
+    with context.database.snapshot() as session:
         page = candidate_page(session, search_id, candidate_id)
     return render("candidate.html", page=page, viewer=viewer, path="")
 
 
 @router.get("/searches/{search_id}/front.json")
 def front_data(search_id: str, context: ContextDep, viewer: ViewerDep) -> Response:
-    with context.database.read() as session:
+    with context.database.snapshot() as session:
         get_search(session, search_id)
         return JSONResponse(chart_data(session, search_id), headers={"Cache-Control": "no-store"})
 
@@ -170,7 +170,7 @@ def device_fragment(device_id: str, context: ContextDep, viewer: ViewerDep) -> R
 
 @router.get("/series/{series_id}")
 def show_series(series_id: str, context: ContextDep, viewer: ViewerDep) -> Response:
-    with context.database.read() as session:
+    with context.database.snapshot() as session:
         page = card_page(session, series_id, database_time_s(session))
     return render("series.html", page=page, viewer=viewer, path="")
 
@@ -183,14 +183,14 @@ def show_profit(
     scheme: str | None = None,
     page: Annotated[int, Query(ge=1)] = 1,
 ) -> Response:
-    with context.database.read() as session:
+    with context.database.snapshot() as session:
         found = profit_page(session, series_id, database_time_s(session), scheme=scheme, page=page)
     return render("profit.html", page=found, viewer=viewer, path="")
 
 
 @router.get("/explorer")
 def show_explorer(context: ContextDep, viewer: ViewerDep, wanted: FilterDep, cursor: str | None = None) -> Response:
-    with context.database.read() as session:
+    with context.database.snapshot() as session:
         page = explorer_page(session, wanted, after=list_place(cursor), now=database_time_s(session))
     return render("explorer.html", page=page, viewer=viewer, path="/explorer")
 
@@ -205,14 +205,14 @@ def download_latencies(form: TableFormat, context: ContextDep, viewer: ViewerDep
 def show_comparison(
     context: ContextDep, viewer: ViewerDep, first: str | None = None, second: str | None = None
 ) -> Response:
-    with context.database.read() as session:
+    with context.database.snapshot() as session:
         page = compare_page(session, first, second)
     return render("compare.html", page=page, viewer=viewer, path="/compare")
 
 
 @router.get("/series/{series_id}/kernels/{kernel_id}")
 def show_kernel(series_id: str, kernel_id: str, context: ContextDep, viewer: ViewerDep) -> Response:
-    with context.database.read() as session:
+    with context.database.snapshot() as session:
         page = kernel_page(session, series_id, kernel_id, database_time_s(session))
     return render("kernel.html", page=page, viewer=viewer, path="")
 
@@ -307,7 +307,7 @@ async def static_file(path: str, request: Request) -> Response:
 
 
 def _overview(context: Context, viewer: Viewer) -> OverviewPage:
-    with context.database.read() as session:
+    with context.database.snapshot() as session:
         return queries.overview(
             session, heartbeat_interval_s=context.settings.heartbeat_interval_s, owner=viewer.sees_only
         )
@@ -315,7 +315,7 @@ def _overview(context: Context, viewer: Viewer) -> OverviewPage:
 
 def _queue(context: Context, viewer: Viewer) -> QueuePage:
     interval_s = context.settings.heartbeat_interval_s
-    with context.database.read() as session:
+    with context.database.snapshot() as session:
         now = database_time_s(session)
         return queue_page(session, now, heartbeat_interval_s=interval_s, owner=viewer.sees_only)
 
@@ -333,12 +333,12 @@ def _enrolment(request: Request, viewer: Viewer, *, code: str) -> Response:
 
 
 def _search(context: Context, search_id: str) -> SearchPage:
-    with context.database.read() as session:
+    with context.database.snapshot() as session:
         return search_page(session, search_id, database_time_s(session))
 
 
 def _device(context: Context, device_id: str) -> DevicePage:
-    with context.database.read() as session:
+    with context.database.snapshot() as session:
         return queries.device_page(session, device_id, heartbeat_interval_s=context.settings.heartbeat_interval_s)
 
 

@@ -107,7 +107,7 @@ def due_card(session: Session, *, quiet_s: float = QUIET_S) -> str | None:
 
 def refresh_card(database: Database, *, quiet_s: float = QUIET_S) -> str | None:
     """Work out one card that is due, and store it; returns the series, or None where none is due."""
-    with database.read() as session:
+    with database.snapshot() as session:
         series_id = due_card(session, quiet_s=quiet_s)
         if series_id is None:
             return None

@@ -177,7 +177,8 @@ def get_profit_map(
     """How much faster than its dense kernel each pruned one of a series really is, some shapes at a time. A device,
     with or without a runtime, may stand for its only series; where it has several the request is refused, naming them.
     """
-    with context.database.read() as session:
+    # A worker may put another map in its place between two statements.
+    with context.database.snapshot() as session:
         row = one_series(session, "profit", series=series, device=device, runtime=runtime)
         found = require_profit(session, row)
         places = [part_cursor(key) for key in found.places()]

@@ -93,7 +93,7 @@ def due_model(session: Session, *, quiet_s: float = QUIET_S) -> str | None:
 
 def refresh_model(database: Database, *, quiet_s: float = QUIET_S) -> str | None:
     """Fit one model that is due, and store it; returns the series, or None where none is due."""
-    with database.read() as session:
+    with database.snapshot() as session:
         series_id = due_model(session, quiet_s=quiet_s)
         if series_id is None:
             return None

@@ -152,7 +152,7 @@ def get_series_list(
 @router.get("/latency-series/{series_id}/card", responses=answer(CardView))
 def get_card(series_id: str, context: ContextDep, principal: Reader) -> Response:
     """How far predictions from a series can be trusted, and whether its device has drifted."""
-    with context.database.read() as session:
+    with context.database.snapshot() as session:
         series = get_series(session, series_id)
         found = stored_card(session, series_id)
         drift = drift_view(session, series_id)
@@ -195,7 +195,7 @@ def compare_latencies(
     """The same kernels in two series. A device, with or without a runtime, may stand for its only series; where it has
     several the request is refused, naming them.
     """
-    with context.database.read() as session:
+    with context.database.snapshot() as session:
         first = one_series(session, "first", series=first_series, device=first_device, runtime=first_runtime)
         second = one_series(session, "second", series=second_series, device=second_device, runtime=second_runtime)
         return ContractResponse(compare_series(session, first, second, limit=limit))

@@ -135,7 +135,7 @@ def _taken_over(run: SearchRun, search_id: str, device_id: str) -> tuple[Latency
         text = get_document(session, search_id, device_document(LATENCY_TABLE, device_id, devices))
         saved = load_checkpoint(session, search_id, STAGE)
         source = device_source(session, device_id)
-    if text is None or saved is None:
+    if text is None or saved is None or saved.step < _FINISHED:
         raise SearchFailed(
             f"search {search_id!r} has no latency table: name one that has finished profiling (see `kerf search ls`)"
         )

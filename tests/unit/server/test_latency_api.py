@@ -5,17 +5,23 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from sqlalchemy import delete
+from sqlalchemy.orm import Session
 
 from device_agent.contracts import (
     Conditions,
     HeartbeatRequest,
     KernelSpec,
+    PruningScheme,
     Verdict,
     VerdictReason,
+    WeightPruning,
     encode,
     kernel_id,
 )
+from server.latency import profit
 from server.latency.schemas import LatencyQuery
+from server.models import ProfitPartRow, SeriesRow
 from tests.unit.server.server_lab import (
     PROFILE,
     RUNTIMES,
@@ -116,3 +122,29 @@ class TestLatencyQuery:
         assert lab.post("/v1/latency:query", body).status_code == 404
         response = lab.post("/v1/latency:query", {**body, "kernels": []})
         assert "0 kernels" in response.json()["detail"]
+
+
+def test_a_profit_map_that_is_made_anew_meanwhile(
+    lab: ServerLab, agent: LabAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A map is its summary and its parts: who has read the one gets the others of the same map."""
+    monkeypatch.setattr(profit, "MEASUREMENTS_AT_ONCE", 0)
+    database, dense = lab.database, kernel_task(2)
+    pruned = replace(dense.kernel, pruning=WeightPruning(scheme=PruningScheme.UNSTRUCTURED, density=0.25))
+    lab.source.request(agent.device_id, [replace(dense, kernel=pruned)], lab.search(agent.device_id))
+    lab.report(agent, *(report_of(lease, measurement(50.0)) for lease in lab.lease(agent, 1)))
+    assert profit.refresh_profit(database, quiet_s=0.0) is not None
+    (series,) = lab.get("/v1/latency-series").json()["items"]
+    address = f"/v1/latency:profit?series={series['id']}"
+    whole = lab.get(address).json()
+    assert whole["kernels"]
+
+    def read_before(session: Session, row: SeriesRow) -> profit.FoundProfit:
+        found = profit.require_profit(session, row)
+        found.places()
+        with database.write() as other:
+            other.execute(delete(ProfitPartRow))
+        return found
+
+    monkeypatch.setattr("server.latency.endpoints.require_profit", read_before)
+    assert lab.get(address).json() == whole
