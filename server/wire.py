@@ -33,6 +33,8 @@ Limit = Annotated[int, Query(ge=1, le=MAX_PAGE)]
 LARGE_BODY_BYTES = 256 << 10
 #: Far more than a batch of reports has, whose agents send up to 2 MiB at once.
 MAX_CONTAINERS = 500_000
+#: Likewise of values and names: each takes the checks some microseconds.
+MAX_VALUES = 1_000_000
 
 #: Declared on all routes: any of them can be sent nonsense.
 PROBLEMS: dict[int | str, dict[str, Any]] = {
@@ -171,9 +173,11 @@ async def _read(request: Request, max_bytes: int | None, use: Callable[[bytes], 
 
 
 def _parsed(raw: bytes) -> object:
-    # Nobody is served while the parser runs, and millions of lists take it seconds. Brackets in texts count, too.
+    # Nobody is served while the parser runs, and millions of lists take it seconds. Signs in texts count, too.
     if raw.count(b"[") + raw.count(b"{") > MAX_CONTAINERS:
         raise PayloadTooLarge(f"the body has more than {MAX_CONTAINERS} lists and objects: send less at once")
+    if raw.count(b",") > MAX_VALUES:
+        raise PayloadTooLarge(f"the body has more than {MAX_VALUES} values: send less at once")
     try:
         data = json.loads(raw)
     except (ValueError, RecursionError) as error:

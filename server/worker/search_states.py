@@ -111,7 +111,7 @@ def _memory_of(state: SearchState) -> _Memory:
 
 
 def _changed(archive: Sequence[object], start: Sequence[object]) -> list[int] | None:
-    """The places of `start` at which `archive` is another; None where that is no beginning of it, or at most of them."""
+    """The places of `start` at which `archive` differs; None where it does at most of them, or is shorter."""
     if len(archive) < len(start):
         return None
     found = [place for place, (a, b) in enumerate(zip(archive, start, strict=False)) if not (a is b or a == b)]

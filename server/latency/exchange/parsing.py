@@ -23,7 +23,7 @@ from device_agent.contracts import (
     kernel_id,
 )
 from server.latency.exchange.mapping import FIELDS, KERNEL_FIELDS, PRUNING_FIELDS, ImportMapping
-from server.latency.exchange.tables import TableRow
+from server.latency.exchange.tables import MAX_ROWS, TableFormat, TableRow, array_rows, format_of, read_array, read_rows
 
 #: As many bad cells are named; more of them say nothing new.
 MAX_ERRORS = 50
@@ -90,6 +90,22 @@ class ParsedFile:
 
     latencies: tuple[ImportedLatency, ...]
     missing: int
+
+
+def parse_file(data: bytes, file_name: str, mapping: ImportMapping | None) -> ParsedFile:
+    """The figures of a file. Raises `ContractError` or `RowErrors` where any of it cannot be used."""
+    form = format_of(file_name)
+    if form is TableFormat.NPY:
+        if mapping is None or not mapping.axes:
+            raise ContractError("mapping.axes: an array needs axes, which tell what its cells are")
+        rows = array_rows(read_array(data), mapping, LATENCY)
+    elif mapping is not None and mapping.axes:
+        raise ContractError(f"mapping.axes: a {form.value} file is a table: name its columns instead")
+    else:
+        rows = read_rows(data, form)
+    if len(rows) > MAX_ROWS:
+        raise ContractError(f"{len(rows)} cells stand for kernels, more than {MAX_ROWS}: split the array")
+    return parse_rows(rows, mapping)
 
 
 def parse_rows(rows: Sequence[TableRow], mapping: ImportMapping | None) -> ParsedFile:

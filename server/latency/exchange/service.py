@@ -30,16 +30,9 @@ from server.database import Database
 from server.errors import Conflict, NotFound, PayloadTooLarge, Unprocessable
 from server.ids import new_id, uuid7
 from server.latency.exchange.mapping import ImportMapping
-from server.latency.exchange.parsing import LATENCY, ImportedLatency, ParsedFile, RowErrors, parse_rows
-from server.latency.exchange.tables import (
-    MAX_FILE_BYTES,
-    MAX_ROWS,
-    TableFormat,
-    array_rows,
-    format_of,
-    read_array,
-    read_rows,
-)
+from server.latency.exchange.parse_process import parse_stored
+from server.latency.exchange.parsing import ImportedLatency, ParsedFile, RowErrors
+from server.latency.exchange.tables import MAX_FILE_BYTES, TableFormat, format_of
 from server.latency.repository import (
     Latest,
     count_measurements,
@@ -92,22 +85,6 @@ class ImportAnswer:
     series_ids: tuple[str, ...]
 
 
-def parse_file(data: bytes, file_name: str, mapping: ImportMapping | None) -> ParsedFile:
-    """The figures of a file. Raises `ContractError` or `RowErrors` where any of it cannot be used."""
-    form = format_of(file_name)
-    if form is TableFormat.NPY:
-        if mapping is None or not mapping.axes:
-            raise ContractError("mapping.axes: an array needs axes, which tell what its cells are")
-        rows = array_rows(read_array(data), mapping, LATENCY)
-    elif mapping is not None and mapping.axes:
-        raise ContractError(f"mapping.axes: a {form.value} file is a table: name its columns instead")
-    else:
-        rows = read_rows(data, form)
-    if len(rows) > MAX_ROWS:
-        raise ContractError(f"{len(rows)} cells stand for kernels, more than {MAX_ROWS}: split the array")
-    return parse_rows(rows, mapping)
-
-
 def import_file(
     database: Database, store: ArtifactStore, request: LatencyImport, *, created_by: str, owner: str | None
 ) -> ImportAnswer:
@@ -127,7 +104,7 @@ def import_file(
     if path.stat().st_size > MAX_FILE_BYTES:
         raise PayloadTooLarge(f"the file has {path.stat().st_size} bytes, more than {MAX_FILE_BYTES}: split it")
     try:
-        parsed = parse_file(path.read_bytes(), request.file_name, request.mapping)
+        parsed = parse_stored(path, request.file_name, request.mapping)
     except RowErrors as error:
         fields = [{"field": place, "message": message} for place, message in error.errors]
         raise Unprocessable(str(error), code="bad_rows", errors=fields) from None

@@ -32,7 +32,7 @@ from server.latency.card import CardPoint, SeriesCard
 from server.models import CardRow, EnrolmentCodeRow, KernelRow, MeasurementFailureRow, ReportRow, SearchRow, WorkerRow
 from server.rates import RateLimit
 from server.settings import Settings
-from server.wire import LARGE_BODY_BYTES, MAX_CONTAINERS
+from server.wire import LARGE_BODY_BYTES, MAX_CONTAINERS, MAX_VALUES
 from tests.unit.server.server_lab import LabAgent, ServerLab, failure, report_of, search_config
 from tests.unit.server.test_latency_card import complete, measured, verified
 
@@ -497,6 +497,9 @@ class TestBodies:
         for body in (b"[" * (MAX_CONTAINERS + 1), b"[" + b"{}," * MAX_CONTAINERS + b"{}]"):
             answer = sqlite_lab.request("POST", "/v1/latency:query", content=body)
             assert (answer.status_code, "lists and objects" in answer.text) == (413, True)
+        names = b'{"name": "x", "scopes": [' + b'"",' * (MAX_VALUES + 1) + b'""]}'
+        answer = sqlite_lab.request("POST", "/v1/tokens", sqlite_lab.admin, content=names)
+        assert (answer.status_code, f"more than {MAX_VALUES} values" in answer.text) == (413, True)
         twice = {"name": "x", "scopes": ["read"] * 2}
         answer = sqlite_lab.request("POST", "/v1/tokens", sqlite_lab.admin, json=twice)
         assert (answer.status_code, "twice" in answer.text) == (422, True)

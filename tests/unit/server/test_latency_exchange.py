@@ -8,15 +8,19 @@ import io
 import json
 import pickle
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 
-from device_agent.contracts import ContractError, MeasuringSetup, Source, Verdict, VerdictReason, encode
+from device_agent.contracts import ContractError, MeasuringSetup, Source, Verdict, VerdictReason, decode, encode
+from search.limited_process import Limits
 from server.errors import Unprocessable
-from server.latency.exchange import export, service, tables
+from server.latency.exchange import export, parse_process, service, tables
+from server.latency.exchange.mapping import ImportMapping
+from server.latency.exchange.parsing import ParsedFile, RowErrors
 from server.latency.exchange.tables import TableFormat
 from server.latency.listing import LatencyFilter
 from tests.unit.server.server_lab import (
@@ -163,6 +167,36 @@ def test_limits(sqlite_lab: ServerLab, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "more than 2 rows" in send(sqlite_lab, "t.csv", CSV.encode()).json()["detail"]
     monkeypatch.setattr(service, "MAX_FILE_BYTES", 10)
     assert send(sqlite_lab, "t.csv", CSV.encode()).status_code == 413
+
+
+def test_a_large_file_is_read_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mapping, path = decode(ImportMapping, MAPPING), tmp_path / ("ab" * 32)
+
+    def read(data: bytes) -> tuple[Any, Any]:
+        """What comes of it in this process and in one of its own."""
+        path.write_bytes(data)
+        found: list[Any] = []
+        for limit in (1 << 20, 0):
+            monkeypatch.setattr(parse_process, "SMALL_BYTES", limit)
+            try:
+                found.append(parse_process.parse_stored(path, "theirs.csv", mapping))
+            except RowErrors as error:
+                found.append((type(error), str(error), error.errors, error.count))
+        return found[0], found[1]
+
+    here, there = read(CSV.encode())
+    assert isinstance(here, ParsedFile)
+    assert len(here.latencies) == 2
+    assert there == here
+    here, there = read(CSV.encode() + b"x,16,0.5,3,9\n")
+    assert here[0] is RowErrors
+    assert there == here
+    # Small to send, and gigabytes where many are read at once.
+    names = ",".join(f"c{n}" for n in range(500))
+    path.write_text(f"{names}\n" + ("," * 499 + "\n") * 5000)
+    monkeypatch.setattr(parse_process, "LIMITS", Limits(memory_bytes=32 << 20, timeout_s=60))
+    with pytest.raises(ContractError, match=r"takes more than .* to read: make it smaller"):
+        parse_process.parse_stored(path, "theirs.csv", mapping)
 
 
 ARRAY_MAPPING = {

@@ -8,7 +8,7 @@ import yaml
 from bench.latency.imported_a72 import MAPPING, dense_layer, judged
 from device_agent.contracts import decode
 from server.latency.exchange.mapping import ImportMapping
-from server.latency.exchange.service import parse_file
+from server.latency.exchange.parsing import parse_file
 from tests.shared_data import shared_data
 
 
