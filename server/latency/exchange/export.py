@@ -17,7 +17,7 @@ from server.database import Database
 from server.errors import Unprocessable
 from server.latency.exchange.mapping import FIELDS, KERNEL_FIELDS, PRUNING_FIELDS
 from server.latency.exchange.parsing import CI95_HIGH, CI95_LOW, LATENCY
-from server.latency.exchange.tables import TableFormat
+from server.latency.exchange.tables import TableFormat, as_text
 from server.latency.listing import LatencyFilter
 from server.models import DeviceRow, KernelRow, MeasurementRow, ProfileRow, SeriesRow, SetupRow
 from server.wire import iso
@@ -145,7 +145,7 @@ def _as_csv(pages: Iterator[Sequence[Mapping[str, Any]]]) -> Iterator[bytes]:
     writer.writerow(COLUMNS)
     for rows in pages:
         # repr of a float, which csv uses, gives the same float back.
-        writer.writerows([row[name] for name in COLUMNS] for row in rows)
+        writer.writerows([as_text(row[name]) for name in COLUMNS] for row in rows)
         yield buffer.getvalue().encode()
         buffer.seek(0)
         buffer.truncate()

@@ -23,7 +23,16 @@ from device_agent.contracts import (
     kernel_id,
 )
 from server.latency.exchange.mapping import FIELDS, KERNEL_FIELDS, PRUNING_FIELDS, ImportMapping
-from server.latency.exchange.tables import MAX_ROWS, TableFormat, TableRow, array_rows, format_of, read_array, read_rows
+from server.latency.exchange.tables import (
+    MAX_ROWS,
+    TableFormat,
+    TableRow,
+    array_rows,
+    format_of,
+    from_text,
+    read_array,
+    read_rows,
+)
 
 #: As many bad cells are named; more of them say nothing new.
 MAX_ERRORS = 50
@@ -103,6 +112,8 @@ def parse_file(data: bytes, file_name: str, mapping: ImportMapping | None) -> Pa
         raise ContractError(f"mapping.axes: a {form.value} file is a table: name its columns instead")
     else:
         rows = read_rows(data, form)
+        if mapping is None and form is TableFormat.CSV:
+            rows = [TableRow(row.position, {k: from_text(v) for k, v in row.values.items()}) for row in rows]
     if len(rows) > MAX_ROWS:
         raise ContractError(f"{len(rows)} cells stand for kernels, more than {MAX_ROWS}: split the array")
     return parse_rows(rows, mapping)

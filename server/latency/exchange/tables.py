@@ -7,6 +7,7 @@ import io
 import itertools
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -29,6 +30,9 @@ MAX_JSON_CONTAINERS = 1_000_000
 _MAX_COLUMNS = 500
 _BATCH_ROWS = 1000
 _NPY_MAGIC = b"\x93NUMPY"
+#: Texts that spreadsheets take for formulas (https://owasp.org/www-community/attacks/CSV_Injection), and what
+#: `as_text` makes of them.
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
 
 
 class TableFormat(StrEnum):
@@ -46,6 +50,16 @@ class TableRow:
 
     position: str
     values: Mapping[str, Any]
+
+
+def as_text(value: Any) -> Any:
+    """A cell of our CSV files: a text that a spreadsheet would calculate has an apostrophe before it."""
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
+
+
+def from_text(value: Any) -> Any:
+    """What `as_text` was given."""
+    return value[1:] if isinstance(value, str) and value.startswith("'") and _FORMULA.match(value) else value
 
 
 def format_of(file_name: str) -> TableFormat:

@@ -308,6 +308,23 @@ class TestRoundTrip:
         copied = send(lab, "moved.json", json.dumps(moved).encode(), None, "another board").json()
         assert (copied["added"], copied["already_there"]) == (2, 0)
 
+    def test_names_are_no_formulas_in_a_spreadsheet(self, sqlite_lab: ServerLab) -> None:
+        lab = sqlite_lab
+        names = ["=1+1", "+1", "-1", "@sum", "'=1", "'plain", "a=1"]
+        rows = "".join(f"8,{n + 1},0.5,3,{n + 5},{name}\n" for n, name in enumerate(names))
+        columns = {**MAPPING["columns"], "runtime": "runtime"}
+        constants = {key: value for key, value in MAPPING["constants"].items() if key != "runtime"}
+        mapping = {**MAPPING, "columns": columns, "constants": constants}
+        text = CSV.splitlines()[0] + ",runtime\n" + rows
+        assert send(lab, "theirs.csv", text.encode(), mapping, "=1+1").json()["added"] == len(names)
+        exported = lab.get("/v1/latency:export?format=csv&device==1%2B1").text
+        cells = list(csv.DictReader(io.StringIO(exported, newline="")))
+        assert {row["device_name"] for row in cells} == {"'=1+1"}
+        assert {row["runtime"] for row in cells} == {"'=1+1", "'+1", "'-1", "'@sum", "''=1", "'plain", "a=1"}
+        assert send(lab, "again.csv", exported.encode(), None, "a copy").json()["added"] == len(names)
+        told = lab.get("/v1/latency:export?format=json&device=a copy").json()
+        assert {row["runtime"] for row in told} == set(names)
+
     def test_what_was_not_measured_does_not_lose_that_mark(self, sqlite_lab: ServerLab) -> None:
         agent = sqlite_lab.agent(profile=replace(PROFILE, simulated=True))
         sqlite_lab.tasks(agent)
