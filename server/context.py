@@ -22,7 +22,7 @@ from server.fleet.unknown_reports import UnknownReports
 from server.fleet.waiting import LeaseWaiters
 from server.rates import RateLimit
 from server.settings import Settings
-from server.streams import OpenStreams, Stream
+from server.streams import OpenStreams, SharedReads, Stream
 
 #: Browsers cannot add a header to an event stream or a page: they send the token in this cookie, for reading only.
 TOKEN_COOKIE = "kerf_token"
@@ -45,6 +45,7 @@ class Context:
     streams: OpenStreams
     counters: Counters
     unknown_reports: UnknownReports
+    shared_reads: SharedReads = field(default_factory=SharedReads)
     #: What runs beside the requests, until `stopping`.
     background: list[asyncio.Task[None]] = field(default_factory=list)
 

@@ -1,4 +1,4 @@
-"""Event streams that are open: how many a token has, and that each ends with its token.
+"""Event streams that are open: how many a token has, that each ends with its token, and what they ask together.
 
 A stream is one request that may last for days, and asks the database several times a second. So what is checked when a
 request begins is not enough for it.
@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 
@@ -22,6 +23,10 @@ from server.errors import TooManyRequests
 RECHECK_S = 10.0
 #: Told to whoever has too many.
 RETRY_AFTER_S = 10
+#: Answers that are kept for other streams; then those that are there are forgotten.
+_KEPT_ANSWERS = 1000
+
+T = TypeVar("T")
 
 
 class OpenStreams:
@@ -50,6 +55,32 @@ class OpenStreams:
             self._open[token_id] -= 1
             if not self._open[token_id]:
                 del self._open[token_id]
+
+
+class SharedReads:
+    """What many streams ask of the database at about the same time is asked once. Used by one thread, the loop's."""
+
+    def __init__(self) -> None:
+        self._answers: dict[Hashable, tuple[float, asyncio.Task[Any]]] = {}
+
+    async def get(self, key: Hashable, read: Callable[[], T], max_age_s: float) -> T:
+        """What `read` returns, in a thread; or what it returned to another with this key that asked less than
+        `max_age_s` ago. A read that failed is not kept.
+        """
+        asked_s, task = self._answers.get(key, (0.0, None))
+        now_s = time.monotonic()
+        if task is None or (task.done() and (now_s - asked_s >= max_age_s or _failed(task))):
+            if len(self._answers) >= _KEPT_ANSWERS:
+                self._answers = {k: answer for k, answer in self._answers.items() if not answer[1].done()}
+            task = asyncio.create_task(run_in_threadpool(read))
+            self._answers[key] = (now_s, task)
+        # Whoever asked first may go away meanwhile.
+        found: T = await asyncio.shield(task)
+        return found
+
+
+def _failed(task: asyncio.Task[Any]) -> bool:
+    return task.cancelled() or task.exception() is not None
 
 
 class Stream:

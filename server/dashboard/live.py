@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Hashable
 
 from fastapi.sse import ServerSentEvent
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
-from starlette.concurrency import run_in_threadpool
 
 from server.columns import now_s
 from server.context import Context
@@ -29,11 +28,12 @@ Version = tuple[str, bool]
 
 
 async def changes(
-    context: Context, stream: Stream, version: Callable[[Session], Version], last_seen: str | None
+    context: Context, stream: Stream, what: Hashable, version: Callable[[Session], Version], last_seen: str | None
 ) -> AsyncIterator[ServerSentEvent]:
     """A "changed" event at once if the page may be stale, then one for every change; "end" when there are no more.
 
-    `last_seen` is the identity of the last event that the page got. Ends when the server stops, or the viewer's
+    `what` tells pages apart: streams of one share what they ask. `last_seen` is the identity of the last event that the
+    page got. Ends when the server stops, or the viewer's
     token ends.
     """
 
@@ -42,7 +42,7 @@ async def changes(
             return version(session)
 
     while await stream.goes_on():
-        current, is_final = await run_in_threadpool(read)
+        current, is_final = await context.shared_reads.get(("page", what), read, MIN_INTERVAL_S / 2)
         if current != last_seen:
             last_seen = current
             yield ServerSentEvent(event="changed", raw_data=current, id=current)

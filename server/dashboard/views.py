@@ -233,7 +233,7 @@ async def live_overview(
     """Changes of what the overview and the device pages show."""
     offline_after_s = _offline_after_s(context)
     async for event in changes(
-        context, stream, lambda session: overview_version(session, offline_after_s=offline_after_s), last_event_id
+        context, stream, "", lambda session: overview_version(session, offline_after_s=offline_after_s), last_event_id
     ):
         yield event
 
@@ -243,7 +243,9 @@ async def live_search(
     search_id: str, context: ContextDep, stream: StreamDep, last_event_id: LastEventId = None
 ) -> AsyncIterator[ServerSentEvent]:
     """Changes of one search."""
-    async for event in changes(context, stream, lambda session: search_version(session, search_id), last_event_id):
+    async for event in changes(
+        context, stream, search_id, lambda session: search_version(session, search_id), last_event_id
+    ):
         yield event
 
 

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Request
@@ -58,8 +59,13 @@ async def stream_events(
     stream: Annotated[Stream, Depends(one_stream)],
 ) -> AsyncIterator[ServerSentEvent]:
     """Events of a search from Last-Event-ID on, until it ends."""
+    interval_s = context.settings.poll_interval_s
     while await stream.goes_on():
-        events, is_over = await run_in_threadpool(_read, context, search_id, seq)
+        # Most of the time nothing is new, whoever asks.
+        last, is_over = await context.shared_reads.get(
+            ("events", search_id), partial(_standing, context, search_id), interval_s / 2
+        )
+        events = await run_in_threadpool(_read, context, search_id, seq) if seq < last else []
         for event in events:
             seq = event.seq
             yield ServerSentEvent(raw_data=dumps(event), event=event.kind, id=str(event.seq))
@@ -68,11 +74,17 @@ async def stream_events(
             return
         if not events:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(context.stopping.wait(), context.settings.poll_interval_s)
+                await asyncio.wait_for(context.stopping.wait(), interval_s)
 
 
-def _read(context: Context, search_id: str, seq: int) -> tuple[list[EventView], bool]:
-    """The next events, and whether the search was over before they were read, so that none can follow."""
+def _standing(context: Context, search_id: str) -> tuple[int, bool]:
+    """The number of the latest event, and whether the search is over, so that none can follow."""
     with context.database.read() as session:
-        is_over = queries.get_search(session, search_id).state.is_terminal
-        return [event_view(row) for row in queries.events_after(session, search_id, seq, _BATCH)], is_over
+        row = queries.get_search(session, search_id)
+        return row.last_event_seq, row.state.is_terminal
+
+
+def _read(context: Context, search_id: str, seq: int) -> list[EventView]:
+    """The next events."""
+    with context.database.read() as session:
+        return [event_view(row) for row in queries.events_after(session, search_id, seq, _BATCH)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack
 from dataclasses import replace
@@ -20,10 +21,11 @@ from server.dashboard import live
 from server.dashboard.live import changes
 from server.errors import TooManyRequests
 from server.models import SearchRow, TokenRow
+from server.searches import events as search_events
 from server.searches.events import stream_events
 from server.settings import Settings
 from server.states import JobState
-from server.streams import OpenStreams, Stream
+from server.streams import OpenStreams, SharedReads, Stream
 from tests.unit.server.server_lab import ServerLab
 
 
@@ -102,13 +104,13 @@ class TestItsToken:
     ) -> list[object]:
         """What comes of a search that goes on for ever, after the first event of which the token ends."""
         stopping = asyncio.Event()
-        context = replace(context, stopping=stopping)
+        context = replace(context, stopping=stopping, shared_reads=SharedReads())
         stream = Stream(context.database, stopping, token_id)
         followed: AsyncIterator[object]
         if kind == "events":
             followed = stream_events(search_id, context, 0, stream)
         else:
-            followed = changes(context, stream, lambda session: ("1", False), None)
+            followed = changes(context, stream, "", lambda session: ("1", False), None)
         found = [await anext(followed)]
         end()
         async with asyncio.timeout(30):
@@ -128,3 +130,71 @@ class TestItsToken:
 
         asyncio.run(go())
         assert asked == ["token"]
+
+
+class TestSharedReads:
+    def test_what_is_asked_at_once_is_read_once(self) -> None:
+        asked: list[str] = []
+
+        def read() -> int:
+            asked.append("")
+            return len(asked)
+
+        async def go() -> None:
+            reads = SharedReads()
+            assert await asyncio.gather(*(reads.get("a", read, 3600.0) for _ in range(50))) == [1] * 50
+            assert await reads.get("a", read, 3600.0) == 1
+            assert await reads.get("a", read, 0.0) == 2
+            assert await reads.get("b", read, 3600.0) == 3
+
+        asyncio.run(go())
+
+    def test_a_failure_is_not_kept_and_who_leaves_takes_nothing_away(self) -> None:
+        tried: list[str] = []
+        free = threading.Event()
+
+        def read() -> str:
+            tried.append("")
+            assert free.wait(30)
+            if len(tried) == 1:
+                raise ValueError("not now")
+            return "read"
+
+        async def go() -> None:
+            reads = SharedReads()
+            first = asyncio.create_task(reads.get("a", read, 3600.0))
+            second = asyncio.create_task(reads.get("a", read, 3600.0))
+            await asyncio.sleep(0)
+            first.cancel()
+            free.set()
+            with pytest.raises(ValueError, match="not now"):
+                await second
+            assert await reads.get("a", read, 3600.0) == "read"
+
+        asyncio.run(go())
+        assert len(tried) == 2
+
+    def test_streams_of_one_search_ask_together(self, sqlite_lab: ServerLab, monkeypatch: pytest.MonkeyPatch) -> None:
+        search_id = sqlite_lab.search(sqlite_lab.agent().device_id)
+        standing, asked = search_events._standing, []
+
+        def noted(context: Context, search_id: str) -> tuple[int, bool]:
+            asked.append(search_id)
+            return standing(context, search_id)
+
+        monkeypatch.setattr(search_events, "_standing", noted)
+
+        async def go() -> list[object]:
+            context = replace(context_of(sqlite_lab), stopping=asyncio.Event(), shared_reads=SharedReads())
+            followed = [
+                stream_events(search_id, context, 0, Stream(context.database, context.stopping, None))
+                for _ in range(20)
+            ]
+            found = await asyncio.gather(*(anext(one) for one in followed))
+            for one in followed:
+                await one.aclose()  # type: ignore[attr-defined]
+            return found
+
+        found = asyncio.run(go())
+        assert len(found) == 20
+        assert asked == [search_id]

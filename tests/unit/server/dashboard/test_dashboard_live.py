@@ -15,7 +15,7 @@ from server.context import Context
 from server.dashboard import live
 from server.dashboard.live import Version, changes, overview_version, search_version
 from server.states import JobStage
-from server.streams import Stream
+from server.streams import SharedReads, Stream
 from tests.unit.server.dashboard import seed
 from tests.unit.server.dashboard.seed import Seeded
 
@@ -46,7 +46,8 @@ def collect(context: Context, version: Versions, last_seen: str | None, limit: i
         stopping = asyncio.Event()
         events = []
         stream = Stream(context.database, stopping, None)
-        async for event in changes(dataclasses.replace(context, stopping=stopping), stream, version, last_seen):
+        followed = dataclasses.replace(context, stopping=stopping, shared_reads=SharedReads())
+        async for event in changes(followed, stream, "", version, last_seen):
             events.append(event)
             if len(events) >= limit:
                 stopping.set()
