@@ -89,6 +89,16 @@ class Database:
             self._write_engine = self._read_engine.execution_options(isolation_level="READ COMMITTED")
             self._snapshot_engine = self._read_engine.execution_options(isolation_level="REPEATABLE READ")
 
+        self._file = _file_identity(self.url)
+
+    def is_elsewhere(self) -> bool:
+        """Whether the file of SQLite was moved, removed or replaced: what is written goes into the old one then,
+        and is not found again.
+        """
+        found = _file_identity(self.url)
+        self._file = self._file or found
+        return self._file != found
+
     @classmethod
     def from_settings(cls, settings: Settings) -> Database:
         return cls(settings.url)
@@ -121,6 +131,17 @@ class Database:
     def dispose(self) -> None:
         self._write_engine.dispose()
         self._read_engine.dispose()
+
+
+def _file_identity(url: URL) -> tuple[int, int] | None:
+    """What tells the file of SQLite from another one in its place; None without any."""
+    if url.get_backend_name() != "sqlite" or not url.database:
+        return None
+    try:
+        found = Path(url.database).stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def sqlite_module() -> ModuleType:

@@ -46,11 +46,17 @@ async def healthz(context: ContextDep) -> Response:
 
 
 def ready(context: ContextDep) -> Context:
-    """Raises `Unavailable` unless the database answers, has the newest schema, and the disk has room; and while the
-    process stops, so that no proxy sends it more.
+    """Raises `Unavailable` unless the database answers, is where it was, has the newest schema, and the disk has room;
+    and while the process stops, so that no proxy sends it more.
     """
     if context.stopping.is_set():
         raise Unavailable("the server stops: ask another one, or again in a moment", code="stopping")
+    if context.database.is_elsewhere():
+        raise Unavailable(
+            "the database's file was moved, removed or replaced while the server ran: stop it, put the right file in "
+            "its place, and start it",
+            code="not_ready",
+        )
     found, expected = _schema(context), newest_schema()
     # A schema that this code does not know is a newer one: the upgrade is under way, and a migration keeps the release
     # before it at work.

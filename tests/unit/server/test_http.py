@@ -192,6 +192,19 @@ class TestStatus:
         assert lab.client.get("/readyz").json() == {"status": "ready"}
         assert lab.client.get("/v1/version").json()["schema"] == "0001_initial"
 
+    def test_a_file_that_is_another_is_not_written_on_in_silence(self, sqlite_lab: ServerLab) -> None:
+        path = Path(str(sqlite_lab.database.url.database))
+        moved = path.rename(path.with_name("moved.db"))
+        for is_replaced in (False, True):
+            if is_replaced:
+                path.write_bytes(moved.read_bytes())
+            answer = sqlite_lab.client.get("/readyz")
+            assert (answer.status_code, answer.json()["code"]) == (503, "not_ready")
+            assert "moved, removed or replaced" in answer.json()["detail"]
+            assert sqlite_lab.client.get("/healthz").status_code == 200
+        moved.rename(path)
+        assert sqlite_lab.client.get("/readyz").status_code == 200
+
 
 class TestOpenApi:
     def test_snapshot(self, app: FastAPI) -> None:
