@@ -60,7 +60,9 @@ def _result(search: str, server: str | None, token: str | None) -> dict[str, Any
         with connect(server, token) as client:
             try:
                 return client.searches.result(search)
-            except NotFound:
+            except NotFound as error:
+                if error.code == "not_ready":
+                    raise
                 raise ConfigFileError(
                     f"{search!r} is neither a file or folder here nor a search on {client.server}: `kerf search ls` "
                     "lists the searches"

@@ -167,8 +167,10 @@ def _document(search_id: str, name: str, request: Request, context: ContextDep) 
         row = queries.get_search(session, search_id)
         document = queries.find_document(session, search_id, name)
     if document is None:
+        ended = row.state.is_terminal
         raise NotFound(
-            f"search {search_id} has no {name} yet: it is {row.state.value}, in stage {row.stage.value}",
+            f"search {search_id} has no {name}{'' if ended else ' yet'}: it is {row.state.value}, in stage "
+            f"{row.stage.value}",
             code="not_ready",
         )
     sha256, text = document

@@ -295,6 +295,9 @@ class TestRead:
         search_id = lab.search(lab.agent().device_id)
         response = lab.get(f"/v1/searches/{search_id}/{part}")
         assert (response.status_code, response.json()["code"]) == (404, "not_ready")
+        assert f"has no {part} yet: it is pending" in response.json()["detail"]
+        lab.request("POST", f"/v1/searches/{search_id}:cancel")
+        assert f"has no {part}: it is cancelled" in lab.get(f"/v1/searches/{search_id}/{part}").json()["detail"]
         assert lab.get(f"/v1/searches/search_0/{part}").json()["code"] == "not_found"
 
 

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from device_agent.contracts import Source, Verdict, encode
 from kerf import Client
+from kerf.errors import NotFound
 from search.domain.config import Method
 from search.domain.method_sources import METHOD_SOURCES
 from search.domain.result import (
@@ -277,3 +278,13 @@ def test_what_is_neither_here_nor_on_the_server_is_told_so(tmp_path: Path, monke
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigFileError, match="'out' is neither a file or folder here nor a search on"):
         command.report("out", Path("report.html"))
+
+
+def test_a_search_without_a_result_is_told_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = {"code": "not_ready", "detail": "search search_1 has no result: it is cancelled"}
+    unfinished = httpx.MockTransport(lambda request: httpx.Response(404, json=problem))
+    client = Client("http://kerf.test", "kerf_u_x", transport=unfinished)
+    monkeypatch.setattr(command, "connect", lambda *_: client)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(NotFound, match="has no result: it is cancelled"):
+        command.report("search_1", Path("report.html"))
