@@ -15,6 +15,7 @@ from server.cli.connection import ServerOption, TokenOption, connect
 from server.cli.console import JsonOption, make_console, print_json, tell
 from server.cli.latency_models import origin
 from server.cli.layer_latency import LayerLatencies, layer_latencies
+from server.cli.progress import shown_wait
 
 if TYPE_CHECKING:
     from search.networks.converted import ConvertedNetwork
@@ -65,7 +66,8 @@ def convert(
 
     if output.suffix != NETWORK_SUFFIX:
         raise ConfigFileError(f"--output {output} must end in {NETWORK_SUFFIX}")
-    converted = _converted(source, example_shape, weights, name or output.stem, trust_file)
+    with shown_wait("converting, and comparing with the original"):
+        converted = _converted(source, example_shape, weights, name or output.stem, trust_file)
     write_network(converted.network, output)
     count = len(converted.network.document.nodes)
     if as_json:
@@ -106,7 +108,8 @@ def inspect(
         raise ConfigFileError(f"--runtime {runtime} belongs to a device: name it with --device")
     if device is not None and series is not None:
         raise ConfigFileError("--series is of one device already: leave --device out")
-    found = inspect_network(take_network(file, file.stem).network)
+    with shown_wait("reading the network, and proving its channel groups"):
+        found = inspect_network(take_network(file, file.stem).network)
     latencies = None
     if device is not None or series is not None:
         if not found.layers:

@@ -86,6 +86,24 @@ def test_the_commands_of_the_page_can_be_given(line: str) -> None:
     assert not command.make_context(name, arguments).args
 
 
+@pytest.mark.parametrize(
+    ("words", "completed"),
+    [("kerf sear", {"search"}), ("kerf search wa", {"watch"}), ("kerf export --cand", {"--candidate"})],
+)
+def test_a_shell_completes_commands_and_options(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: str, completed: set[str]
+) -> None:
+    for name, value in (
+        ("_KERF_COMPLETE", "complete_bash"),
+        ("COMP_WORDS", words),
+        ("COMP_CWORD", str(len(words.split()) - 1)),
+    ):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit):
+        MAIN.app([], prog_name="kerf")
+    assert set(capsys.readouterr().out.split()) == completed
+
+
 def test_the_page_and_the_help_tell_the_exit_codes() -> None:
     told = " ".join(RUNNER.invoke(MAIN.app, ["--help"], env={"COLUMNS": "2000"}).output.split())
     for code, meaning in MEANINGS.items():
