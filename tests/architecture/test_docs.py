@@ -122,3 +122,15 @@ def test_the_threat_model_names_tests_that_there_are() -> None:
     there = [path.relative_to(ROOT / "tests").as_posix() for path in (ROOT / "tests").rglob("*")]
     missing = {name for name in named if not any(f"/{path}".endswith(f"/{name.rstrip('/')}") for path in there)}
     assert missing == set()
+
+
+#: Where Kerf is not installed yet, this would fetch another project of that name from the package index.
+BY_NAME = re.compile(r"pip install(?: -\S+)* ['\"]?kerf(?:\[(?:agent|server|search)[^\]]*\])?['\"`\s]")
+
+
+def test_nothing_tells_to_install_kerf_by_its_name() -> None:
+    assert BY_NAME.search("kerf/bin/pip install 'kerf[agent]'")
+    assert BY_NAME.search("`pip install kerf`")
+    assert not BY_NAME.search("pip install './kerf[agent,server,search]' ; pip install 'kerf[parquet]'")
+    files = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "server" / "dashboard").rglob("*.html")]
+    assert [path.name for path in files if BY_NAME.search(path.read_text(encoding="utf-8"))] == []
