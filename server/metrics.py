@@ -56,7 +56,7 @@ class DatabaseGauges(Collector):
             "kerf_data_free_bytes", "Room where this process keeps its data", value=float(free_bytes)
         )
         with self._context.database.read() as session:
-            yield from _tasks(session)
+            yield from _tasks(session, self._context.settings.lease_duration_s)
             yield from _devices(session, self._context.settings.heartbeat_interval_s)
             yield from _workers(session)
             yield from _searches(session, self._owner)
@@ -76,7 +76,7 @@ def _devices(session: Session, heartbeat_interval_s: float) -> Iterator[Metric]:
     yield _counted(GaugeMetricFamily("kerf_devices", "Devices by their state", labels=["state"]), found)
 
 
-def _tasks(session: Session) -> Iterator[Metric]:
+def _tasks(session: Session, lease_duration_s: float) -> Iterator[Metric]:
     now = database_time_s(session)
     is_pending, is_leased = TaskRow.state == _PENDING, TaskRow.state == _LEASED
     # Identities are in the order of making, and are in the index.
@@ -100,6 +100,11 @@ def _tasks(session: Session) -> Iterator[Metric]:
         "kerf_lease_next_end_seconds",
         "When the next lease ends unless it is renewed, below 0 where it is over; 0 without any",
         value=0.0 if first_end is None else first_end - now,
+    )
+    yield GaugeMetricFamily(
+        "kerf_oldest_lease_age_seconds",
+        "How long ago the lease that ends next was lent or renewed; 0 without any",
+        value=0.0 if first_end is None else max(0.0, now - first_end + lease_duration_s),
     )
     yield GaugeMetricFamily("kerf_leases_overdue", "Leases that are over and not collected yet", value=float(overdue))
 

@@ -149,9 +149,14 @@ class TestMetrics:
         agent = lab.agent()
         lab.expire(*lab.tasks(agent, 2))
         lab.lease(agent, 2)
+        found = figures(lab)
+        # Just lent, and to be renewed long before it ends.
+        left_s = found[("kerf_lease_next_end_seconds",)]
+        assert found[("kerf_oldest_lease_age_seconds",)] == pytest.approx(lab.settings.lease_duration_s - left_s)
         with lab.database.write() as session:
             session.execute(text("UPDATE measurement_task SET lease_expires_at = 1.0"))
         found = figures(lab)
+        assert found[("kerf_oldest_lease_age_seconds",)] > 1e9
         assert found[("kerf_leases_overdue",)] == 2.0
         assert found[("kerf_lease_next_end_seconds",)] < 0.0
 
