@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from search.compute import CPU
 from search.data.batches import network_input
 from search.data.loading import LoadedData
 from search.evaluation import logits_of
@@ -25,17 +26,21 @@ class DistillationTeacher:
     Args:
         model: The unpruned network; a copy is kept.
         data: What the students will be trained on.
+        device: Where the students are trained.
     """
 
-    def __init__(self, model: nn.Module, data: LoadedData) -> None:
+    def __init__(self, model: nn.Module, data: LoadedData, device: torch.device = CPU) -> None:
         self.data = data
-        self._model = copy.deepcopy(model).eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = copy.deepcopy(model).eval()
+        self._model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._remembered: dict[tuple[int, ...], Tensor] = {}
         self._remembered_bytes = 0
 
     @torch.no_grad()
     def logits(self, images: Tensor, key: tuple[int, ...]) -> Tensor:
-        """Outputs (n, classes) for augmented uint8 images (n, h, w, c). Equal keys must mean equal images."""
+        """Outputs (n, classes) for augmented uint8 images (n, h, w, c), both on its device. Equal keys must mean equal
+        images.
+        """
         known = self._remembered.get(key)
         if known is not None:
             return known

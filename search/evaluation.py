@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from search.compute import device_of
 from search.data.batches import Normalisation, as_tensors, iterate_batches, network_input
 from search.data.dataset import ImageData
 from search.tasks.base import task_of
@@ -62,13 +63,17 @@ def evaluate(
     resolution: int | None = None,
     batch_size: int = EVALUATION_BATCH,
 ) -> AccuracyEstimate:
-    """Accuracy and loss of a network in evaluation mode on all of `data`, as its task judges them."""
+    """Accuracy and loss of a network in evaluation mode on all of `data`, as its task judges them, wherever its weights
+    are.
+    """
     images, labels = as_tensors(data)
     task = task_of(data)
     correct, loss = 0.0, 0.0
     with in_mode(model, training=False):
+        device = device_of(model)
         for batch, target in iterate_batches(images, labels, batch_size):
-            judged = task.judge(logits_of(model, network_input(batch, normalise, resolution)), target)
+            inputs = network_input(batch.to(device), normalise, resolution)
+            judged = task.judge(logits_of(model, inputs), target.to(device))
             correct += judged.metric_sum
             loss += judged.loss_sum
     return AccuracyEstimate(accuracy=correct / len(data), loss=loss / len(data))
@@ -101,7 +106,7 @@ def recalibrate_batch_norm(
             for norm in norms:
                 norm.train()
             for batch in torch.tensor_split(images, -(-len(images) // batch_size)):
-                logits_of(model, network_input(batch, normalise, resolution))
+                logits_of(model, network_input(batch.to(device_of(model)), normalise, resolution))
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

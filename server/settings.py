@@ -62,6 +62,8 @@ class Settings:
             itself, 0 one for every four cores.
         evaluator_threads: Threads of each; 0 shares the cores. Equal numbers give equal fronts to the last bit,
             whatever the number of processes.
+        evaluator_gpus: The part of a GPU that each of these processes takes; 0 computes on the processor. Without a Ray
+            cluster, all take the machine's first.
         worker_memory_bytes: What each process of a worker may take for data (heap and stacks); a search that needs more
             fails with the reason. 0 is without limit.
         ray_address: Head of a Ray cluster, "HOST:PORT", whose processes estimate and train instead; "auto" on one of
@@ -100,6 +102,7 @@ class Settings:
     datasets_dir: Path | None = None
     evaluators: int = 0
     evaluator_threads: int = 0
+    evaluator_gpus: float = 0.0
     worker_memory_bytes: int = 0
     ray_address: str = ""
     drift_interval_s: float = 0.0
@@ -137,6 +140,10 @@ class Settings:
         for name in ("evaluators", "evaluator_threads"):
             if not 0 <= getattr(self, name) <= 1024:
                 raise ContractError(f"{name} {getattr(self, name)!r} is not in 0..1024")
+        if not (0 <= self.evaluator_gpus <= 1):
+            raise ContractError(
+                f"evaluator_gpus {self.evaluator_gpus!r} is not in 0..1: a process uses a GPU, or shares it with others"
+            )
         if self.worker_memory_bytes < 0:
             raise ContractError(f"worker_memory_bytes {self.worker_memory_bytes!r} is negative: 0 is without limit")
         if "://" in self.ray_address:

@@ -12,6 +12,7 @@ from torch import nn
 from device_agent.contracts import canonical_json, content_id
 from search.accuracy.estimator import OnCandidate, OnProgress, failed, nothing, untold
 from search.accuracy.one_shot import OneShotEstimator
+from search.compute import CPU, gpu
 from search.data.batches import Normalisation
 from search.data.dataset import ImageData
 from search.domain.network import NetworkSpec
@@ -28,7 +29,7 @@ class OneShotWork:
     """What each process of the crew needs for one-shot estimates: see `OneShotEstimator`.
 
     `threads` is set for torch in each process; None leaves it as it is. Other numbers of threads may add up in another
-    order, and differ in the last bits.
+    order, and differ in the last bits; so does a GPU, which each process takes for its own with `uses_gpu`.
     """
 
     model: nn.Module
@@ -38,10 +39,12 @@ class OneShotWork:
     normalise: Normalisation
     batch_size: int
     threads: int | None = None
+    uses_gpu: bool = False
 
     def __call__(self) -> Do:
         if self.threads is not None:
             torch.set_num_threads(self.threads)
+        device = gpu() if self.uses_gpu else CPU
         estimators: dict[int, OneShotEstimator] = {}
 
         def estimate(piece: OneShotPiece, contact: Contact) -> AccuracyEstimate:
@@ -54,6 +57,7 @@ class OneShotWork:
                     self.holdout.evenly(images),
                     self.normalise,
                     batch_size=self.batch_size,
+                    device=device,
                 )
             return estimators[images].estimate([decisions])[0]
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from device_agent.contracts import ContractError
 from search.accuracy.estimator import OnCandidate, OnProgress, estimate_or_failure, nothing, untold
+from search.compute import CPU
 from search.data.batches import Normalisation, as_tensors
 from search.data.dataset import ImageData
 from search.domain.network import NetworkSpec
@@ -32,6 +33,7 @@ class OneShotEstimator:
         evaluation: Images for accuracy and loss; none of the test set, and none of `calibration`.
         normalise: As in training.
         batch_size: Images at a time, for both. Batches of calibration define the statistics and so the estimate.
+        device: Where pruned networks run.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class OneShotEstimator:
         normalise: Normalisation,
         *,
         batch_size: int = EVALUATION_BATCH,
+        device: torch.device = CPU,
     ) -> None:
         if batch_size < 1:
             raise ContractError(f"batch_size {batch_size!r} must be at least 1")
@@ -54,6 +57,7 @@ class OneShotEstimator:
         self._evaluation = evaluation
         self._normalise = normalise
         self._batch_size = batch_size
+        self._device = device
 
     def estimate(
         self, candidates: Sequence[Decisions], on_candidate: OnCandidate = nothing, on_progress: OnProgress = untold
@@ -68,7 +72,7 @@ class OneShotEstimator:
 
     def _estimate(self, decisions: Decisions) -> AccuracyEstimate:
         pruned = apply_decisions(self._model, self._spec, decisions)
-        model = pruned.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = pruned.model.to(self._device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         recalibrate_batch_norm(
             model,
             self._calibration,

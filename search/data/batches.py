@@ -81,12 +81,12 @@ def as_tensors(data: ImageData) -> tuple[Tensor, Tensor]:
 
 
 def network_input(images: Tensor, normalise: Normalisation, resolution: int | None = None) -> Tensor:
-    """uint8 (n, h, w, c) to a normalised float32 (n, c, h, w) in channels-last layout.
+    """uint8 (n, h, w, c) to a normalised float32 (n, c, h, w) in channels-last layout, on the same device.
 
     With `resolution`, images are resized to that height and width, bilinearly with antialiasing.
     """
-    scale = torch.tensor([1.0 / (255.0 * s) for s in normalise.std])
-    shift = torch.tensor([-m / s for m, s in zip(normalise.mean, normalise.std, strict=True)])
+    scale = torch.tensor([1.0 / (255.0 * s) for s in normalise.std]).to(images.device)
+    shift = torch.tensor([-m / s for m, s in zip(normalise.mean, normalise.std, strict=True)]).to(images.device)
     x = torch.addcmul(shift, images.float(), scale).permute(0, 3, 1, 2)
     if resolution is not None and x.shape[2:] != (resolution, resolution):
         x = F.interpolate(x, size=(resolution, resolution), mode="bilinear", antialias=True, align_corners=False)

@@ -65,6 +65,7 @@ class RayCrew:
         size: How many actors; 0 is as many as fit into the cluster as it is at first.
         address: Of the cluster: "HOST:PORT" of its head, or "auto" on one of its hosts.
         cpus: That Ray sets aside for each actor.
+        gpus: Likewise; a part of one shares it.
         start_timeout_s: After that, a cluster without room for a single actor is `CrewUnavailable`.
     """
 
@@ -75,6 +76,7 @@ class RayCrew:
         *,
         address: str,
         cpus: float = 1.0,
+        gpus: float = 0.0,
         start_timeout_s: float = START_TIMEOUT_S,
     ) -> None:
         if find_spec("ray") is None:
@@ -83,6 +85,7 @@ class RayCrew:
         self._asked_size = size
         self._address = address
         self._cpus = cpus
+        self._gpus = gpus
         self._start_timeout_s = start_timeout_s
         self._prepared: Any = None
         self._size: int | None = None
@@ -154,12 +157,16 @@ class RayCrew:
         import ray
 
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        room = int(resources.get("CPU", 0.0) // self._cpus)
+        room = resources.get("CPU", 0.0) // self._cpus
+        if self._gpus:
+            room = min(room, resources.get("GPU", 0.0) / self._gpus)
         if room < 1:
-            raise CrewUnavailable(
-                f"the Ray cluster at {self._address} has no room for {self._cpus:g} CPUs: {resources}"
-            )
-        return room
+            raise CrewUnavailable(f"the Ray cluster at {self._address} has no room for {self._wanted}: {resources}")
+        return int(room)
+
+    @property
+    def _wanted(self) -> str:
+        return f"{self._cpus:g} CPUs" + (f" and {self._gpus:g} GPUs" if self._gpus else "")
 
     def _staff(self) -> None:
         """Give pieces to actors that are free, and ask for more actors where there are too few."""
@@ -173,7 +180,7 @@ class RayCrew:
         for _ in range(min(len(self._waiting) - starting, self.size - len(self._hands))):
             actor: Any = (
                 ray.remote(Member)
-                .options(num_cpus=self._cpus, max_restarts=0, max_task_retries=0)
+                .options(num_cpus=self._cpus, num_gpus=self._gpus, max_restarts=0, max_task_retries=0)
                 .remote(self._prepared)
             )
             self._hands.append(_Hand(actor, actor.release.remote()))
@@ -224,7 +231,7 @@ class RayCrew:
         self._idle_since_s = self._idle_since_s or now_s
         if now_s - self._idle_since_s > self._start_timeout_s:
             raise CrewUnavailable(
-                f"the Ray cluster at {self._address} gave no process with {self._cpus:g} CPUs within "
+                f"the Ray cluster at {self._address} gave no process with {self._wanted} within "
                 f"{self._start_timeout_s:g} s: add hosts, or ask for less with KERF_EVALUATOR_THREADS"
             )
 

@@ -72,8 +72,8 @@ def apply_decisions(model: nn.Module, spec: NetworkSpec, decisions: Decisions) -
 
 
 def mask_of(weight: Tensor, pruning: WeightPruning) -> Tensor:
-    """`mask_for` of a convolution's weights (out, in, kh, kw) or a linear layer's (out, in), of the same shape."""
-    values = weight.detach().numpy()
+    """`mask_for` of a convolution's weights (out, in, kh, kw) or a linear layer's (out, in), on the weights' device."""
+    values = weight.detach().cpu().numpy()
     # Linear layers have no kernel axes.
     shaped = values if values.ndim == 4 else values[:, :, None, None]
-    return torch.tensor(mask_for(shaped, pruning).reshape(values.shape))
+    return torch.tensor(mask_for(shaped, pruning).reshape(values.shape)).to(weight.device)

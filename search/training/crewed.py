@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from search.compute import CPU, gpu
 from search.data.loading import LoadedData
 from search.domain.config import TrainingConfig
 from search.domain.network import NetworkSpec
@@ -39,7 +40,7 @@ class TrainedCandidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TrainingWork:
-    """What each process of the crew needs: see `CandidateTrainer`. `threads` is as in `OneShotWork`.
+    """What each process of the crew needs: see `CandidateTrainer`. `threads` and `uses_gpu` are as in `OneShotWork`.
 
     A piece tells an `EpochReport` after each epoch, and lines for the user as text.
     """
@@ -50,6 +51,7 @@ class TrainingWork:
     settings: TrainingConfig
     seed: int
     threads: int | None = None
+    uses_gpu: bool = False
 
     def __call__(self) -> Do:
         if self.threads is not None:
@@ -71,4 +73,5 @@ class TrainingWork:
         return train
 
     def _trainer(self, contact: Contact) -> CandidateTrainer:
-        return CandidateTrainer(self.model, self.spec, self.data, self.settings, self.seed, contact.tell)
+        device = gpu() if self.uses_gpu else CPU
+        return CandidateTrainer(self.model, self.spec, self.data, self.settings, self.seed, contact.tell, device=device)

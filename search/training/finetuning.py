@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
+from search.compute import CPU
 from search.data.loading import LoadedData
 from search.distillation import DistillationTeacher
 from search.domain.config import TrainingConfig
@@ -53,6 +54,7 @@ def finetune(
     teacher: DistillationTeacher | None = None,
     regulariser: Regulariser | None = None,
     watcher: Watcher | None = None,
+    device: torch.device = CPU,
 ) -> PrunedModel:
     """Train a copy of a pruned network on `data.split.train`, its zeros held.
 
@@ -67,6 +69,7 @@ def finetune(
         teacher: The unpruned network, for `settings.distillation`. Without it the labels alone are learnt.
         regulariser: Takes part in every step. It must be a new one.
         watcher: Who hears of the run, and where its state is kept. If a checkpoint is there, the run goes on from it.
+        device: Where it is trained, with the teacher there as well; what comes out is on the processor.
 
     Raises:
         TrainingDiverged: The loss is no longer finite.
@@ -81,6 +84,7 @@ def finetune(
         teacher=teacher,
         regulariser=regulariser,
         watcher=watcher,
+        device=device,
     )
     return run.finish()
 

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from device_agent.contracts import PruningScheme
+from search.compute import CPU
 from search.data.loading import LoadedData
 from search.domain.config import InitialWeights, TrainingConfig
 from search.domain.network import NetworkSpec
@@ -113,6 +114,7 @@ def train_jcw(
     generator: torch.Generator,
     *,
     watcher: Watcher | None = None,
+    device: torch.device = CPU,
     on_admm: Callable[[float], None] | None = None,
 ) -> PrunedModel:
     """The network that `decisions` make of `model`, trained in JCW's three phases.
@@ -128,6 +130,7 @@ def train_jcw(
         settings: `batch_size`, `schedule_factor` and `initial_weights` are read.
         generator: Numbers are drawn from it, from which all randomness follows.
         watcher: As of one run. Each phase has a checkpoint of its own beside `checkpoint_path`.
+        device: Where it is trained; what comes out is on the processor.
         on_admm: Told the part of the weights' norm that the masks cut off after ADMM.
 
     Raises what `search.training.finetuning.finetune` raises.
@@ -142,7 +145,8 @@ def train_jcw(
         name: str, pruned: PrunedModel, phase: SgdSettings, seed: int, regulariser: Regulariser | None
     ) -> PrunedModel:
         named = None if watcher is None else watcher.for_phase(name)
-        return SgdRun(pruned, data, phase, seed, regulariser=regulariser, watcher=named, phase=name).finish()
+        run = SgdRun(pruned, data, phase, seed, regulariser=regulariser, watcher=named, phase=name, device=device)
+        return run.finish()
 
     trained = run("regular", thin, phases.regular, seeds[0], None)
     removed = spec.removed_ops(decisions.removed_blocks)

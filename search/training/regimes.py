@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from search.compute import CPU
 from search.data.loading import LoadedData
 from search.distillation import DistillationTeacher
 from search.domain.config import Regime, TrainingConfig
@@ -28,6 +29,7 @@ class CandidateTrainer:
         settings: The config's `training`.
         seed: All candidates have the same stream, so a result does not depend on which others are trained.
         tell: Gets a line for the user now and then.
+        device: Where candidates are trained; what comes out is on the processor.
     """
 
     def __init__(
@@ -38,6 +40,8 @@ class CandidateTrainer:
         settings: TrainingConfig,
         seed: int,
         tell: Callable[[str], None],
+        *,
+        device: torch.device = CPU,
     ) -> None:
         self._model = model
         self._spec = spec
@@ -45,8 +49,9 @@ class CandidateTrainer:
         self._settings = settings
         self._seed = seed
         self._tell = tell
+        self._device = device
         uses_teacher = settings.regime is Regime.FINETUNE and settings.distillation > 0
-        self._teacher = DistillationTeacher(model, data) if uses_teacher else None
+        self._teacher = DistillationTeacher(model, data, device) if uses_teacher else None
 
     def train(self, decisions: Decisions, watcher: Watcher) -> PrunedModel:
         """The trained candidate. It goes on from the watcher's checkpoints, where there are any."""
@@ -60,7 +65,16 @@ class CandidateTrainer:
                 self._settings,
                 generator,
                 watcher=watcher,
+                device=self._device,
                 on_admm=lambda cut: self._tell(f"after ADMM the masks cut off {100 * cut:.1f} % of the weights' norm"),
             )
         pruned = apply_decisions(self._model, self._spec, decisions)
-        return finetune(pruned, self._data, self._settings, generator, teacher=self._teacher, watcher=watcher)
+        return finetune(
+            pruned,
+            self._data,
+            self._settings,
+            generator,
+            teacher=self._teacher,
+            watcher=watcher,
+            device=self._device,
+        )

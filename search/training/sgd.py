@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from device_agent.contracts import canonical_json
+from search.compute import CPU
 from search.data.batches import as_tensors, augment, network_input
 from search.data.loading import LoadedData
 from search.distillation import DistillationTeacher, distillation_loss
@@ -121,14 +122,20 @@ class SgdRun:
         regulariser: Regulariser | None = None,
         watcher: Watcher | None = None,
         phase: str = "",
+        device: torch.device = CPU,
     ) -> None:
-        """`pruned` is copied. Raises `CheckpointError` where the watcher's checkpoint belongs to another run."""
+        """`pruned` is copied, to `device`. Raises `CheckpointError` where the watcher's checkpoint belongs to another
+        run.
+        """
         if teacher is not None and teacher.data is not data:
             raise ValueError(
                 "the teacher was made for other data: make a DistillationTeacher with the data of this run"
             )
-        model = copy.deepcopy(pruned.model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._pruned = replace(pruned, model=model)
+        model = copy.deepcopy(pruned.model)
+        model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        masks = {name: mask.to(device) for name, mask in pruned.masks.items()}
+        self._pruned = replace(pruned, model=model, masks=masks)
+        self._device = device
         self._data = data
         self._task = task_of(data.split.train)
         if teacher is not None and self._task is not CLASSIFICATION:
@@ -174,7 +181,8 @@ class SgdRun:
             # Dropout draws from the generator that all of torch shares.
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(int(torch.randint(0, 2**62, (), generator=generator)))
-                self._epoch_loss += self._train_step(images, self._labels[chosen])
+                labels = self._labels[chosen]
+                self._epoch_loss += self._train_step(images.to(self._device), labels.to(self._device))
             self._step += 1
             if index + 1 < steps:
                 self._save_now_and_then()
@@ -251,8 +259,9 @@ class SgdRun:
             )
         if self._best:
             model.load_state_dict(self._best)
-        model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-        return replace(self._pruned, model=model.eval())
+        model.to(CPU, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        masks = {name: mask.to(CPU) for name, mask in self._pruned.masks.items()}
+        return replace(self._pruned, model=model.eval(), masks=masks)
 
     def _save_now_and_then(self) -> None:
         if time.monotonic() - self._saved_s >= self._watcher.checkpoint_interval_s:
@@ -287,10 +296,11 @@ class SgdRun:
         momenta = found.group("momentum")
         for name, parameter in model.named_parameters():
             if name in momenta:
-                self._optimizer.state[parameter]["momentum_buffer"] = _as_weight(momenta[name])
+                self._optimizer.state[parameter]["momentum_buffer"] = _as_weight(momenta[name].to(self._device))
         self._best = found.group("best")
         if self._regulariser is not None:
-            self._regulariser.restore({name: _as_weight(t) for name, t in found.group("regulariser").items()})
+            learnt = found.group("regulariser")
+            self._regulariser.restore({name: _as_weight(tensor.to(self._device)) for name, tensor in learnt.items()})
         self._restore_numbers(found.numbers)
 
     def _restore_numbers(self, numbers: Mapping[str, float]) -> None:
@@ -313,7 +323,7 @@ class SgdRun:
         ]
         digest.update(json.dumps(run, sort_keys=True).encode())
         for name, mask in sorted(self._pruned.masks.items()):
-            digest.update(name.encode() + np.packbits(mask.numpy()).tobytes())
+            digest.update(name.encode() + np.packbits(mask.cpu().numpy()).tobytes())
         return digest.hexdigest()
 
 

@@ -6,6 +6,7 @@ import os
 
 import torch
 
+from search.compute import gpu
 from search.parallel.crew import Crew, InlineCrew, Prepare
 from search.parallel.processes import ProcessCrew
 from search.parallel.ray_cluster import RayCrew
@@ -34,9 +35,16 @@ def make_crew(settings: Settings, prepare: Prepare) -> Crew:
             settings.evaluators,
             address=settings.ray_address,
             cpus=num_threads(settings) or 1,
+            gpus=settings.evaluator_gpus,
         )
     processes = _num_processes(settings)
     return InlineCrew(prepare) if processes == 1 else ProcessCrew(prepare, processes)
+
+
+def require_gpu(settings: Settings) -> None:
+    """Raise `ContractError` where the settings ask for a GPU of this machine, and torch sees none."""
+    if settings.evaluator_gpus and not settings.ray_address:
+        gpu()
 
 
 def shares_files(settings: Settings) -> bool:

@@ -134,6 +134,7 @@ def one_shot_crew(run: SearchRun, prepared: Prepared) -> Crew:
         normalise=prepared.data.normalise,
         batch_size=run.config.accuracy.batch_size,
         threads=num_threads(run.settings),
+        uses_gpu=run.settings.evaluator_gpus > 0,
     )
     return make_crew(run.settings, work)
 

@@ -25,6 +25,7 @@ from server.latency.profit import refresh_profit
 from server.searches import repository
 from server.searches.repository import ClaimLost, JobClaim
 from server.settings import Settings
+from server.worker.crews import require_gpu
 from server.worker.memory import is_out_of_memory, limit_memory
 from server.worker.pipeline import run_stages
 from server.worker.presence import present
@@ -55,7 +56,11 @@ HEARTBEATS_PER_STALE_TIME = 4
 
 
 def run_worker(settings: Settings, stop: threading.Event) -> None:
-    """Serve jobs until `stop` is set. The running job is put back with its state kept."""
+    """Serve jobs until `stop` is set. The running job is put back with its state kept.
+
+    Raises `ContractError` where the settings ask for what this machine has not.
+    """
+    require_gpu(settings)
     limit_memory(settings.worker_memory_bytes)
     database = Database.from_settings(settings)
     store = open_store(settings)

@@ -42,6 +42,7 @@ def training_crew(run: SearchRun, prepared: Prepared) -> Crew:
         settings=run.config.training,
         seed=run.config.method.seed,
         threads=num_threads(run.settings),
+        uses_gpu=run.settings.evaluator_gpus > 0,
     )
     return make_crew(run.settings, work)
 

@@ -5,14 +5,21 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+import threading
 from typing import Any
 
 import pytest
+import torch
 from sqlalchemy import func, select
 
+from device_agent.contracts import ContractError
+from search.compute import CPU
 from search.domain.config import SearchConfig, SelectionConfig
 from search.parallel.processes import ProcessCrew
 from server.models import EstimateRow
+from server.settings import Settings
+from server.worker.crews import require_gpu
+from server.worker.loop import run_worker
 from tests.unit.server.server_lab import ServerLab
 from tests.unit.server.worker_lab import Kill, WorkerLab, quick_search
 
@@ -70,3 +77,36 @@ def test_several_processes_end_on_the_same_front_and_weights(
     search_id = worker.done(several("processes"))
     assert len(killed) == 2
     assert worker.outcome(search_id) == whole
+
+
+def test_estimates_and_trainings_ask_for_a_gpu_where_the_settings_do(
+    worker: WorkerLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def no_gpu(stage: str) -> torch.device:
+        asked.append(stage)
+        return CPU
+
+    for stage in ("accuracy", "training"):
+        monkeypatch.setattr(f"search.{stage}.crewed.gpu", lambda stage=stage: no_gpu(stage))
+    whole = worker.outcome(worker.done(several("gpu")))
+    assert not asked
+    worker.lab.settings = dataclasses.replace(worker.lab.settings, evaluator_gpus=0.5)
+    assert worker.outcome(worker.done(several("gpu"))) == whole
+    assert set(asked) == {"accuracy", "training"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+def test_a_worker_whose_gpu_torch_does_not_see_does_not_start(sqlite_lab: ServerLab) -> None:
+    settings = dataclasses.replace(sqlite_lab.settings, evaluator_gpus=1.0)
+    with pytest.raises(ContractError, match="KERF_EVALUATOR_GPUS asks for a GPU"):
+        run_worker(settings, threading.Event())
+    # The processes of a cluster may be on hosts that have one.
+    require_gpu(dataclasses.replace(settings, ray_address="auto"))
+
+
+@pytest.mark.parametrize("part", [-0.5, 1.5, float("nan")])
+def test_a_process_uses_at_most_one_gpu(part: float) -> None:
+    with pytest.raises(ContractError, match=r"evaluator_gpus .* is not in 0\.\.1"):
+        Settings(evaluator_gpus=part)

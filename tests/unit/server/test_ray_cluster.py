@@ -84,6 +84,21 @@ class TestCrew:
         ):
             results_of(crew, [1])
 
+    def test_gpus_are_set_aside_and_shared(self, cluster: Any, tmp_path: Path) -> None:
+        with (
+            RayCrew(Squares(tmp_path), 0, address=cluster.address, gpus=1.0) as crew,
+            pytest.raises(CrewUnavailable, match="no room for 1 CPUs and 1 GPUs"),
+        ):
+            results_of(crew, [1])
+        # Ray believes what a host says it has.
+        node = cluster.add_node(num_cpus=4, num_gpus=1, object_store_memory=100 << 20)
+        try:
+            with RayCrew(Squares(tmp_path), 0, address=cluster.address, gpus=0.5) as crew:
+                assert crew.size == 2
+                assert results_of(crew, ["gpus", 3, "gpus", 4]) == ["0", 9, "0", 16]
+        finally:
+            cluster.remove_node(node)
+
     def test_another_release_on_a_host(self, cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("search.parallel.ray_cluster._release", lambda: "9.9")
         with (

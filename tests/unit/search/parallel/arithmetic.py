@@ -32,6 +32,8 @@ class Squares:
             raise Unlucky(f"no square of {piece!r}")
         if piece == "pid":
             return os.getpid()
+        if piece == "gpus":
+            return os.environ.get("CUDA_VISIBLE_DEVICES")
         contact.check()
         contact.tell(f"squaring {piece}")
         if piece in self.deadly:
