@@ -55,9 +55,14 @@ def working(text: str, as_json: bool = False) -> Iterator[Callable[[str], None]]
 def print_items(
     items: Sequence[Mapping[str, Any]], columns: Mapping[str, Callable[[Mapping[str, Any]], str]], *, as_json: bool
 ) -> None:
-    """A list from the server: as JSON, or as a table with one function of the item for each column."""
+    """A list from the server: as JSON, or as a table with one function of the item for each column. That there is
+    nothing to list is said on standard error.
+    """
     if as_json:
         print_json(items)
+        return
+    if not items:
+        typer.echo("there are none", err=True)
         return
     table = Table(box=None, header_style="bold")
     for place, title in enumerate(columns):

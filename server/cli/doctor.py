@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from device_agent.contracts import encode
@@ -19,6 +20,9 @@ from server.cli.diagnosis.service import service_findings
 from server.settings import Settings
 
 _STYLES = {Level.OK: "green", Level.WARNING: "yellow", Level.BROKEN: "red", Level.UNKNOWN: "dim"}
+
+#: Of the columns in front of what was found: those of the longest level and of nearly the longest name.
+_WIDTHS = (8, 21)
 
 
 class SomethingIsBroken(Exception):
@@ -40,7 +44,7 @@ def doctor(
     for finding in _findings(server, token, machine=machine):
         findings.append(finding)
         if not as_json:
-            _print(finding, console)
+            print_finding(finding, console)
     num_broken = sum(finding.level is Level.BROKEN for finding in findings)
     num_warnings = sum(finding.level is Level.WARNING for finding in findings)
     if as_json:
@@ -63,8 +67,13 @@ def _findings(server: str | None, token: str | None, *, machine: bool) -> Iterat
         yield from service_findings(client)
 
 
-def _print(finding: Finding, console: Console) -> None:
-    level = (f"{finding.level.value:8}", _STYLES[finding.level])
-    console.print(Text.assemble(level, f" {finding.name:16} {finding.found}"))
+def print_finding(finding: Finding, console: Console) -> None:
+    # A table of its own for each, as they come one by one; what is long goes on below its beginning.
+    table = Table.grid(padding=(0, 1))
+    for width in _WIDTHS:
+        table.add_column(min_width=width)
+    table.add_column(overflow="fold")
+    table.add_row(Text(finding.level.value, _STYLES[finding.level]), finding.name, finding.found)
     if finding.remedy and finding.level is not Level.OK:
-        console.print(f"{'':26}-> {finding.remedy}")
+        table.add_row("", "", f"-> {finding.remedy}")
+    console.print(table)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 
 import numpy as np
@@ -10,16 +11,17 @@ import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.numpy import load
 from torch import Tensor, nn
 
-from device_agent.contracts import KernelSpec, NetworkFormat, NetworkPlan
+from device_agent.contracts import KernelSpec, NetworkFormat, NetworkPlan, decode
 from device_agent.runtimes import RuntimeUnavailable, make_runtime
 from device_agent.runtimes.base import Runtime
 from search.accuracy.slicing import SlicedNetwork
 from search.domain.config import ChannelsConfig, SpaceConfig
 from search.domain.network import NetworkSpec
 from search.domain.space import Decisions
-from search.export import FORMAT_FILES, ONNX_FILE, export_files
+from search.export import FORMAT_FILES, ONNX_FILE, PLAN_FILE, WEIGHTS_FILE, export_files
 from search.genome_costs import GenomeCosts
 from search.latency.families import coordinates_of, family_of, kernel_at
 from search.latency.knots import knots_for
@@ -41,6 +43,7 @@ from tests.unit.search.networks.own_networks import (
     conv_bn,
     frozen_stem,
 )
+from tests.unit.search.pruning.plan_reference import run_plan
 
 _RUNTIMES = {
     "native": NetworkFormat.PACKED,
@@ -196,8 +199,13 @@ def test_a_family_is_trained_pruned_exported_and_verified(name: str) -> None:
 
 
 def verify_files(plan: NetworkPlan, tensors: dict[str, np.ndarray], x: np.ndarray, expected: np.ndarray) -> None:
-    """Every runtime that is here computes from the exported files what torch does."""
+    """Every runtime that is here, and the plain tensors by the plan beside them, compute from the exported files what
+    torch does.
+    """
     files = export_files(plan, tensors)
+    read = decode(NetworkPlan, json.loads(files[PLAN_FILE]))
+    by_plan = run_plan(read, load(files[WEIGHTS_FILE]), torch.from_numpy(x)[None])
+    np.testing.assert_allclose(by_plan.numpy().reshape(-1), expected.reshape(-1), rtol=1e-4, atol=1e-5)
     session = onnxruntime.InferenceSession(files[ONNX_FILE], providers=["CPUExecutionProvider"])
     (output,) = session.run(None, {INPUT: x[None]})
     np.testing.assert_allclose(output.reshape(-1), expected.reshape(-1), rtol=1e-4, atol=1e-5)

@@ -19,9 +19,10 @@ import kerf
 from device_agent.contracts import RuntimeInfo
 from server.accounts.service import Scope
 from server.cli.connection import connect
+from server.cli.console import plain_console
 from server.cli.diagnosis import machine, service
-from server.cli.diagnosis.finding import Finding, Level
-from server.cli.doctor import SomethingIsBroken
+from server.cli.diagnosis.finding import Finding, Level, broken
+from server.cli.doctor import SomethingIsBroken, print_finding
 from server.cli.main import app
 from server.models import DeviceRow, SearchRow, TokenRow, WorkerRow
 from server.settings import Settings
@@ -230,3 +231,14 @@ def test_the_exit_code_tells_whether_something_is_broken(server: ServerLab, monk
     result = runner.invoke(app, ["doctor", "--no-machine"])
     assert "is [away]" in result.output
     assert "-> start it [now]" in result.output
+
+
+def test_long_findings_go_on_below_their_beginning() -> None:
+    console = plain_console(width=70)
+    with console.capture() as captured:
+        print_finding(broken("a name", "words [x] " * 9, "do this"), console)
+    first, *more = captured.get().splitlines()
+    assert first.startswith("broken   a name                words [x]")
+    assert len(more) > 2
+    assert all(line.startswith(31 * " ") and line[31] != " " for line in more)
+    assert more[-1].strip() == "-> do this"

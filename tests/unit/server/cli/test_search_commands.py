@@ -129,6 +129,11 @@ def test_a_search_is_submitted_listed_and_shown(server: ServerLab, search_id: st
     assert parse_config(stored).method == parse_config(search_config()).method
 
 
+def test_an_empty_list_says_so(server: ServerLab) -> None:
+    assert run("ls") == "there are none\n"
+    assert json.loads(run("ls", "--json")) == []
+
+
 def test_a_name_may_hold_what_looks_like_markup(server: ServerLab, tmp_path: Path) -> None:
     server.agent()
     path = tmp_path / "search.yaml"
