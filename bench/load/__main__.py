@@ -52,7 +52,7 @@ class Plan:
 def plan_of(kind: str, *, quick: bool, soak_s: float | None, pause_s: float) -> Plan:
     if quick:
         return Plan(
-            waiting=(100,), hold_s=3.0, wakes=5, exchanging=10, exchange_s=2.0, batches=(8,), tasks_each=64,
+            waiting=(100,), hold_s=1.5, wakes=3, exchanging=10, exchange_s=2.0, batches=(8,), tasks_each=64,
             depths=(100,), claims=20, jobs=(100,), soak_s=soak_s or 0.0, pause_s=pause_s, viewers=1,
         )  # fmt: skip
     return Plan(
