@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -66,6 +67,8 @@ class Settings:
             cluster, all take the machine's first.
         worker_memory_bytes: What each process of a worker may take for data (heap and stacks); a search that needs more
             fails with the reason. 0 is without limit.
+        max_work_s: How long a worker may compute for one search at a stretch, not counting what it waits for devices; a
+            search that takes more fails with the reason. 0 is without limit.
         ray_address: Head of a Ray cluster, "HOST:PORT", whose processes estimate and train instead; "auto" on one of
             its hosts. Empty is the worker's own machine.
         drift_interval_s: How often the sentinel kernels of each series in use are measured again, while its device is
@@ -104,6 +107,7 @@ class Settings:
     evaluator_threads: int = 0
     evaluator_gpus: float = 0.0
     worker_memory_bytes: int = 0
+    max_work_s: float = 0.0
     ray_address: str = ""
     drift_interval_s: float = 0.0
     open_dashboard: bool = False
@@ -146,6 +150,8 @@ class Settings:
             )
         if self.worker_memory_bytes < 0:
             raise ContractError(f"worker_memory_bytes {self.worker_memory_bytes!r} is negative: 0 is without limit")
+        if not (0 <= self.max_work_s < math.inf):
+            raise ContractError(f"max_work_s {self.max_work_s!r} must be at least 0, which is without limit")
         if "://" in self.ray_address:
             raise ContractError(
                 f"ray_address {self.ray_address!r} is of another client: write HOST:PORT of the head, or auto"

@@ -48,6 +48,8 @@ class SearchRun:
     _last_progress: Mapping[str, Any] = field(default_factory=dict)
     _device_names: dict[str, str] = field(default_factory=dict)
     _is_further: bool = field(default=False)
+    _began_s: float = field(default_factory=time.monotonic)
+    _waited_s: float = field(default=0.0)
 
     @property
     def search_id(self) -> str:
@@ -83,15 +85,26 @@ class SearchRun:
         return text
 
     def check(self) -> None:
-        """Raise `RunInterrupted` or `ClaimLost` where the run must stop. Called between units of work."""
+        """Raise `RunInterrupted`, `ClaimLost` or `SearchFailed` where the run must stop.
+
+        Called between units of work.
+        """
         if self.lost.is_set():
             raise ClaimLost(f"search {self.search_id} was taken over by another worker")
         if self.interrupt.is_set():
             raise RunInterrupted
+        most_s = self.settings.max_work_s
+        if most_s and time.monotonic() - self._began_s - self._waited_s > most_s:
+            raise SearchFailed(
+                f"the search took its worker more than the {most_s:g} s of KERF_MAX_WORK_S, without what it waited for "
+                "devices: make the network, its images, the search or its training smaller, or give it more"
+            )
 
     def wait(self, seconds: float) -> None:
-        """Sleep, but not through an interruption."""
+        """Sleep, but not through an interruption. It does not count as work."""
+        before_s = time.monotonic()
         self.interrupt.wait(seconds)
+        self._waited_s += time.monotonic() - before_s
         self.check()
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
