@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import ScalarSelect, func, select
+from sqlalchemy import ScalarSelect, Select, func, select
 from sqlalchemy.orm import Session
 
 from device_agent.contracts import DeviceProfile, ReportStatus, Source, decode
@@ -33,20 +33,16 @@ from server.states import JobStage, JobState
 SHOWN_FRONT = 200
 SHOWN_EVENTS = 12
 
+#: The oldest tasks of a search, in which a measurement is looked for.
+_ASKED_FOR_SOURCE = 50
+
 #: The stages in order, without the end that is no work.
 STAGES = tuple(stage for stage in JobStage if stage is not JobStage.DONE)
 
 
 def search_rows(session: Session, now: float, *, limit: int, owner: str | None = None) -> tuple[pages.SearchRow, ...]:
     """The newest searches (of `owner`). `now` is the database's time."""
-    query = (
-        select(SearchRow, DeviceRow, _measured_source())
-        .join(DeviceRow, DeviceRow.id == SearchRow.device_id)
-        .where(is_of(owner))
-        .order_by(SearchRow.id.desc())
-        .limit(limit)
-    )
-    found = session.execute(query).all()
+    found = session.execute(search_rows_query(limit=limit, owner=owner)).all()
     names = _device_names(session, {device_id for row, *_ in found for device_id in device_ids(row)})
     return tuple(
         pages.SearchRow(
@@ -65,6 +61,17 @@ def search_rows(session: Session, now: float, *, limit: int, owner: str | None =
     )
 
 
+def search_rows_query(*, limit: int, owner: str | None = None) -> Select[SearchRow, DeviceRow, Source | None]:
+    """The newest searches, the first device of each, and where its latencies come from; None without any."""
+    return (
+        select(SearchRow, DeviceRow, _measured_source())
+        .join(DeviceRow, DeviceRow.id == SearchRow.device_id)
+        .where(is_of(owner))
+        .order_by(SearchRow.id.desc())
+        .limit(limit)
+    )
+
+
 def _device_names(session: Session, identities: Collection[str]) -> dict[str, str]:
     query = select(DeviceRow.id, DeviceRow.name).where(DeviceRow.id.in_(identities))
     return {row.id: row.name for row in session.execute(query)}
@@ -72,10 +79,20 @@ def _device_names(session: Session, identities: Collection[str]) -> dict[str, st
 
 def _measured_source() -> ScalarSelect[Source]:
     """Where a search's latencies come from. They are all of one source, on all its devices."""
+    # A planner expects to find one soon in whatever it begins with, and reads all of it for a search that has none: the
+    # inner limit rules measurements out, and the order, which is not dropped for a range, other indexes of tasks.
+    tasks = (
+        select(SearchTaskRow.task_id)
+        .where(SearchTaskRow.search_id.between(SearchRow.id, SearchRow.id))
+        .order_by(SearchTaskRow.search_id, SearchTaskRow.task_id)
+        .limit(_ASKED_FOR_SOURCE)
+        .correlate(SearchRow)
+        .subquery()
+    )
     return (
         select(MeasurementRow.source)
-        .join(SearchTaskRow, SearchTaskRow.task_id == MeasurementRow.task_id)
-        .where(SearchTaskRow.search_id == SearchRow.id, MeasurementRow.status == ReportStatus.ACCEPTED)
+        .join(tasks, tasks.c.task_id == MeasurementRow.task_id)
+        .where(MeasurementRow.status == ReportStatus.ACCEPTED)
         .correlate(SearchRow)
         .limit(1)
         .scalar_subquery()

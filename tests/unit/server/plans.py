@@ -16,3 +16,17 @@ def plan(session: Session, statement: Any) -> str:
     session.execute(text("SET LOCAL enable_seqscan = off"))
     session.execute(text("SET LOCAL enable_bitmapscan = off"))
     return "\n".join(str(row[0]) for row in session.execute(text(f"EXPLAIN {compiled}")))
+
+
+def rows_read(session: Session, statement: Any) -> int:
+    """On PostgreSQL: how many rows the steps of the statement found or passed over, all together."""
+    compiled = statement.compile(session.get_bind(), compile_kwargs={"literal_binds": True})
+    found = session.execute(text(f"EXPLAIN (ANALYZE, FORMAT JSON) {compiled}")).scalar_one()
+    steps = [found[0]["Plan"]]
+    total = 0.0
+    while steps:
+        step = steps.pop()
+        steps += step.get("Plans", [])
+        passed = sum(value for name, value in step.items() if name.startswith("Rows Removed"))
+        total += (step["Actual Rows"] + passed) * step["Actual Loops"]
+    return round(total)
