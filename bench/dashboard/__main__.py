@@ -204,7 +204,7 @@ def _card(series: SeriesRow) -> dict[str, Any]:
 
 def _search(context: Context, rng: np.random.Generator) -> tuple[str, str]:
     with context.database.read() as session:
-        search_id = session.scalar(select(SearchRow.id).limit(1))
+        search_id = session.scalar(select(SearchRow.id).order_by(SearchRow.id).limit(1))
         if search_id is not None:
             chosen = select(CandidateRow.candidate_id).where(CandidateRow.search_id == search_id, CandidateRow.selected)
             return search_id, session.scalars(chosen).first() or ""

@@ -1,25 +1,33 @@
-"""A search with thousands of candidates, as a worker leaves it in the middle of training."""
+"""A search with thousands of candidates, as a worker leaves it in the middle of training, and others that wait."""
 
 from __future__ import annotations
 
 import json
 
 import numpy as np
+from sqlalchemy import insert, select
+from sqlalchemy.orm import Session
 
-from device_agent.contracts import encode
+from device_agent.contracts import KernelSpec, KernelTask, MeasuringSetup, decode, encode
 from search.domain.config import DatasetConfig, ModelConfig, SearchConfig, SpaceConfig, WeightsConfig
 from search.pareto import non_dominated_mask
 from server.context import Context
+from server.ids import new_id
+from server.models import KernelRow, MeasurementRow, SearchTaskRow, TaskRow
 from server.searches import queries, repository
 from server.searches.repository import CandidateRecord, SearchEvent
-from server.states import JobStage
+from server.states import JobStage, TaskState
 
 GENERATIONS, POPULATION = 50, 100
 _SELECTED = 8
+#: What the long search had measured, at most, and how many searches came after it that nothing was measured for yet.
+_TASKS, _WAITING = 5_000, 30
+#: Rows of one statement.
+_AT_ONCE = 5000
 
 
 def add_search(context: Context, device_id: str, *, rng: np.random.Generator) -> tuple[str, str]:
-    """Store it; returns its id and that of one of its candidates."""
+    """Store them; returns the id of the long one and that of one of its candidates."""
     config = SearchConfig(
         name="a long search",
         model=ModelConfig(architecture="resnet20"),
@@ -67,4 +75,45 @@ def add_search(context: Context, device_id: str, *, rng: np.random.Generator) ->
         repository.mark_front(session, claim, [names[i] for i in front])
         repository.mark_selected(session, claim, chosen)
         repository.set_stage(session, claim, JobStage.TRAINING)
+    with context.database.write() as session:
+        _add_tasks(session, claim.search_id, device_id)
+        for number in range(_WAITING):
+            name = f"waiting {number}"
+            queries.insert_search(session, name=name, device_id=device_id, config=encode(config), created_by="bench")
     return claim.search_id, chosen[0]
+
+
+def _add_tasks(session: Session, search_id: str, device_id: str) -> None:
+    """Have the search asked for measurements that the device made."""
+    own = (
+        select(MeasurementRow, KernelRow.spec)
+        .join(KernelRow, KernelRow.id == MeasurementRow.kernel_id)
+        .where(MeasurementRow.device_id == device_id)
+        .order_by(MeasurementRow.result_key)
+        .limit(_TASKS)
+    )
+    for part in session.execute(own).partitions(_AT_ONCE):
+        names = [new_id("task") for _ in part]
+        tasks = [
+            {
+                "id": name,
+                "device_id": device_id,
+                "profile_id": row.profile_id,
+                "subject": row.kernel_id,
+                "kernel_id": row.kernel_id,
+                "setup_id": row.setup_id,
+                "runtime": row.runtime,
+                "runtime_version": row.runtime_version,
+                "runtime_sha256": row.runtime_sha256,
+                "repeat": name,
+                "task": encode(KernelTask(kernel=decode(KernelSpec, spec), setup=MeasuringSetup(runtime=row.runtime))),
+                "state": TaskState.SUCCEEDED,
+                "result_key": row.result_key,
+            }
+            for name, (row, spec) in zip(names, part, strict=True)
+        ]
+        session.execute(insert(TaskRow), tasks)
+        session.execute(insert(SearchTaskRow), [{"search_id": search_id, "task_id": n, "shared": False} for n in names])
+        for name, (row, _) in zip(names, part, strict=True):
+            row.task_id = name
+        session.flush()
