@@ -33,8 +33,15 @@ def default_data_dir() -> Path:
 
 
 def server_address(server: str | None) -> str:
-    """`server`, or `KERF_SERVER`, or the address of the stack that last ran from the data directory."""
-    named = server or os.environ.get(SERVER_VARIABLE)
+    """`server`, or `KERF_SERVER`, or the address of the stack that last ran from the data directory.
+
+    Raises `NotConfigured` for what is no http(s) address.
+    """
+    named = (server or os.environ.get(SERVER_VARIABLE) or "").strip()
+    if named and not _is_http(named):
+        raise NotConfigured(
+            f"{named!r} is not a server's address: give one such as {DEFAULT_SERVER} (--server, {SERVER_VARIABLE})"
+        )
     return (named or _reachable(_started_address())).rstrip("/")
 
 
@@ -70,6 +77,15 @@ def is_loopback(host: str) -> bool:
         return True
     try:
         return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _is_http(address: str) -> bool:
+    try:
+        parts = urlsplit(address)
+        # A port that is none raises when it is asked for.
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:
         return False
 

@@ -231,6 +231,17 @@ def test_identities_in_addresses_are_quoted(monkeypatch: pytest.MonkeyPatch) -> 
     assert script.asked == [("GET", "/v1/devices/a%2Fb%20%3Fc")]
 
 
+@pytest.mark.parametrize(
+    "address", ["nonsense", "board:8321", "ftp://board", "http://", "http://board:port", "http://board:0"]
+)
+def test_what_is_no_address_of_a_server_is_refused(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    with pytest.raises(kerf.NotConfigured, match=r"is not a server's address: give one such as http://127.*--server"):
+        kerf.Client(address, "kerf_u_token")
+    monkeypatch.setenv("KERF_SERVER", address)
+    with pytest.raises(kerf.NotConfigured, match="is not a server's address"):
+        kerf.Client(token="kerf_u_token")
+
+
 def test_where_the_server_is_and_who_asks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in ("KERF_SERVER", "KERF_TOKEN"):
         monkeypatch.delenv(name, raising=False)
@@ -271,7 +282,7 @@ def test_where_the_server_is_and_who_asks(monkeypatch: pytest.MonkeyPatch, tmp_p
         ("http://127.0.0.1:8321", "http://evil.example:8321", False),
         ("http://127.0.0.1:8321", "http://127.0.0.1.evil.example:8321", False),
         ("http://127.0.0.1:8321", "http://127.0.0.1:8321@evil.example", False),
-        ("http://127.0.0.1:8321", "http://127.0.0.1:port", False),
+        ("http://127.0.0.1:port", "http://127.0.0.1:8321", False),
     ],
 )
 def test_the_local_token_goes_to_the_local_server_only(
