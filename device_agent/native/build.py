@@ -19,15 +19,15 @@ import struct
 import subprocess
 import sys
 import tempfile
-import threading
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 SOURCE_DIR = Path(__file__).resolve().parent / "src"
 #: For one file. On a small board, or a machine that is busy with much else, it takes many minutes.
 COMPILE_TIMEOUT_S = 3600.0
+_POLL_INTERVAL_S = 0.02
 
 #: No -ffast-math: results must not depend on the compiler's mood. Contraction into multiply-adds is asked for.
 _FLAGS = (
@@ -208,19 +208,9 @@ def build_library(target: Path, machine: str | None = None, compiler: Sequence[s
         for source in sorted(SOURCE_DIR.glob("*.cpp")):
             if source.name != "backend.cpp":
                 commands[work / f"shared-{source.stem}.o"] = [*shared, "-c", str(source)]
-        calls = _Calls()
-        with ThreadPoolExecutor(max_workers=max(1, min(len(commands), os.cpu_count() or 1))) as pool:
-            try:
-                jobs = [pool.submit(calls.run, [*command, "-o", str(path)]) for path, command in commands.items()]
-                for job in jobs:
-                    job.result()
-            except BaseException:
-                # Interrupted, or one failed: nobody waits for the others, which take minutes.
-                pool.shutdown(wait=False, cancel_futures=True)
-                calls.kill()
-                raise
+        _run_all([[*command, "-o", str(path)] for path, command in commands.items()])
         library = work / target.name
-        calls.run([*compiler, *backends[-1].flags, *_LINK_FLAGS, *map(str, commands), "-o", str(library)])
+        _run_all([[*compiler, *backends[-1].flags, *_LINK_FLAGS, *map(str, commands), "-o", str(library)]])
         # A rename replaces the file at once, so that two processes that build at the same time do no harm.
         library.replace(target)
 
@@ -234,45 +224,70 @@ def _backend_flags(backend: Backend) -> tuple[str, ...]:
     )
 
 
-class _Calls:
-    """Compilers that run now, each in a process group of its own: a killed driver would leave its compiler behind."""
+def _run_all(commands: Sequence[Sequence[str]]) -> None:
+    """Run the commands to their ends, as many at a time as there are cores. Raises `CompilerError` where one fails.
 
-    def __init__(self) -> None:
-        self._running: set[subprocess.Popen[str]] = set()
-        self._lock = threading.Lock()
-        self._is_over = False
+    None is left running, also where an exception such as KeyboardInterrupt ends the wait. One thread starts and polls
+    them: an interruption that meets the locks of a thread pool can leave one locked, and then nothing ever ends.
+    """
+    waiting = list(reversed(commands))
+    running: list[_Call] = []
+    try:
+        while waiting or running:
+            while waiting and len(running) < (os.cpu_count() or 1):
+                with _interruptions_wait():
+                    running.append(_Call(waiting.pop()))
+            time.sleep(_POLL_INTERVAL_S)
+            running = [call for call in running if not call.has_ended()]
+    finally:
+        for call in running:
+            call.kill()
 
-    def run(self, command: Sequence[str]) -> None:
-        """Run the command to its end. Raises `CompilerError`, also where `kill` came first."""
+
+class _Call:
+    """A compiler that runs, in a process group of its own: a killed driver would leave its compiler behind."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        """Start it. Raises `CompilerError`."""
+        self._command = command
+        # A file, and no pipe: that fills up where nobody reads.
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
+        self._give_up_at_s = time.monotonic() + COMPILE_TIMEOUT_S
         try:
-            with self._lock:
-                if self._is_over:
-                    raise CompilerError(f"{command[0]} was not started: the build was given up")
-                process = subprocess.Popen(
-                    command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-                )
-                self._running.add(process)
-            with process:
-                try:
-                    _, errors = process.communicate(timeout=COMPILE_TIMEOUT_S)
-                except BaseException:
-                    _kill_group(process)
-                    raise
-        except (OSError, subprocess.TimeoutExpired) as error:
+            self._process = subprocess.Popen(
+                command, stdout=subprocess.DEVNULL, stderr=self._errors, start_new_session=True
+            )
+        except OSError as error:
+            self._errors.close()
             raise CompilerError(f"{command[0]} did not run: {error}") from None
-        with self._lock:
-            self._running.discard(process)
-        if process.returncode != 0:
-            raise CompilerError(f"{' '.join(command)} failed:\n{errors.strip()[-4000:]}")
+
+    def has_ended(self) -> bool:
+        """Whether it has ended well. Raises `CompilerError` where it failed or takes too long."""
+        if self._process.poll() is None:
+            if time.monotonic() > self._give_up_at_s:
+                raise CompilerError(f"{self._command[0]} did not end within {COMPILE_TIMEOUT_S:.0f} s")
+            return False
+        if self._process.returncode != 0:
+            self._errors.seek(0)
+            errors = self._errors.read().decode(errors="replace")
+            raise CompilerError(f"{' '.join(self._command)} failed:\n{errors.strip()[-4000:]}")
+        self._errors.close()
+        return True
 
     def kill(self) -> None:
-        """End what runs, and start nothing more."""
-        with self._lock:
-            self._is_over = True
-            for process in self._running:
-                _kill_group(process)
+        """End it with all that it started, and wait until it has ended."""
+        if self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        self._errors.close()
 
 
-def _kill_group(process: subprocess.Popen[str]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+@contextlib.contextmanager
+def _interruptions_wait() -> Iterator[None]:
+    """Ctrl-C is heeded at the end of the block: a process would else be started that nobody knows of."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

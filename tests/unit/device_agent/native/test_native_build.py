@@ -147,14 +147,12 @@ def test_an_interrupted_build_leaves_no_compiler_running(tmp_path: Path) -> None
     started = tmp_path / "started"
     started.mkdir()
     # A driver that starts the real compiler, as gcc does.
-    driver = tmp_path / "driver"
-    driver.write_text(f"#!/bin/sh\nsleep 300 &\necho $! > {started}/$$.part\nmv {started}/$$.part {started}/$$\nwait\n")
-    driver.chmod(0o755)
+    driver = _driver(tmp_path, f"sleep 300 &\necho $! > {started}/$$.part\nmv {started}/$$.part {started}/$$\nwait")
     code = (
         "import pathlib, signal; from device_agent.native.build import build_library; "
         # What a shell starts in the background ignores interruptions, and so do the tests then.
         "signal.signal(signal.SIGINT, signal.default_int_handler); "
-        f"build_library(pathlib.Path({str(tmp_path / 'out' / 'lib.so')!r}), compiler=[{str(driver)!r}])"
+        f"build_library(pathlib.Path({str(tmp_path / 'out' / 'lib.so')!r}), compiler={driver!r})"
     )
     building = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE)
     while not (compilers := [path for path in started.iterdir() if path.suffix != ".part"]):
@@ -167,6 +165,52 @@ def test_an_interrupted_build_leaves_no_compiler_running(tmp_path: Path) -> None
         assert not _is_running(int(path.name))
         assert not _is_running(int(path.read_text()))
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_compiler_that_starts_while_the_build_is_interrupted_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class InterruptedAtTheStart(subprocess.Popen[bytes]):
+        def __init__(self, *args: object, **kwargs: object) -> None:
+            super().__init__(*args, **kwargs)  # type: ignore[call-overload]
+            started.append(self.pid)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    started: list[int] = []
+    monkeypatch.setattr(build.subprocess, "Popen", InterruptedAtTheStart)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            build.build_library(tmp_path / "out" / "lib.so", compiler=_driver(tmp_path, "sleep 300"))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert len(started) == 1
+    assert not _is_running(started[0])
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_nobody_waits_for_the_other_compilers_where_one_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build.os, "cpu_count", lambda: 2)
+    pid = tmp_path / "pid"
+    first = f"mkdir {tmp_path}/first 2> /dev/null && echo $$ > {pid} && exec sleep 300"
+    second = f"while ! test -s {pid}; do sleep 0.01; done\necho $$ is broken >&2\nexit 3"
+    with pytest.raises(build.CompilerError, match=r"failed:\n\d+ is broken"):
+        build.build_library(tmp_path / "out" / "lib.so", compiler=_driver(tmp_path, f"{first}\n{second}"))
+    assert not _is_running(int(pid.read_text()))
+
+
+def test_a_compiler_that_does_not_end_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "COMPILE_TIMEOUT_S", 0.0)
+    with pytest.raises(build.CompilerError, match="did not end within 0 s"):
+        build.build_library(tmp_path / "out" / "lib.so", compiler=_driver(tmp_path, "exec sleep 300"))
+
+
+def _driver(folder: Path, script: str) -> list[str]:
+    """The command of a compiler that is this shell script."""
+    path = folder / "driver"
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return [str(path)]
 
 
 def _is_running(pid: int) -> bool:
