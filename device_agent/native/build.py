@@ -19,10 +19,12 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 SOURCE_DIR = Path(__file__).resolve().parent / "src"
 #: For one file. On a small board, or a machine that is busy with much else, it takes many minutes.
@@ -285,9 +287,20 @@ class _Call:
 
 @contextlib.contextmanager
 def _interruptions_wait() -> Iterator[None]:
-    """Ctrl-C is heeded at the end of the block: a process would else be started that nobody knows of."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """Ctrl-C is heeded at the end of the block: a process would else be started that nobody knows of.
+
+    Masking the signal would not do: where the process has other threads, one of them takes it.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        # Python interrupts its main thread only, and nothing that ignores the signal.
+        yield
+        return
+    came: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: came.append((number, frame)))
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, handler)
+        if came:
+            handler(*came[0])

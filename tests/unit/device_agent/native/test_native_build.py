@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -176,6 +177,9 @@ def test_a_compiler_that_starts_while_the_build_is_interrupted_is_ended(
             started.append(self.pid)
             os.kill(os.getpid(), signal.SIGINT)
 
+    # Any thread may be the one that takes the signal.
+    ended = threading.Event()
+    threading.Thread(target=ended.wait, daemon=True).start()
     started: list[int] = []
     monkeypatch.setattr(build.subprocess, "Popen", InterruptedAtTheStart)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -183,10 +187,28 @@ def test_a_compiler_that_starts_while_the_build_is_interrupted_is_ended(
         with pytest.raises(KeyboardInterrupt):
             build.build_library(tmp_path / "out" / "lib.so", compiler=_driver(tmp_path, "sleep 300"))
     finally:
-        signal.signal(signal.SIGINT, before)
+        heeded = signal.signal(signal.SIGINT, before)
+        ended.set()
+    assert heeded is signal.default_int_handler
     assert len(started) == 1
     assert not _is_running(started[0])
-    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_a_thread_other_than_the_main_one_builds(tmp_path: Path) -> None:
+    """Python does not let it touch signals."""
+    errors: list[str] = []
+
+    def build_there() -> None:
+        try:
+            build.build_library(tmp_path / "out" / "lib.so", compiler=_driver(tmp_path, "echo broken >&2\nexit 3"))
+        except build.CompilerError as error:
+            errors.append(str(error))
+
+    thread = threading.Thread(target=build_there)
+    thread.start()
+    thread.join()
+    assert len(errors) == 1
+    assert errors[0].endswith("failed:\nbroken")
 
 
 def test_nobody_waits_for_the_other_compilers_where_one_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
