@@ -89,7 +89,7 @@ def _database(kind: str, folder: Path) -> Iterator[Settings]:
     url = server.get_uri().replace("postgresql://", "postgresql+psycopg://", 1)
     engine = create_engine(url, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
-        # Nothing has to survive a power cut, and a quarter of a small server's memory is what its manual advises.
+        # Nothing has to survive a power cut, and the disk is none that turns.
         for setting in ("fsync = off", "full_page_writes = off", "max_wal_size = '4GB'", "random_page_cost = 1.1"):
             connection.execute(text(f"ALTER SYSTEM SET {setting}"))
         connection.execute(text("SELECT pg_reload_conf()"))
