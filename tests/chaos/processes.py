@@ -29,6 +29,7 @@ from server.settings import Settings
 from tests.chaos.faults import FaultLog
 from tests.chaos.proxy import FaultyProxy
 from tests.chaos.unsteady_agent import Disturbance
+from tests.process_state import is_running, state_of
 
 #: On a machine that is shared by many, a first start takes long.
 START_TIMEOUT_S = 180.0
@@ -83,10 +84,9 @@ class Postgres:
 
     def is_running(self) -> bool:
         try:
-            status = Path(f"/proc/{self.pid}/stat").read_text()
+            return is_running(self.pid)
         except (OSError, ValueError):
             return False
-        return status.rpartition(")")[2].split()[0] != "Z"
 
     def backends(self) -> list[int]:
         """The processes that serve connections."""
@@ -207,7 +207,7 @@ class ChaosStack:
             if item.wanted and now >= item.down_until:
                 self._start(name)
             return
-        if now < item.frozen_until or not _is_stopped(item.process.pid):
+        if now < item.frozen_until or state_of(item.process.pid) != "T":
             item.stopped_since = None
         elif item.stopped_since is None:
             item.stopped_since = now
@@ -430,13 +430,6 @@ def _mounted(folder: Path, size_bytes: int) -> Path | None:
 
 def _unmount(folder: Path) -> None:
     subprocess.run(["umount", "--lazy", str(folder)], capture_output=True, check=False)
-
-
-def _is_stopped(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
-    except OSError:
-        return False
 
 
 def _end_with_parent() -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.process_state import is_running
+
 pytestmark = pytest.mark.xdist_group("stack")
 
 #: Long enough for a loaded machine; a process that stays is found at once by the assertion's message.
@@ -19,13 +21,6 @@ TIMEOUT_S = 60.0
 
 def children_of(pid: int) -> list[int]:
     return [int(c) for c in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])

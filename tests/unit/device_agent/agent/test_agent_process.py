@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from device_agent.contracts import Measurement, MeasuringSetup, TaskReport, loads
+from tests.process_state import is_running
 from tests.unit.device_agent.agent.agent_samples import kernel_task
 from tests.unit.device_agent.agent.fake_kerf_server import CODE, FakeServer
 
@@ -110,7 +111,7 @@ def test_a_second_signal_stops_at_once_in_the_middle_of_a_task(
     wait_for_line(tmp_path / "agent.log", "event=draining")  # Two pending signals of one kind are one.
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 143
-    assert not any(alive(child) for child in children)
+    assert not any(is_running(child) for child in children)
 
 
 def test_kill_9_leaves_no_measuring_child_behind(server: FakeServer, start: Start) -> None:
@@ -123,9 +124,9 @@ def test_kill_9_leaves_no_measuring_child_behind(server: FakeServer, start: Star
     process.kill()
     process.wait()
     deadline = time.monotonic() + 30
-    while alive(child) and time.monotonic() < deadline:
+    while is_running(child) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert not alive(child)
+    assert not is_running(child)
 
 
 def wait_for_line(log: Path, text: str) -> None:
@@ -148,13 +149,6 @@ def wait_until_armed(child: int) -> None:
     deadline = time.monotonic() + 30
     while "numpy" not in Path(f"/proc/{child}/maps").read_text() and time.monotonic() < deadline:
         time.sleep(0.01)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 @pytest.mark.parametrize("kills", [3])

@@ -23,6 +23,7 @@ from device_agent.contracts import (
     Source,
 )
 from device_agent.runtimes import RuntimeUnavailable, make_runtime
+from tests.process_state import is_running
 
 KERNEL = KernelSpec(op=Op.ADD, in_channels=3, out_channels=3, input_h=4, input_w=4)
 LONG_S = 120.0
@@ -189,11 +190,7 @@ def test_a_child_dies_with_its_parent(tmp_path: Path) -> None:
 def _assert_gone(pid: int) -> None:
     """Wait for a process to vanish or become a zombie; generous, since the machine may be busy."""
     for _ in range(600):
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except OSError:
-            return
-        if state == "Z":
+        if not is_running(pid):
             return
         time.sleep(0.05)
     raise AssertionError(f"process {pid} still runs")

@@ -15,6 +15,7 @@ import pytest
 
 from device_agent.native import build, library
 from device_agent.native.errors import NativeBuildError, NativeError
+from tests.process_state import is_running
 
 
 @pytest.fixture
@@ -163,8 +164,8 @@ def test_an_interrupted_build_leaves_no_compiler_running(tmp_path: Path) -> None
     _, errors = building.communicate(timeout=60)
     assert b"KeyboardInterrupt" in errors
     for path in [path for path in started.iterdir() if path.suffix != ".part"] or compilers:
-        assert not _is_running(int(path.name))
-        assert not _is_running(int(path.read_text()))
+        assert not is_running(int(path.name))
+        assert not is_running(int(path.read_text()))
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -191,7 +192,7 @@ def test_a_compiler_that_starts_while_the_build_is_interrupted_is_ended(
         ended.set()
     assert heeded is signal.default_int_handler
     assert len(started) == 1
-    assert not _is_running(started[0])
+    assert not is_running(started[0])
 
 
 def test_a_thread_other_than_the_main_one_builds(tmp_path: Path) -> None:
@@ -218,7 +219,7 @@ def test_nobody_waits_for_the_other_compilers_where_one_failed(tmp_path: Path, m
     second = f"while ! test -s {pid}; do sleep 0.01; done\necho $$ is broken >&2\nexit 3"
     with pytest.raises(build.CompilerError, match=r"failed:\n\d+ is broken"):
         build.build_library(tmp_path / "out" / "lib.so", compiler=_driver(tmp_path, f"{first}\n{second}"))
-    assert not _is_running(int(pid.read_text()))
+    assert not is_running(int(pid.read_text()))
 
 
 def test_a_compiler_that_does_not_end_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,12 +234,3 @@ def _driver(folder: Path, script: str) -> list[str]:
     path.write_text(f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
     return [str(path)]
-
-
-def _is_running(pid: int) -> bool:
-    """Whether the process is there and no zombie."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state != "Z"
