@@ -210,9 +210,9 @@ def build_library(target: Path, machine: str | None = None, compiler: Sequence[s
         for source in sorted(SOURCE_DIR.glob("*.cpp")):
             if source.name != "backend.cpp":
                 commands[work / f"shared-{source.stem}.o"] = [*shared, "-c", str(source)]
-        _run_all([[*command, "-o", str(path)] for path, command in commands.items()])
+        _run_all([[*command, "-o", str(path)] for path, command in commands.items()], work)
         library = work / target.name
-        _run_all([[*compiler, *backends[-1].flags, *_LINK_FLAGS, *map(str, commands), "-o", str(library)]])
+        _run_all([[*compiler, *backends[-1].flags, *_LINK_FLAGS, *map(str, commands), "-o", str(library)]], work)
         # A rename replaces the file at once, so that two processes that build at the same time do no harm.
         library.replace(target)
 
@@ -226,8 +226,10 @@ def _backend_flags(backend: Backend) -> tuple[str, ...]:
     )
 
 
-def _run_all(commands: Sequence[Sequence[str]]) -> None:
+def _run_all(commands: Sequence[Sequence[str]], work: Path) -> None:
     """Run the commands to their ends, as many at a time as there are cores. Raises `CompilerError` where one fails.
+
+    What they print is kept in the folder `work` meanwhile.
 
     None is left running, also where an exception such as KeyboardInterrupt ends the wait. One thread starts and polls
     them: an interruption that meets the locks of a thread pool can leave one locked, and then nothing ever ends.
@@ -238,7 +240,7 @@ def _run_all(commands: Sequence[Sequence[str]]) -> None:
         while waiting or running:
             while waiting and len(running) < (os.cpu_count() or 1):
                 with _interruptions_wait():
-                    running.append(_Call(waiting.pop()))
+                    running.append(_Call(waiting.pop(), work))
             time.sleep(_POLL_INTERVAL_S)
             running = [call for call in running if not call.has_ended()]
     finally:
@@ -249,11 +251,11 @@ def _run_all(commands: Sequence[Sequence[str]]) -> None:
 class _Call:
     """A compiler that runs, in a process group of its own: a killed driver would leave its compiler behind."""
 
-    def __init__(self, command: Sequence[str]) -> None:
+    def __init__(self, command: Sequence[str], work: Path) -> None:
         """Start it. Raises `CompilerError`."""
         self._command = command
         # A file, and no pipe: that fills up where nobody reads.
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115
+        self._errors = tempfile.TemporaryFile(dir=work)  # noqa: SIM115
         self._give_up_at_s = time.monotonic() + COMPILE_TIMEOUT_S
         try:
             self._process = subprocess.Popen(

@@ -195,6 +195,13 @@ def test_a_compiler_that_starts_while_the_build_is_interrupted_is_ended(
     assert not is_running(started[0])
 
 
+def test_a_build_writes_nowhere_but_beside_its_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build.tempfile, "tempdir", str(tmp_path / "absent"))
+    driver = _driver(tmp_path, "echo broken >&2\nexit 3")
+    with pytest.raises(build.CompilerError, match=r"failed:\nbroken"):
+        build.build_library(tmp_path / "out" / "lib.so", compiler=driver)
+
+
 def test_a_thread_other_than_the_main_one_builds(tmp_path: Path) -> None:
     """Python does not let it touch signals."""
     errors: list[str] = []
