@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from device_agent.contracts import ReportStatus, Verdict
 from server.database import Database
-from server.models import MeasurementRawRow, MeasurementRow, ReportRow, SearchRow, TaskRow
+from server.models import MeasurementFailureRow, MeasurementRawRow, MeasurementRow, ReportRow, SearchRow, TaskRow
 from server.states import TaskState
 from tests.chaos.proxy import Receipt
 
@@ -41,6 +41,20 @@ def settle(database: Database, receipts: Iterable[Receipt], spools: Iterable[Pat
             duplicated=tuple(_duplicated(session)),
             stuck=tuple(_stuck(session)),
         )
+
+
+def reported_failures(database: Database) -> Counter[str]:
+    """How many of the accepted reports were of failures, by reason. No agent reports those of expired leases."""
+    of_report = (ReportRow.task_id == MeasurementFailureRow.task_id) & (
+        ReportRow.attempt == MeasurementFailureRow.attempt
+    )
+    query = (
+        select(MeasurementFailureRow.reason)
+        .join(ReportRow, of_report)
+        .where(ReportRow.status == ReportStatus.ACCEPTED, MeasurementFailureRow.status == ReportStatus.ACCEPTED)
+    )
+    with database.read() as session:
+        return Counter(session.scalars(query))
 
 
 def _lost(

@@ -8,18 +8,19 @@ from __future__ import annotations
 import json
 import random
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import select
 
-from device_agent.contracts import encode
+from device_agent.contracts import FailureReason, encode
 from server.cli.local_stack import LocalStack, StackOptions, local_settings, running_stack
 from server.database import Database
 from server.models import TaskRow
 from server.states import TaskState
-from tests.chaos.ledger import settle
+from tests.chaos.ledger import reported_failures, settle
 from tests.end_to_end.stacks import simulated_search
 
 #: A short campaign kills agent and server, and test_several_devices the worker, in the other tests.
@@ -68,10 +69,10 @@ def outcome(stack: LocalStack, search_id: str) -> tuple[Any, list[Any]]:
         return client.searches.searched_front(search_id), result["front"]
 
 
-def assert_counted_once(state_dir: Path) -> None:
+def assert_counted_once(state_dir: Path, kills_of_agent: int) -> None:
     """Every task succeeded, and has one accepted measurement.
 
-    The one that an agent was at when it was killed has an accepted report before: that it may have brought it down.
+    Only one that an agent was at when it was killed has an accepted report before: that it may have brought it down.
     """
     database = Database.from_settings(local_settings(state_dir))
     try:
@@ -81,6 +82,7 @@ def assert_counted_once(state_dir: Path) -> None:
         found = settle(database, (), ())
         assert (found.lost, found.duplicated, found.stuck) == ((), (), ())
         assert found.accepted == len(states)
+        assert reported_failures(database) <= Counter({FailureReason.CRASHED: kills_of_agent})
     finally:
         database.dispose()
 
@@ -98,4 +100,4 @@ def test_a_search_survives_kills(simulated_stack: LocalStack, tmp_path: Path, se
 
     assert json.dumps(disturbed[0]) == json.dumps(undisturbed[0])
     assert disturbed[1] == undisturbed[1]
-    assert_counted_once(tmp_path / "state")
+    assert_counted_once(tmp_path / "state", kills.count("agent"))
